@@ -1,0 +1,398 @@
+"""Which block of a ViT carries how much of which prompt module, as plain data: no tensor is touched here.
+
+An architecture is one row of dims per prompt module, one dim per block; a search space says which rows are allowed.
+Rows are keyed by name and nothing here knows what a name stands for, so that a new prompt module needs no change.
+Files are read with bounds, because an architecture may come from a stranger.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import random
+import reprlib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import product
+from pathlib import Path
+from types import MappingProxyType
+
+from peft_noah.jsonfile import check_int, check_keys, dump_json, parse_json, read_json, write_atomically
+
+MAX_DIM = 65_536
+MAX_BLOCKS = 4_096
+MAX_ROWS = 64
+MAX_NAME = 64
+MODULES = ("lora", "adapter", "vpt")
+
+
+class Architecture(Mapping[str, tuple[int, ...]]):
+    """How much of each prompt module every block of a backbone carries: a rank, width or token count, block by block.
+
+    Immutable and hashable. Rows keep their order, equality ignores it. A dim of 0 means that the block does not carry
+    the module.
+
+    Args:
+        rows: one sequence of dims per prompt module, one dim (no unit, 0 to 65,536) per block.
+        **named: the same as keyword arguments.
+
+    Raises:
+        ValueError: no rows, rows of unequal length, or a dim that is not a whole number within the bounds.
+
+    Examples:
+        >>> architecture = Architecture(lora=[8, 4, 0], adapter=[0, 0, 2])
+        >>> architecture["lora"], architecture.depth("lora"), architecture.num_blocks
+        ((8, 4, 0), 2, 3)
+    """
+
+    __slots__ = ("_hash", "_rows")
+
+    def __init__(self, rows: Mapping[str, Sequence[int]] | None = None, /, **named: Sequence[int]) -> None:
+        if rows is not None and not isinstance(rows, Mapping):
+            raise ValueError(f"an architecture is a mapping of rows of dims, not {reprlib.repr(rows)}.")
+        checked = _check_rows({**(rows or {}), **named})
+        object.__setattr__(self, "_rows", checked)
+        object.__setattr__(self, "_hash", hash(frozenset(checked.items())))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"an architecture cannot be changed (setting {name!r}); build a new one.")
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        return self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self._rows == other._rows if isinstance(other, Architecture) else NotImplemented
+
+    def __repr__(self) -> str:
+        return f"Architecture({', '.join(f'{name}={list(row)}' for name, row in self.items())})"
+
+    def __reduce__(self) -> tuple[type[Architecture], tuple[dict[str, list[int]]]]:
+        return type(self), (self.to_dict(),)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks of the backbone this architecture is for."""
+        return len(next(iter(self._rows.values())))
+
+    def depth(self, name: str) -> int:
+        """Number of leading blocks up to the last one that carries a module; 0 where none does.
+
+        Raises:
+            ValueError: no row has this name.
+        """
+        if name not in self._rows:
+            raise ValueError(f"no row {name!r} in this architecture (rows: {', '.join(self)}).")
+        return _depth(self._rows[name])
+
+    def to_dict(self) -> dict[str, list[int]]:
+        """The rows as plain lists, ready for JSON."""
+        return {name: list(row) for name, row in self.items()}
+
+    @classmethod
+    def from_dict(cls, rows: Mapping[str, Sequence[int]]) -> Architecture:
+        """The architecture that :meth:`to_dict` describes; raises ValueError as the class does."""
+        return cls(rows)
+
+    def to_json(self) -> str:
+        """The rows as JSON text, one row a line."""
+        return dump_json(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Architecture:
+        """The architecture in a JSON text.
+
+        Raises:
+            ValueError: the text is cut short, is no JSON, or describes something else.
+        """
+        return cls(parse_json(text, "this text"))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the rows to a JSON file, all of them or none."""
+        write_atomically(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Architecture:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file cannot be read, is cut short, or describes something else; the message names it.
+        """
+        rows = read_json(path)
+        try:
+            return cls(rows)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)} does not hold an architecture: {error}") from error
+
+    @classmethod
+    def uniform(cls, num_blocks: int, **dims: int) -> Architecture:
+        """The same dim in every block: how LoRA, Adapter and VPT are used by hand.
+
+        Raises:
+            ValueError: ``num_blocks`` or a dim is no whole number within the bounds, or no dim is given.
+
+        Examples:
+            >>> Architecture.uniform(3, lora=8)
+            Architecture(lora=[8, 8, 8])
+        """
+        num_blocks = check_int(num_blocks, "num_blocks", 1, MAX_BLOCKS)
+        return cls({name: (dim,) * num_blocks for name, dim in dims.items()})
+
+    @classmethod
+    def published(cls, name: str) -> Architecture:
+        """One of the 45 architectures that the NOAH authors published, for a ViT-B/16 of 12 blocks.
+
+        Source: the code released with arXiv 2206.04673. Two of them repeat one row under two names, which a random
+        search would not do; they are given with a warning.
+
+        Args:
+            name: ``"vtab/<task>"`` or ``"few_shot/<dataset>_<shots>"``; :meth:`published_names` lists them.
+
+        Raises:
+            ValueError: no such name; the message gives the nearest ones.
+        """
+        released = _released()
+        if name not in released["subnets"]:
+            near = difflib.get_close_matches(str(name), released["subnets"], n=3, cutoff=0.4)
+            hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+            raise ValueError(
+                f"no published architecture is named {reprlib.repr(name)}. {hint}"
+                f"Architecture.published_names() lists all {len(released['subnets'])}."
+            )
+        if name in released["suspect"]:
+            warnings.warn(f"published architecture {name!r}: {released['suspect'][name]}", UserWarning, stacklevel=2)
+        return cls(released["subnets"][name])
+
+    @staticmethod
+    def published_names() -> tuple[str, ...]:
+        """The names that :meth:`published` knows, VTAB-1k first."""
+        return tuple(_released()["subnets"])
+
+
+@dataclass(frozen=True, repr=False)
+class SearchSpace:
+    """All architectures a search may choose from: per prompt module, which depths and which dims.
+
+    A module's row is a depth d out of ``depths``, a dim out of ``dims`` in each of the first d blocks, and 0 behind
+    (arXiv 2206.04673). Immutable and hashable; the order of rows changes neither equality nor a random draw.
+
+    Args:
+        num_blocks: blocks of the backbone.
+        dims: per prompt module, the dims a carrying block may have (no unit, 1 to 65,536).
+        depths: per prompt module, how many leading blocks may carry it (0 to ``num_blocks``). A module that is left
+            out gets the paper's depths, see :func:`default_depths`.
+
+    Raises:
+        ValueError: a dim or depth is out of its bounds, a module has none, or ``depths`` names an unknown module.
+
+    Examples:
+        >>> space = SearchSpace.vtab()
+        >>> space.depths["lora"], space.dims["lora"]
+        ((3, 6, 9, 12), (1, 5, 10))
+        >>> space.sample(random.Random(0)) in space
+        True
+    """
+
+    num_blocks: int
+    dims: Mapping[str, tuple[int, ...]]
+    depths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        blocks = check_int(self.num_blocks, "num_blocks", 1, MAX_BLOCKS)
+        dims = _check_choices(self.dims, "dims", 1, MAX_DIM)
+        depths = _check_choices(self.depths, "depths", 0, blocks)
+        if not dims:
+            raise ValueError("a search space needs the dims of at least one prompt module.")
+        if unknown := [name for name in depths if name not in dims]:
+            raise ValueError(f"depths are given for {', '.join(unknown)}, but dims only for {', '.join(dims)}.")
+        depths = {name: depths.get(name, default_depths(blocks)) for name in dims}
+        object.__setattr__(self, "num_blocks", blocks)
+        object.__setattr__(self, "dims", MappingProxyType(dims))
+        object.__setattr__(self, "depths", MappingProxyType(depths))
+
+    @classmethod
+    def vtab(cls, num_blocks: int = 12, modules: str | Iterable[str] = MODULES) -> SearchSpace:
+        """The paper's space for VTAB-1k: dims 1, 5, 10 (arXiv 2206.04673)."""
+        return cls._paper(num_blocks, modules, (1, 5, 10))
+
+    @classmethod
+    def few_shot(cls, num_blocks: int = 12, modules: str | Iterable[str] = MODULES) -> SearchSpace:
+        """The paper's space for few-shot learning and domain generalisation: dims 5, 10, 50, 100 (same source)."""
+        return cls._paper(num_blocks, modules, (5, 10, 50, 100))
+
+    @classmethod
+    def _paper(cls, num_blocks: int, modules: str | Iterable[str], dims: tuple[int, ...]) -> SearchSpace:
+        modules = [modules] if isinstance(modules, str) else modules
+        return cls(num_blocks, dict.fromkeys(modules, dims))
+
+    def __repr__(self) -> str:
+        return f"SearchSpace(num_blocks={self.num_blocks}, dims={dict(self.dims)}, depths={dict(self.depths)})"
+
+    def __hash__(self) -> int:
+        return hash((self.num_blocks, frozenset(self.dims.items()), frozenset(self.depths.items())))
+
+    def __reduce__(self) -> tuple[type[SearchSpace], tuple[int, dict, dict]]:
+        # A mapping proxy can be neither pickled nor copied.
+        return type(self), (self.num_blocks, dict(self.dims), dict(self.depths))
+
+    def __contains__(self, architecture: object) -> bool:
+        if not isinstance(architecture, Architecture) or architecture.num_blocks != self.num_blocks:
+            return False
+        same_modules = architecture.keys() == self.dims.keys()
+        return same_modules and all(self._allows(name, row) for name, row in architecture.items())
+
+    def _allows(self, name: str, row: tuple[int, ...]) -> bool:
+        depth = _depth(row)
+        return depth in self.depths[name] and all(dim in self.dims[name] for dim in row[:depth])
+
+    def __iter__(self) -> Iterator[Architecture]:
+        """Every architecture once, in a fixed order. Look at :meth:`size` before asking for all of them."""
+        names = self.module_order
+        for rows in product(*(self._all_rows(name) for name in names)):
+            yield self.build(dict(zip(names, rows, strict=True)))
+
+    @property
+    def module_order(self) -> list[str]:
+        """The modules in the order in which random draws visit them, whatever order the rows have."""
+        # A config file may reorder rows on its way through JSON, and equal spaces must give equal draws.
+        return sorted(self.dims)
+
+    def _all_rows(self, name: str) -> list[tuple[int, ...]]:
+        return [
+            dims + (0,) * (self.num_blocks - depth)
+            for depth in self.depths[name]
+            for dims in product(self.dims[name], repeat=depth)
+        ]
+
+    def build(self, rows: Mapping[str, Sequence[int]]) -> Architecture:
+        """The architecture with these rows, in the space's own order of rows."""
+        return Architecture({name: rows[name] for name in self.dims})
+
+    def sample(self, rng: random.Random) -> Architecture:
+        """A random architecture as the paper draws it: a depth per module uniformly, then a dim per carrying block.
+
+        Args:
+            rng: the random generator; it alone decides what comes out.
+        """
+        rows: dict[str, list[int]] = {}
+        for name in self.module_order:
+            depth = rng.choice(self.depths[name])
+            rows[name] = [rng.choice(self.dims[name]) for _ in range(depth)] + [0] * (self.num_blocks - depth)
+        return self.build(rows)
+
+    def smallest(self) -> Architecture:
+        """The architecture with the least depth and the least dim of every module."""
+        return self._corner(0)
+
+    def largest(self) -> Architecture:
+        """The architecture with the greatest depth and dim of every module: what a supernet stores."""
+        return self._corner(-1)
+
+    def _corner(self, end: int) -> Architecture:
+        depths = {name: choices[end] for name, choices in self.depths.items()}
+        rows = {name: (dims[end],) * depths[name] for name, dims in self.dims.items()}
+        return Architecture({name: row + (0,) * (self.num_blocks - len(row)) for name, row in rows.items()})
+
+    def size(self) -> int:
+        """Exact number of distinct architectures: the product over modules of ``sum(len(dims) ** depth)``."""
+        total = 1
+        for name, dims in self.dims.items():
+            total *= sum(len(dims) ** depth for depth in self.depths[name])
+        return total
+
+    def max_dim(self, name: str) -> int:
+        """The greatest dim of a module (no unit): how much of it a supernet stores per block.
+
+        Raises:
+            ValueError: the space has no such module.
+        """
+        if name not in self.dims:
+            raise ValueError(f"no module {name!r} in this search space (modules: {', '.join(self.dims)}).")
+        return self.dims[name][-1]
+
+    def to_dict(self) -> dict[str, object]:
+        """The space as plain ints, lists and dicts, ready for JSON."""
+        dims = {name: list(choices) for name, choices in self.dims.items()}
+        depths = {name: list(choices) for name, choices in self.depths.items()}
+        return {"num_blocks": self.num_blocks, "dims": dims, "depths": depths}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> SearchSpace:
+        """The space that :meth:`to_dict` describes; raises ValueError for anything else."""
+        check_keys(data, ("num_blocks", "dims", "depths"), "a search space")
+        return cls(**data)
+
+
+def default_depths(num_blocks: int) -> tuple[int, ...]:
+    """The paper's depths for any backbone: L/4, L/2, 3L/4 and L of its L blocks, i.e. 3, 6, 9, 12 for a ViT-B/16.
+
+    Where L is not a multiple of 4 each is rounded to the nearest whole number, halves up, but to no less than 1;
+    repeats are dropped.
+
+    Examples:
+        >>> default_depths(12), default_depths(6), default_depths(2)
+        ((3, 6, 9, 12), (2, 3, 5, 6), (1, 2))
+    """
+    return tuple(sorted({max(1, (quarters * num_blocks + 2) // 4) for quarters in (1, 2, 3, 4)}))
+
+
+def _depth(row: Sequence[int]) -> int:
+    return max((block for block, dim in enumerate(row, start=1) if dim), default=0)
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not name.isidentifier() or len(name) > MAX_NAME:
+        raise ValueError(f"row name {reprlib.repr(name)} is not a plain word of at most {MAX_NAME} letters.")
+
+
+def _check_sequence(values: object, what: str, longest: int) -> None:
+    # The length is known before a single element is looked at: a hostile row is refused without being copied.
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
+        raise ValueError(f"{what} is {reprlib.repr(values)}; give a list of whole numbers.")
+    if not 1 <= len(values) <= longest:
+        raise ValueError(f"{what} has {len(values):,} entries; give 1 to {longest:,}.")
+
+
+def _check_rows(rows: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    if not 1 <= len(rows) <= MAX_ROWS:
+        raise ValueError(f"an architecture has 1 to {MAX_ROWS} rows of dims; this one has {len(rows):,}.")
+    first, checked = next(iter(rows)), {}
+    for name, row in rows.items():
+        _check_name(name)
+        _check_sequence(row, f"row {name!r}", MAX_BLOCKS)
+        if len(row) != len(rows[first]):
+            raise ValueError(
+                f"row {name!r} has {len(row)} dims but row {first!r} has {len(rows[first])}. "
+                "Give one dim per block, 0 where the module is absent."
+            )
+        checked[name] = tuple(
+            check_int(dim, f"the dim of row {name!r} in block {block}", 0, MAX_DIM) for block, dim in enumerate(row)
+        )
+    return checked
+
+
+def _check_choices(choices: object, what: str, low: int, high: int) -> dict[str, tuple[int, ...]]:
+    if not isinstance(choices, Mapping) or len(choices) > MAX_ROWS:
+        raise ValueError(f"{what} is {reprlib.repr(choices)}; give a mapping of at most {MAX_ROWS} modules.")
+    checked = {}
+    for name, values in choices.items():
+        _check_name(name)
+        _check_sequence(values, f"{what} of {name!r}", MAX_DIM)
+        distinct = {check_int(value, f"one of the {what} of {name!r}", low, high) for value in values}
+        checked[name] = tuple(sorted(distinct))
+    return checked
+
+
+@cache
+def _released() -> dict[str, dict]:
+    return read_json(Path(__file__).parent / "assets" / "released_subnets.json")

@@ -1,0 +1,206 @@
+"""`NoahConfig`: everything that changes what a NOAH adapter computes, saved with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig, PeftType
+from transformers.activations import ACT2FN
+
+from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.version import __version__
+
+#: what the paper says and what its released code does, where they differ in what a model computes
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "lora_shared_down": False,
+        "lora_scale": 1.0,
+        "adapter_activation": "relu",
+        "vpt_position": "after_cls",
+        "vpt_past_depth": "drop",
+        "init": "identity",
+        "dropout": 0.0,
+        "drop_path": 0.0,
+    },
+    "released": {
+        "lora_shared_down": True,
+        "lora_scale": 1.0,
+        "adapter_activation": "quick_gelu",
+        "vpt_position": "last",
+        "vpt_past_depth": "carry",
+        "init": "normal",
+        "dropout": 0.1,
+        "drop_path": 0.1,
+    },
+}
+
+SPACES = {"vtab": SearchSpace.vtab, "few_shot": SearchSpace.few_shot}
+
+_CHOICES = {
+    "recipe": tuple(RECIPES),
+    "vpt_position": ("after_cls", "last"),
+    "vpt_past_depth": ("drop", "carry"),
+    "init": ("identity", "normal"),
+}
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class NoahConfig(PeftConfig):
+    """Configuration of a NOAH adapter: a supernet, or one frozen subnet of it.
+
+    With no argument it is the supernet of the VTAB-1k search space: LoRA, Adapter and VPT in every block, dims 1, 5 and
+    10, depths at each quarter of the blocks. With ``architecture`` it is one subnet, holding no more than that.
+
+    Every option after ``target_modules`` that is left at None takes its value from ``recipe``. Source: NOAH
+    (arXiv 2206.04673) and its released code.
+
+    Raises:
+        ValueError: on a value that is not allowed, or settings that contradict each other.
+    """
+
+    recipe: str = field(
+        default="paper",
+        metadata=_help("'paper' or 'released' (the authors' code): default of every option that is left at None."),
+    )
+    architecture: Any = field(
+        default=None,
+        metadata=_help(
+            "Stored dims: an Architecture, or a dict with one list of dims per module ('lora', 'adapter', 'vpt'), one "
+            "entry per block, 0 where the module is absent. None: the largest of the search space."
+        ),
+    )
+    search_space: Any = field(
+        default=None,
+        metadata=_help(
+            "'vtab', 'few_shot', a SearchSpace or its dict: what a supernet samples from. None: 'vtab' for a supernet, "
+            "nothing to search where an architecture is given."
+        ),
+    )
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata=_help(
+            "Linear layers that carry LoRA, as in PEFT's LoRA: names, a regular expression, or 'all-linear'. The site "
+            "names 'query', 'key' and 'value' work for every known family. None: query and key, and value where the "
+            "recipe shares the down matrix. Adapter and VPT find their places by themselves."
+        ),
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata=_help("Leaves to leave alone, by name or regular expression, whatever the module.")
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata=_help("Indices of the blocks whose target_modules carry LoRA. None: all.")
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata=_help("Name of the list of blocks, where layers_to_transform is used.")
+    )
+    modules_to_save: list[str] | None = field(
+        default=None,
+        metadata=_help("Modules trained and saved whole. None: the classifier of a known family. []: none."),
+    )
+    lora_shared_down: bool | None = field(
+        default=None, metadata=_help("One LoRA down matrix per block serves query, key and value.")
+    )
+    lora_scale: float | None = field(default=None, metadata=_help("Factor s of the LoRA update; no unit."))
+    adapter_activation: str | None = field(
+        default=None, metadata=_help("Activation inside the Adapter, a name of transformers' ACT2FN.")
+    )
+    vpt_position: str | None = field(
+        default=None,
+        metadata=_help("'after_cls': [CLS, P, E]; 'last': [CLS, E, P]. Without a mask both attend alike."),
+    )
+    vpt_past_depth: str | None = field(
+        default=None, metadata=_help("'drop': tokens live in their own block; 'carry': they run on past VPT's depth.")
+    )
+    init: str | None = field(
+        default=None,
+        metadata=_help("'identity': LoRA and Adapter start at zero effect; 'normal': all from a normal, std 0.02."),
+    )
+    dropout: float | None = field(
+        default=None,
+        metadata=_help("Rate on LoRA's input, the Adapter's hidden units and VPT's tokens; a probability."),
+    )
+    drop_path: float | None = field(
+        default=None,
+        metadata=_help("Stochastic depth in the last block while training, growing linearly from 0; a probability."),
+    )
+    init_weights: bool = field(
+        default=True, metadata=_help("False: start far from the identity, whatever the recipe. For tests.")
+    )
+    backbone: dict[str, Any] | None = field(
+        default=None, metadata=_help("model_type, num_blocks and width of the model it was made for; filled in.")
+    )
+    noah_version: str | None = field(default=None, metadata=_help("Version of peft-noah that wrote it; filled in."))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType("NOAH")
+        self.noah_version = self.noah_version or __version__
+        self._check_choice("recipe")
+        for name, value in RECIPES[self.recipe].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        for name in _CHOICES:
+            self._check_choice(name)
+        self._check_numbers()
+        self._normalise_targets()
+        if self.architecture is not None:
+            self.architecture = Architecture(self.architecture).to_dict()
+        if isinstance(self.search_space, Mapping):
+            self.search_space = SearchSpace.from_dict(self.search_space)
+        if isinstance(self.search_space, SearchSpace):
+            self.search_space = self.search_space.to_dict()
+        elif self.search_space is not None and self.search_space not in SPACES:
+            raise ValueError(
+                f"search_space {self.search_space!r} is not known (known: {', '.join(SPACES)}). Give one of these names, "
+                "or a SearchSpace."
+            )
+
+    def _check_choice(self, name: str) -> None:
+        value, allowed = getattr(self, name), _CHOICES[name]
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+
+    def _check_numbers(self) -> None:
+        for name in ("dropout", "drop_path"):
+            value = getattr(self, name)
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}.")
+        if self.adapter_activation not in ACT2FN:
+            raise ValueError(
+                f"adapter_activation {self.adapter_activation!r} is not in transformers' ACT2FN (known: "
+                f"{', '.join(sorted(ACT2FN))})."
+            )
+
+    def _normalise_targets(self) -> None:
+        if isinstance(self.target_modules, (list, tuple)):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, (list, tuple)):
+            self.exclude_modules = set(self.exclude_modules)
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ValueError("`layers_to_transform` cannot be used when `target_modules` is a str.")
+        if isinstance(self.target_modules, str) and self.layers_pattern is not None:
+            raise ValueError("`layers_pattern` cannot be used when `target_modules` is a str.")
+        if self.layers_pattern and not self.layers_to_transform:
+            raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
+
+    def resolve_search_space(self, num_blocks: int, modules: tuple[str, ...]) -> SearchSpace:
+        """The search space for a model of ``num_blocks`` blocks that can carry ``modules``.
+
+        Raises:
+            ValueError: if a given space was made for another number of blocks.
+        """
+        if not isinstance(self.search_space, Mapping):
+            return SPACES[self.search_space or "vtab"](num_blocks, modules=modules)
+        space = SearchSpace.from_dict(self.search_space)
+        if space.num_blocks != num_blocks:
+            raise ValueError(
+                f"the search space is for {space.num_blocks} blocks but this model has {num_blocks}. Build it for this "
+                f"model, for instance SearchSpace.vtab({num_blocks})."
+            )
+        return space

@@ -1,0 +1,136 @@
+"""The tuner layer: a leaf of the model and the prompt modules that act on its output."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import nn
+
+from peft_noah.placement import Placement
+from peft_noah.prompts import PROMPT_MODULES, Lora, PromptModule, Vpt
+
+
+def drop_path(y: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
+    """Stochastic depth: zero a whole sample's branch ``y`` (B, ...) with probability ``rate``, rescale the others.
+
+    Source: arXiv 1603.09382; the released code's training uses it with a rate that grows linearly over the blocks.
+    """
+    if not training or rate == 0.0:
+        return y
+    keep = torch.rand((y.shape[0],) + (1,) * (y.dim() - 1), device=y.device) >= rate
+    return y * keep.to(y.dtype) / (1.0 - rate)
+
+
+class NoahLayer(nn.Module, BaseTunerLayer):
+    """A wrapped leaf: ``y = base(x)``, then each prompt module ``y = module(x, y)`` of each active adapter.
+
+    Args:
+        base_layer: the leaf, frozen: a projection for LoRA, the MLP's last layer for Adapter, the first norm for VPT.
+    """
+
+    other_param_names = ("drop_path_rates",)
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.adapter_layer_names = tuple(f"noah_{name}" for name in PROMPT_MODULES)
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ModuleDict())
+        self.drop_path_rates: dict[str, float] = {}
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+
+    def update_layer(self, adapter_name: str, placement: Placement, config, shared_down: Lora | None) -> None:
+        """Create the prompt modules of an adapter at this leaf."""
+        for name, dim in placement.dims.items():
+            extra = {"shared_down": shared_down} if name == Lora.name and shared_down is not None else {}
+            module = PROMPT_MODULES[name](
+                placement.in_features, placement.out_features, dim, placement.block, config, **extra
+            )
+            getattr(self, f"noah_{name}")[adapter_name] = module
+        if placement.drop_path:
+            self.drop_path_rates[adapter_name] = placement.drop_path
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+
+    def prompt_modules(self, adapter_name: str) -> list[PromptModule]:
+        """The prompt modules of an adapter, in the order in which they act."""
+        containers = (getattr(self, name) for name in self.adapter_layer_names)
+        return [container[adapter_name] for container in containers if adapter_name in container]
+
+    def active_vpt(self) -> Vpt | None:
+        """The VPT module whose tokens the block reads now, if any."""
+        if self.disable_adapters:
+            return None
+        return next((self.noah_vpt[name] for name in self.active_adapters if name in self.noah_vpt), None)
+
+    def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """``x`` (B, T, in_features) to (B, T, out_features)."""
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        y = self.base_layer(x, *args, **kwargs)
+        for name in self.active_adapters:
+            if name in self.merged_adapters:
+                continue
+            y = drop_path(y, self.drop_path_rates.get(name, 0.0), self.training)
+            for module in self.prompt_modules(name):
+                if module.dim:
+                    y = module(x, y)
+                elif self.training and torch.is_grad_enabled():
+                    y = y + module.no_op()
+        return y
+
+    def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
+        """The update that merging adds to the base weight, (out, in) in its dtype.
+
+        Raises:
+            ValueError: where an active module is not linear in the weight.
+        """
+        base = self.get_base_layer().weight
+        delta = torch.zeros_like(base)
+        for module in self.prompt_modules(adapter_name):
+            if module.dim == 0:
+                continue
+            update = module.delta_weight()
+            if update is None:
+                raise ValueError(not_mergeable(adapter_name, [module.name]))
+            delta = delta + update.to(base.device, base.dtype)
+        return delta
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the updates of LoRA-only adapters to the base weight."""
+        for name in check_adapters_to_merge(self, adapter_names):
+            if any(module.dim for module in self.prompt_modules(name)):
+                weight = self.get_base_layer().weight
+                merged = weight.data + self.get_delta_weight(name).data
+                if safe_merge and not torch.isfinite(merged).all():
+                    raise ValueError(
+                        f"NaNs detected in the merged weights. The adapter {name} seems to be broken; nothing was merged "
+                        "into this layer."
+                    )
+                weight.data = merged
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Take merged updates out of the base weight again."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            if any(module.dim for module in self.prompt_modules(name)):
+                self.get_base_layer().weight.data -= self.get_delta_weight(name).data
+
+    def __repr__(self) -> str:
+        return "noah." + super().__repr__()
+
+
+def not_mergeable(adapter_name: str, modules: list[str]) -> str:
+    """The sentence that says why an adapter cannot be merged."""
+    return (
+        f"adapter {adapter_name!r} has active {' and '.join(modules)} modules, which no single weight can express: only "
+        "LoRA-only architectures merge. Keep the adapter unmerged, or set or train an architecture with only a 'lora' row."
+    )

@@ -1,0 +1,276 @@
+"""`NoahModel`: PEFT's tuner for NOAH. It places the prompt modules, sets architectures, counts and extracts them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping
+
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+
+from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.config import NoahConfig
+from peft_noah.layer import NoahLayer, not_mergeable
+from peft_noah.placement import Layout, Placement, plan, resolve_config
+from peft_noah.prompts import PROMPT_MODULES, Lora, PromptModule, Vpt
+from peft_noah.prompts.vpt import attach_hooks, plan_streams, remove_hooks
+
+
+class NoahModel(BaseTuner):
+    """A frozen Vision Transformer with elastic LoRA, Adapter and VPT modules.
+
+    Made by ``get_peft_model(vit, NoahConfig(...))``; the `PeftModel` around it forwards the methods below. Every module
+    stores its largest dim; `set_architecture` chooses which leading slices are active. Source: NOAH (arXiv 2206.04673),
+    section 3.
+    """
+
+    prefix: str = "noah_"
+    tuner_layer_cls = NoahLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    # ------------------------------------------------------------------ injection, called by PEFT
+
+    def _prepare_adapter_config(self, peft_config: NoahConfig, model_config: dict) -> NoahConfig:
+        model_type = model_config.get("model_type")
+        self._layout = Layout.of(self.model, model_type, peft_config)
+        resolve_config(peft_config, self._layout, self.model, model_type)
+        self._plan: dict[str, Placement] = plan(self.model, peft_config, self._layout)
+        return peft_config
+
+    def _check_target_module_exists(self, peft_config: NoahConfig, key: str):
+        result = check_target_module_exists(peft_config, key)
+        return result if isinstance(result, _ExcludedModule) else key in self._plan
+
+    def _create_and_replace(
+        self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None
+    ) -> None:
+        placement = self._plan[current_key]
+        layer = target
+        if not isinstance(target, NoahLayer):
+            layer = NoahLayer(target)
+            self._replace_module(parent, target_name, layer, target)
+        shared_down = None
+        if placement.shared_down is not None:
+            shared_down = self.model.get_submodule(placement.shared_down).noah_lora[adapter_name]
+        layer.update_layer(adapter_name, placement, peft_config, shared_down)
+        if Vpt.name in placement.dims:
+            backbone, block = self._layout.backbone, self._layout.blocks[placement.block]
+            attach_hooks(self.model.get_submodule(block), backbone.norm, backbone.prefix_tokens)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT copies ``weight`` over here, which a LayerScale does not have; a leaf and its wrapper share it anyway, and
+        # NoahLayer.update_layer moves what is new to the leaf's device
+        setattr(parent, child_name, new_module)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        """Place the modules of an adapter, as every PEFT tuner does; all of what is stored is active then."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self.set_architecture(self.peft_config[adapter_name].architecture, adapter_name)
+
+    # ------------------------------------------------------------------ architectures
+
+    def set_architecture(
+        self, architecture: Architecture | Mapping[str, list[int]], adapter_name: str | None = None
+    ) -> None:
+        """Make one subnet active: leading slices of the stored weights, dim by dim.
+
+        Args:
+            architecture: one dim per module and block, none larger than what is stored; a row left out is all zeros.
+            adapter_name: which adapter; None: the active one.
+
+        Raises:
+            ValueError: if a row is unknown, has the wrong length, or asks for more than is stored. Nothing has changed
+                then.
+        """
+        name = self._adapter(adapter_name)
+        architecture = self._check_fits(Architecture(architecture), name)
+        for module in self._prompt_modules(name):
+            row = architecture.get(module.name)
+            module.set_dim(row[module.block] if row else 0)
+        self._set_streams(name)
+
+    def get_architecture(self, adapter_name: str | None = None) -> Architecture:
+        """The subnet that is active now."""
+        name = self._adapter(adapter_name)
+        rows = {row: [0] * len(dims) for row, dims in self.peft_config[name].architecture.items()}
+        for module in self._prompt_modules(name):
+            rows[module.name][module.block] = module.dim
+        return Architecture(rows)
+
+    def get_search_space(self, adapter_name: str | None = None) -> SearchSpace:
+        """The space that a supernet samples from.
+
+        Raises:
+            ValueError: for an adapter that is one frozen subnet.
+        """
+        space = self.peft_config[self._adapter(adapter_name)].search_space
+        if space is None:
+            raise ValueError(
+                "this adapter is one fixed architecture: there is nothing to sample or search. Build a supernet with "
+                "NoahConfig(search_space='vtab')."
+            )
+        return SearchSpace.from_dict(space)
+
+    def count_parameters(
+        self, architecture: Architecture | Mapping[str, list[int]] | None = None, adapter_name: str | None = None
+    ) -> int:
+        """Number of prompt parameters of a subnet, by formula, without building it; the classifier is not counted.
+
+        Per block: LoRA 2 r (in + out) for q and k, or r (in + 3 out) with one shared down matrix; Adapter 2 D a + a + D;
+        VPT m D. The released code also counts model-level tokens that have no effect; they do not exist here.
+
+        Args:
+            architecture: which subnet; None: the active one.
+        """
+        name = self._adapter(adapter_name)
+        given = self.get_architecture(name) if architecture is None else Architecture(architecture)
+        rows = self._check_fits(given, name)
+        return sum(m.count(rows[m.name][m.block] if m.name in rows else 0) for m in self._prompt_modules(name))
+
+    def extract(
+        self, architecture: Architecture | Mapping[str, list[int]] | None = None, adapter_name: str | None = None
+    ) -> PeftModel:
+        """Cut a subnet out of the supernet: a frozen NOAH adapter that holds only the sliced weights.
+
+        The result shares the frozen backbone's weights with this model and owns copies of the rest, the classifier
+        included. Its outputs equal the active subnet's bit for bit.
+
+        Args:
+            architecture: which subnet; None: the active one.
+
+        Returns:
+            A `PeftModel` with adapter ``default``, in the same training or evaluation mode: save it with
+            ``save_pretrained``.
+        """
+        name = self._adapter(adapter_name)
+        given = self.get_architecture(name) if architecture is None else Architecture(architecture)
+        rows = self._check_fits(given, name)
+        config = copy.deepcopy(self.peft_config[name])
+        config.architecture, config.search_space = rows.to_dict(), None
+        config.inference_mode = False
+        state = get_peft_model_state_dict(self, adapter_name=name)
+        state.update(self._sliced_state(rows, name, drop_from=state))
+
+        subnet = get_peft_model(self._bare_copy(name), config)
+        device = next(self.model.parameters()).device
+        result = set_peft_model_state_dict(subnet, {f"base_model.{key}": value for key, value in state.items()})
+        if result.unexpected_keys:
+            raise RuntimeError(f"extract wrote keys that the subnet does not have: {result.unexpected_keys[:3]}")
+        return subnet.to(device).train(self.training)
+
+    def _sliced_state(self, rows: Architecture, name: str, drop_from: dict) -> dict[str, torch.Tensor]:
+        """Sliced weights by saved key; the full ones are taken out of ``drop_from``."""
+        sliced = {}
+        for key, layer in self._noah_layers():
+            for module in layer.prompt_modules(name):
+                prefix = f"model.{key}.noah_{module.name}"
+                for weight, _ in module.named_parameters():
+                    drop_from.pop(f"{prefix}.{weight}")
+                dim = rows[module.name][module.block] if module.name in rows else 0
+                sliced.update({f"{prefix}.{weight}": value for weight, value in module.sliced_state(dim).items()})
+        return sliced
+
+    def _bare_copy(self, name: str) -> nn.Module:
+        """The backbone without adapters: a copy of the structure that shares the frozen weights."""
+        shared = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
+        own = (".noah_", ".modules_to_save.", ".original_module.")
+        memo = {id(tensor): tensor for key, tensor in shared if not any(part in f".{key}" for part in own)}
+        bare = copy.deepcopy(self, memo).unload()
+        for key, module in self.model.named_modules():
+            if isinstance(module, ModulesToSaveWrapper):  # unload leaves the trained copy, as all PEFT methods do
+                bare.set_submodule(key, copy.deepcopy(module.original_module))
+        return bare
+
+    def _adapter(self, name: str | None) -> str:
+        if name is None:
+            active = [adapter for adapter in self.active_adapters if isinstance(self.peft_config[adapter], NoahConfig)]
+            if len(active) != 1:
+                raise ValueError(f"{len(active)} adapters are active ({active}): say which one with adapter_name=.")
+            return active[0]
+        if name not in self.peft_config:
+            raise ValueError(f"adapter {name!r} does not exist (known: {', '.join(self.peft_config)}).")
+        return name
+
+    def _check_fits(self, architecture: Architecture, name: str) -> Architecture:
+        stored = self.peft_config[name].architecture
+        for row, dims in architecture.items():
+            if row not in PROMPT_MODULES:
+                raise ValueError(f"unknown prompt module {row!r} (known: {', '.join(PROMPT_MODULES)}).")
+            limits = stored.get(row, [0] * len(next(iter(stored.values()))))
+            if len(dims) != len(limits):
+                raise ValueError(
+                    f"row {row!r} has {len(dims)} dims but this model has {len(limits)} blocks. Give one dim per block, 0 "
+                    f"where {row} is absent."
+                )
+            for block, (dim, limit) in enumerate(zip(dims, limits, strict=True)):
+                if dim > limit:
+                    raise ValueError(
+                        f"{row} in block {block} cannot take dim {dim}: adapter {name!r} stores dims 0 to {limit}. Choose "
+                        "a smaller dim, or build the adapter with a larger architecture."
+                    )
+        return architecture
+
+    def _set_streams(self, name: str) -> None:
+        vpts = {m.block: m for m in self._prompt_modules(name) if isinstance(m, Vpt)}
+        if not vpts:
+            return
+        blocks = len(next(iter(self.peft_config[name].architecture.values())))
+        dims = [vpts[block].dim if block in vpts else 0 for block in range(blocks)]
+        for block, stream in enumerate(plan_streams(dims, self.peft_config[name].vpt_past_depth)):
+            if block in vpts:
+                vpts[block].stream = stream
+
+    def _noah_layers(self) -> Iterator[tuple[str, NoahLayer]]:
+        return ((key, module) for key, module in self.model.named_modules() if isinstance(module, NoahLayer))
+
+    def _prompt_modules(self, name: str) -> Iterator[PromptModule]:
+        for _, layer in self._noah_layers():
+            yield from layer.prompt_modules(name)
+
+    # ------------------------------------------------------------------ several adapters, merging, unloading
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Activate one adapter, or several of which at most one has VPT tokens.
+
+        Raises:
+            ValueError: if two of them carry VPT: their tokens would replace each other.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        with_tokens = [name for name in names if any(isinstance(module, Vpt) for module in self._prompt_modules(name))]
+        if len(with_tokens) > 1:
+            raise ValueError(
+                f"adapters {', '.join(map(repr, with_tokens))} all carry VPT tokens, which would replace each other: "
+                "activate one of them at a time."
+            )
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    def _check_mergeable(self, adapter_names: list[str] | None) -> None:
+        for name in adapter_names or self.active_adapters:
+            nonlinear = {m.name for m in self._prompt_modules(name) if m.dim and not isinstance(m, Lora)}
+            if nonlinear:
+                raise ValueError(not_mergeable(name, sorted(nonlinear)))
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge LoRA-only adapters into the base weights.
+
+        Raises:
+            ValueError: if an Adapter or VPT module is active; nothing has changed then.
+        """
+        self._check_mergeable(adapter_names)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _unload_and_optionally_merge(
+        self, merge: bool = True, progressbar: bool = False, safe_merge: bool = False, adapter_names=None
+    ) -> nn.Module:
+        if merge:
+            self._check_mergeable(adapter_names)
+        model = super()._unload_and_optionally_merge(
+            merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
+        )
+        for module in model.modules():
+            remove_hooks(module)
+        return model

@@ -1,0 +1,98 @@
+"""The contract of a prompt module: an elastic, trainable piece added at one site of one block."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+
+class PromptModule(nn.Module):
+    """An elastic module whose weights for a smaller dim are leading slices of those for a larger one.
+
+    A subclass states its ``name`` (its row in an architecture), its ``site`` (where in a block it sits) and the shapes
+    of its weights at a dim. Counting, slicing, saving and searching follow from these shapes alone. The elastic axis of
+    every weight is its first, so that each slice is contiguous and equals a standalone weight bit for bit.
+
+    Args:
+        in_features: width of the site's input; no unit.
+        out_features: width of the site's output; no unit.
+        max_dim: largest dim, the one that is stored.
+        block: index of the block that carries the module.
+        config: the `NoahConfig`, for the options of the method.
+
+    Raises:
+        ValueError: on `set_dim` outside 0 to ``max_dim``.
+    """
+
+    name: ClassVar[str]
+    site: ClassVar[str]
+
+    def __init__(self, in_features: int, out_features: int, max_dim: int, block: int, config) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.max_dim, self.block = in_features, out_features, max_dim, block
+        self._configure(config)
+        for name, shape in self.shapes(max_dim).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        self.set_dim(max_dim)
+        self.reset_parameters(config)
+
+    @abstractmethod
+    def shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+        """Shape of each weight at ``dim`` >= 1, with the elastic axis first."""
+
+    @abstractmethod
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The site's new output from its input ``x`` (B, T, in_features) and its output ``y`` (B, T, out_features)."""
+
+    @abstractmethod
+    def reset_parameters(self, config) -> None:
+        """Draw the starting weights."""
+
+    def _configure(self, config) -> None:
+        """Read the options of the method; before any weight exists."""
+
+    def set_dim(self, dim: int) -> None:
+        """Make ``dim`` the active dim; 0 switches the module off."""
+        if not 0 <= dim <= self.max_dim:
+            raise ValueError(
+                f"{self.name} in block {self.block} cannot take dim {dim}: it stores dims 0 to {self.max_dim}. "
+                "Choose a smaller dim, or build the adapter with a larger architecture."
+            )
+        self.dim = dim
+        self._sizes = {name: shape[0] for name, shape in self.shapes(dim).items()} if dim else {}
+
+    def active(self, name: str) -> torch.Tensor:
+        """The leading slice of weight ``name`` that the active dim uses."""
+        weight = getattr(self, name)
+        size = self._sizes[name]
+        return weight if size == weight.shape[0] else weight[:size]
+
+    def count(self, dim: int) -> int:
+        """Number of parameters at ``dim``: the sum over weights of the product of their shapes."""
+        return sum(prod(shape) for shape in self.shapes(dim).values()) if dim else 0
+
+    def sliced_state(self, dim: int) -> dict[str, torch.Tensor]:
+        """Copies of the weights that a module of size ``dim`` holds."""
+        shapes = self.shapes(dim) if dim else {}
+        return {name: getattr(self, name).detach()[: shape[0]].clone() for name, shape in shapes.items()}
+
+    def no_op(self) -> torch.Tensor:
+        """A zero that keeps every weight in the graph, so that DistributedDataParallel finds no unused parameter."""
+        return sum((weight[:0].sum() for weight in self.parameters()), torch.zeros(()))
+
+    def delta_weight(self) -> torch.Tensor | None:
+        """What adding the module to a frozen Linear's weight (out, in) would be; None where it is not linear."""
+        return None
+
+    def extra_repr(self) -> str:
+        """Shown in the model's printout."""
+        return f"block={self.block}, dim={self.dim}, max_dim={self.max_dim}"
+
+
+def init_normal(weight: torch.Tensor, init_weights: bool) -> None:
+    """Truncated normal, std 0.02 (the released code's one pass); std 0.1 where a test wants a visible start."""
+    nn.init.trunc_normal_(weight, std=0.02 if init_weights else 0.1)

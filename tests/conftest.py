@@ -1,0 +1,39 @@
+"""Tiny models, and no network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, ViTForImageClassification
+
+SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 48,
+    "image_size": 16,
+    "patch_size": 8,
+}
+FAMILIES = {
+    "vit": lambda: ViTForImageClassification(ViTConfig(**SIZES, num_labels=5)),
+    "dinov2": lambda: Dinov2ForImageClassification(
+        Dinov2Config(**{k: v for k, v in SIZES.items() if k != "intermediate_size"}, mlp_ratio=2, num_labels=5)
+    ),
+}
+
+
+def make_model(family="vit", seed=0):
+    torch.manual_seed(seed)
+    return FAMILIES[family]().eval()
+
+
+@pytest.fixture
+def vit():
+    return make_model()
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))

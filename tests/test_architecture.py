@@ -1,0 +1,463 @@
+"""Architectures and search spaces as plain data."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import importlib
+import json
+import pickle
+import random
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peft_noah.architecture import MAX_BLOCKS, MAX_DIM, Architecture, SearchSpace, default_depths
+
+NAMES = ("lora", "adapter", "vpt", "ssf")
+
+
+@st.composite
+def architectures(draw: st.DrawFn) -> Architecture:
+    blocks = draw(st.integers(1, 6))
+    row = st.lists(st.integers(0, 100), min_size=blocks, max_size=blocks)
+    return Architecture(draw(st.dictionaries(st.sampled_from(NAMES), row, min_size=1)))
+
+
+@st.composite
+def spaces(draw: st.DrawFn, max_blocks: int = 6) -> SearchSpace:
+    blocks = draw(st.integers(1, max_blocks))
+    names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True))
+    dims = {name: draw(st.lists(st.integers(1, 20), min_size=1, max_size=3)) for name in names}
+    depths = {name: draw(st.lists(st.integers(0, blocks), min_size=1, max_size=3)) for name in names}
+    return SearchSpace(blocks, dims, depths)
+
+
+class Script(random.Random):
+    """A generator whose draws are written down beforehand."""
+
+    def __init__(self, *draws: object) -> None:
+        super().__init__(0)
+        self.draws = list(draws)
+
+    def choice(self, options):
+        chosen = self.draws.pop(0)
+        assert chosen in options
+        return chosen
+
+
+# --- Architecture --------------------------------------------------------------------------------------------------
+
+
+def test_an_architecture_holds_one_row_of_dims_per_module():
+    architecture = Architecture({"lora": [1, 0, 5]}, vpt=(10, 10, 0))
+    assert dict(architecture) == {"lora": (1, 0, 5), "vpt": (10, 10, 0)}
+    assert list(architecture) == ["lora", "vpt"]
+    assert architecture.num_blocks == 3
+
+
+def test_depth_is_the_last_block_that_carries_the_module():
+    architecture = Architecture(a=[1, 0, 5, 0], b=[0, 0, 0, 0], c=[0, 0, 0, 7])
+    assert [architecture.depth(name) for name in "abc"] == [3, 0, 4]
+
+
+def test_depth_of_an_unknown_row_names_the_rows_there_are():
+    with pytest.raises(ValueError, match=r"no row 'vpt' in this architecture \(rows: lora, adapter\)"):
+        Architecture(lora=[1], adapter=[1]).depth("vpt")
+
+
+def test_equality_and_hash_ignore_the_order_of_rows_but_nothing_else():
+    a, b = Architecture(lora=[1, 2], vpt=[3, 0]), Architecture(vpt=[3, 0], lora=[1, 2])
+    assert a == b and hash(a) == hash(b) and len({a, b}) == 1
+    assert a != Architecture(lora=[3, 0], vpt=[1, 2])
+    assert a != Architecture(lora=[1, 2])
+    assert list(b.to_dict()) == ["vpt", "lora"]
+
+
+def test_an_architecture_cannot_be_changed():
+    architecture = Architecture(lora=[1, 2])
+    with pytest.raises(AttributeError):
+        architecture._rows = {}
+    with pytest.raises(TypeError):
+        architecture["lora"] = (3, 4)
+    architecture.to_dict()["lora"][0] = 9
+    assert architecture["lora"] == (1, 2)
+
+
+@given(architectures())
+def test_an_architecture_survives_every_round_trip(architecture):
+    copies = [
+        Architecture.from_dict(architecture.to_dict()),
+        Architecture.from_json(architecture.to_json()),
+        pickle.loads(pickle.dumps(architecture)),
+        copy.deepcopy(architecture),
+        eval(repr(architecture)),
+    ]
+    for other in copies:
+        assert other == architecture and list(other) == list(architecture) and hash(other) == hash(architecture)
+
+
+def test_a_saved_architecture_loads_and_leaves_no_other_file(tmp_path):
+    architecture = Architecture(lora=[1, 2], vpt=[3, 0])
+    architecture.save(tmp_path / "best.json")
+    assert Architecture.load(str(tmp_path / "best.json")) == architecture
+    assert [file.name for file in tmp_path.iterdir()] == ["best.json"]
+    assert json.loads((tmp_path / "best.json").read_text()) == {"lora": [1, 2], "vpt": [3, 0]}
+
+
+def test_integers_of_numpy_are_dims_too():
+    numpy = pytest.importorskip("numpy")
+    row = Architecture(lora=list(numpy.array([4, 0])))["lora"]
+    assert row == (4, 0) and [type(dim) for dim in row] == [int, int]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"lora": [1] * 10, "vpt": [1] * 12}, "row 'vpt' has 12 dims but row 'lora' has 10. Give one dim per block"),
+        ({"lora": [1, -1]}, "row 'lora' in block 1 is -1; give a whole number from 0 to 65,536"),
+        ({"lora": [True]}, "is True; give a whole number"),
+        ({"lora": [1.0]}, "is 1.0; give a whole number"),
+        ({"lora": ["1"]}, "is '1'; give a whole number"),
+        ({"lora": [None]}, "is None; give a whole number"),
+        ({"lora": [10**9]}, "is 1000000000; give a whole number from 0 to 65,536"),
+        ({"lora": range(10**12)}, "has 1,000,000,000,000 entries; give 1 to 4,096"),
+        ({"lora": []}, "has 0 entries"),
+        ({"lora": "123"}, "is '123'; give a list"),
+        ({"lora": 8}, "is 8; give a list"),
+        ({"lora": {"0": 1}}, "give a list"),
+        ({}, "1 to 64 rows"),
+        ({f"m{i}": [1] for i in range(65)}, "this one has 65"),
+        ({"../x": [1]}, "row name '../x'"),
+        ({"x" * 65: [1]}, "at most 64 letters"),
+        ({3: [1]}, "row name 3"),
+        ([1, 2], r"not \[1, 2\]"),
+    ],
+)
+def test_rows_that_cannot_be_are_refused_with_the_reason(rows, message):
+    with pytest.raises(ValueError, match=message) as error:
+        Architecture(rows)
+    assert len(str(error.value)) < 300
+
+
+def test_the_bounds_themselves_are_allowed():
+    assert Architecture(lora=[MAX_DIM] * MAX_BLOCKS).num_blocks == MAX_BLOCKS
+
+
+def test_uniform_has_the_same_dim_everywhere():
+    assert Architecture.uniform(3, lora=8, vpt=0) == Architecture(lora=[8, 8, 8], vpt=[0, 0, 0])
+
+
+@pytest.mark.parametrize("blocks", [0, -1, 10**12, 2.0, True])
+def test_uniform_refuses_a_number_of_blocks_before_it_allocates(blocks):
+    with pytest.raises(ValueError, match="num_blocks is"):
+        Architecture.uniform(blocks, lora=8)
+
+
+GOOD = Architecture(lora=[1, 5, 10], vpt=[1, 1, 0]).to_json()
+BAD_TEXTS = [GOOD[:cut] for cut in range(len(GOOD) - 2)] + [
+    "[1, 2]",
+    "7",
+    "null",
+    '{"lora": [NaN]}',
+    '{"lora": [1e3]}',
+    '{"lora": {"rank": 8}}',
+    '{"peft_type": "LORA", "r": 8}',
+    "[" * 100_000,
+    '{"lora": [' + "9" * 5_000 + "]}",
+    '{"\\ud800": [1]}',
+]
+
+
+@pytest.mark.parametrize("text", BAD_TEXTS, ids=lambda text: repr(text[-12:]))
+def test_a_file_that_is_cut_short_or_holds_something_else_is_one_error_that_names_it(tmp_path, text):
+    path = tmp_path / "broken.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="broken.json") as error:
+        Architecture.load(path)
+    assert len(str(error.value)) < 500
+    with pytest.raises(ValueError):
+        Architecture.from_json(text)
+
+
+def test_a_file_that_is_missing_or_is_no_text_is_one_error_that_names_it(tmp_path):
+    with pytest.raises(ValueError, match="cannot read .*nowhere.json"):
+        Architecture.load(tmp_path / "nowhere.json")
+    with pytest.raises(ValueError, match="cannot read"):
+        Architecture.load(tmp_path)
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00\x80\x81")
+    with pytest.raises(ValueError, match="bytes.json"):
+        Architecture.load(tmp_path / "bytes.json")
+
+
+@given(st.binary(max_size=60), st.integers(0, len(GOOD)), st.integers(0, 20))
+def test_a_damaged_text_is_an_architecture_or_a_value_error(noise, start, length):
+    text = GOOD.encode()[:start] + noise + GOOD.encode()[start + length :]
+    try:
+        assert isinstance(Architecture.from_json(text), Architecture)
+    except ValueError:
+        pass
+
+
+# --- the published ones --------------------------------------------------------------------------------------------
+
+SUSPECT = {"vtab/dtd", "vtab/oxford_flowers102"}
+
+
+def load_published(name: str) -> Architecture:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Architecture.published(name)
+
+
+def test_19_architectures_of_vtab_and_26_of_few_shot_are_published():
+    groups = Counter(name.split("/")[0] for name in Architecture.published_names())
+    assert groups == {"vtab": 19, "few_shot": 26}
+
+
+@pytest.mark.parametrize("name", Architecture.published_names())
+def test_a_published_architecture_lies_in_the_papers_space(name):
+    space = SearchSpace.vtab() if name.startswith("vtab/") else SearchSpace.few_shot()
+    architecture = load_published(name)
+    assert architecture in space
+    if name.startswith("vtab/"):
+        assert [architecture.depth(row) for row in architecture] == [12, 12, 12]
+
+
+def test_a_published_architecture_is_the_authors():
+    assert Architecture.published("vtab/cifar100") == Architecture(
+        vpt=[10, 5, 10, 1, 5, 1, 10, 1, 10, 5, 1, 10],
+        lora=[10, 1, 5, 5, 1, 10, 1, 1, 1, 10, 1, 1],
+        adapter=[5, 10, 10, 10, 5, 1, 1, 1, 10, 10, 10, 1],
+    )
+    assert Architecture.published("few_shot/imagenet_16")["adapter"] == (10, 10, 50) + (0,) * 9
+
+
+@pytest.mark.parametrize("name", Architecture.published_names())
+def test_only_the_two_suspect_ones_warn_and_they_repeat_a_row(name):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        architecture = Architecture.published(name)
+    assert [entry.category for entry in caught] == [UserWarning] * (name in SUSPECT)
+    if name.startswith("vtab/"):
+        assert (architecture["vpt"] == architecture["lora"]) == (name in SUSPECT)
+
+
+def test_an_unknown_published_name_gives_the_nearest():
+    with pytest.raises(ValueError, match="'vtab/cifar'.*Did you mean 'vtab/cifar100'"):
+        Architecture.published("vtab/cifar")
+    with pytest.raises(ValueError, match="'zzz'. Architecture.published_names"):
+        Architecture.published("zzz")
+
+
+# --- SearchSpace ---------------------------------------------------------------------------------------------------
+
+
+def test_the_named_spaces_are_the_papers():
+    vtab, few_shot = SearchSpace.vtab(), SearchSpace.few_shot()
+    assert vtab.num_blocks == few_shot.num_blocks == 12
+    assert dict(vtab.dims) == dict.fromkeys(("lora", "adapter", "vpt"), (1, 5, 10))
+    assert dict(few_shot.dims) == dict.fromkeys(("lora", "adapter", "vpt"), (5, 10, 50, 100))
+    assert dict(vtab.depths) == dict(few_shot.depths) == dict.fromkeys(("lora", "adapter", "vpt"), (3, 6, 9, 12))
+
+
+def test_a_named_space_can_have_other_blocks_and_modules():
+    assert SearchSpace.vtab(4, modules=["ssf"]) == SearchSpace(4, {"ssf": [1, 5, 10]}, {"ssf": [1, 2, 3, 4]})
+    assert SearchSpace.few_shot(4, modules="vpt") == SearchSpace(4, {"vpt": [5, 10, 50, 100]})
+
+
+@pytest.mark.parametrize(
+    ("blocks", "depths"),
+    [
+        (12, (3, 6, 9, 12)),
+        (24, (6, 12, 18, 24)),
+        (1, (1,)),
+        (2, (1, 2)),
+        (3, (1, 2, 3)),
+        (5, (1, 3, 4, 5)),
+        (6, (2, 3, 5, 6)),
+        (7, (2, 4, 5, 7)),
+    ],
+)
+def test_default_depths_are_the_quarters_of_the_blocks_rounded_halves_up(blocks, depths):
+    assert default_depths(blocks) == depths
+
+
+@given(st.integers(1, MAX_BLOCKS))
+def test_default_depths_are_distinct_lie_in_the_blocks_and_end_at_the_last(blocks):
+    depths = default_depths(blocks)
+    assert list(depths) == sorted(set(depths)) and depths[0] >= 1 and depths[-1] == blocks
+
+
+def test_a_space_sorts_its_choices_and_drops_repeats():
+    space = SearchSpace(4, {"lora": [10, 1, 1]}, {"lora": [4, 0, 4]})
+    assert space.dims["lora"] == (1, 10) and space.depths["lora"] == (0, 4)
+    assert space.max_dim("lora") == 10
+    with pytest.raises(ValueError, match=r"no module 'vpt' in this search space \(modules: lora\)"):
+        space.max_dim("vpt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, {"lora": [1]}), "num_blocks is 0"),
+        ((10**9, {"lora": [1]}), "num_blocks is 1000000000; give a whole number from 1 to 4,096"),
+        ((4, {"lora": [0]}), "dims of 'lora' is 0; give a whole number from 1 to 65,536"),
+        ((4, {"lora": [10**9]}), "is 1000000000"),
+        ((4, {"lora": [1.5]}), "is 1.5"),
+        ((4, {"lora": []}), "dims of 'lora' has 0 entries"),
+        ((4, {"lora": range(10**9)}), "has 1,000,000,000 entries"),
+        ((4, {}), "at least one prompt module"),
+        ((4, [1]), "dims is"),
+        ((4, {"lora": [1]}, {"lora": [5]}), "depths of 'lora' is 5; give a whole number from 0 to 4"),
+        ((4, {"lora": [1]}, {"lora": [True]}), "depths of 'lora' is True"),
+        ((4, {"lora": [1]}, {"vpt": [1]}), "depths are given for vpt, but dims only for lora"),
+        ((4, {"lora": [1]}, {"lora": []}), "depths of 'lora' has 0 entries"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused_with_the_reason(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SearchSpace(*arguments)
+
+
+def test_spaces_are_equal_and_hash_alike_whatever_the_order_of_rows():
+    a = SearchSpace(2, {"lora": [1], "vpt": [2]}, {"lora": [1], "vpt": [2]})
+    b = SearchSpace(2, {"vpt": [2], "lora": [1]}, {"vpt": [2], "lora": [1]})
+    assert a == b and hash(a) == hash(b) and a != SearchSpace(2, {"lora": [1], "vpt": [2]})
+    with pytest.raises(AttributeError):
+        a.num_blocks = 3
+    with pytest.raises(TypeError):
+        a.dims["lora"] = (2,)
+
+
+@given(spaces())
+def test_a_space_survives_every_round_trip(space):
+    copies = [
+        SearchSpace.from_dict(json.loads(json.dumps(space.to_dict()))),
+        pickle.loads(pickle.dumps(space)),
+        copy.deepcopy(space),
+        eval(repr(space)),
+    ]
+    for other in copies:
+        assert other == space and hash(other) == hash(space) and list(other.dims) == list(space.dims)
+
+
+@pytest.mark.parametrize("data", [None, [], {}, {"num_blocks": 2, "dims": {"lora": [1]}}, {"num_blocks": 2, "x": 1}])
+def test_a_dict_of_something_else_is_no_space(data):
+    with pytest.raises(ValueError, match="a search space"):
+        SearchSpace.from_dict(data)
+
+
+def brute_force(space: SearchSpace) -> set[Architecture]:
+    """Every assignment of dims or 0 to every block, kept where each row is a leading run of an allowed depth."""
+    found = set()
+    values = {name: (0, *dims) for name, dims in space.dims.items()}
+    for flat in product(*(values[name] for name in space.dims for _ in range(space.num_blocks))):
+        rows = {name: flat[i * space.num_blocks : (i + 1) * space.num_blocks] for i, name in enumerate(space.dims)}
+        depths = {name: sum(dim > 0 for dim in row) for name, row in rows.items()}
+        runs = all(all(row[: depths[name]]) and depths[name] in space.depths[name] for name, row in rows.items())
+        if runs:
+            found.add(Architecture(rows))
+    return found
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        SearchSpace(3, {"lora": [1, 5]}, {"lora": [0, 2, 3]}),
+        SearchSpace(2, {"lora": [1, 5, 10], "vpt": [4]}, {"lora": [1, 2], "vpt": [0, 1]}),
+        SearchSpace(2, {"a": [1], "b": [2, 3], "c": [7]}),
+        SearchSpace(1, {"lora": [3]}, {"lora": [0]}),
+    ],
+)
+def test_size_iteration_and_membership_agree_with_brute_force(space):
+    expected = brute_force(space)
+    listed = list(space)
+    assert len(listed) == len(set(listed)) == space.size() == len(expected)
+    assert set(listed) == expected
+    assert all(architecture in space for architecture in expected)
+
+
+def test_the_size_of_the_papers_space_is_exact():
+    assert SearchSpace.vtab().size() == (3**3 + 3**6 + 3**9 + 3**12) ** 3
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        Architecture(lora=[1, 5, 0], vpt=[1, 0, 0]),  # other number of blocks
+        Architecture(lora=[1, 5]),  # a module is missing
+        Architecture(lora=[1, 5], vpt=[1, 1], ssf=[1, 1]),  # a module too many
+        Architecture(lora=[1, 2], vpt=[1, 1]),  # a dim that is not offered
+        Architecture(lora=[1, 0], vpt=[1, 1]),  # a depth that is not offered
+        Architecture(lora=[0, 5], vpt=[1, 1]),  # a hole
+        {"lora": (1, 5), "vpt": (1, 1)},
+        None,
+    ],
+)
+def test_what_differs_in_one_point_is_no_member(stranger):
+    space = SearchSpace(2, {"lora": [1, 5], "vpt": [1]}, {"lora": [2], "vpt": [1, 2]})
+    assert Architecture(lora=[1, 5], vpt=[1, 1]) in space
+    assert stranger not in space
+
+
+@given(spaces(), st.integers(0, 1000))
+def test_samples_and_corners_are_members_and_samples_lie_between_the_corners(space, seed):
+    sample, smallest, largest = space.sample(random.Random(seed)), space.smallest(), space.largest()
+    assert sample in space and smallest in space and largest in space
+    assert list(sample) == list(space.dims)
+    for name, row in sample.items():
+        assert all(low <= dim <= high for low, dim, high in zip(smallest[name], row, largest[name], strict=True))
+
+
+def test_the_corners_have_the_extreme_depths_and_dims():
+    space = SearchSpace(3, {"lora": [2, 5], "vpt": [1, 7]}, {"lora": [1, 2], "vpt": [0, 3]})
+    assert space.smallest() == Architecture(lora=[2, 0, 0], vpt=[0, 0, 0])
+    assert space.largest() == Architecture(lora=[5, 5, 0], vpt=[7, 7, 7])
+
+
+def test_a_sample_draws_a_depth_and_then_a_dim_for_each_carrying_block():
+    space = SearchSpace(3, {"vpt": [1, 9], "lora": [2, 5]}, {"vpt": [1, 3], "lora": [0, 2]})
+    rng = Script(2, 5, 2, 3, 9, 1, 9)  # lora: depth, 2 dims; vpt: depth, 3 dims
+    assert space.sample(rng) == Architecture(lora=[5, 2, 0], vpt=[9, 1, 9])
+    assert rng.draws == []
+
+
+def test_equal_spaces_give_equal_samples_whatever_the_order_of_rows():
+    a = SearchSpace(6, {"lora": [1, 5], "vpt": [1, 5]})
+    b = SearchSpace(6, {"vpt": [1, 5], "lora": [1, 5]})
+    assert [a.sample(random.Random(seed)) for seed in range(20)] == [
+        b.sample(random.Random(seed)) for seed in range(20)
+    ]
+
+
+def test_sampling_is_uniform_over_depths_and_then_over_dims():
+    space = SearchSpace(2, {"lora": [1, 5], "vpt": [3]}, {"lora": [1, 2], "vpt": [0, 1, 2]})
+    rng, draws = random.Random(0), 6_000
+    seen = Counter(space.sample(rng) for _ in range(draws))
+    expected = {a: draws / 2 / 2 ** a.depth("lora") / 3 for a in space}
+    chi2 = sum((seen[a] - count) ** 2 / count for a, count in expected.items())
+    # 18 cells: 17 degrees of freedom, 99.9th percentile 40.8. Uniform over architectures would give about 670.
+    assert len(seen) == space.size() == 18 and chi2 < 40.8
+
+
+def test_plain_data_needs_neither_torch_nor_numpy():
+    code = (
+        "import sys, types; package = types.ModuleType('peft_noah'); package.__path__ = ['peft_noah'];"
+        "sys.modules['peft_noah'] = package; import peft_noah.architecture, peft_noah.search;"
+        "print(sorted({'torch', 'numpy', 'peft', 'transformers'} & set(sys.modules)))"
+    )
+    root = importlib.import_module("peft_noah").__path__[0] + "/.."
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_docstrings_examples_run():
+    result = doctest.testmod(sys.modules["peft_noah.architecture"])
+    assert result.attempted > 0 and result.failed == 0
