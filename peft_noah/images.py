@@ -1,0 +1,308 @@
+"""Labelled images in memory: decoded, turned to RGB and resized once, then fetched batch by batch."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from peft_noah.preprocessing import MAX_PIXELS, Preprocessing
+
+# Pillow also opens formats that start other programs (EPS runs Ghostscript); a photo collection needs none of them.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+
+def decode_image(encoded: bytes) -> PIL.Image.Image:
+    """One RGB image from the bytes of its file, decoded as `datasets` does (EXIF orientation applied).
+
+    Grey images get three equal channels, palettes their colours; 16-bit grey keeps its high byte; an alpha channel is
+    dropped, which is what `convert("RGB")` and so transformers and torchvision do. Of an animation, the first frame.
+
+    Args:
+        encoded: the content of an image file.
+
+    Raises:
+        ValueError: not an image of a known format, cut short, over `MAX_PIXELS`, or with float pixels.
+    """
+    _check_header(encoded)
+    try:
+        image = datasets.Image().decode_example({"bytes": encoded, "path": None})
+        return _to_rgb(image)
+    except ValueError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever their parsers do: SyntaxError, struct.error, OSError
+        raise ValueError(f"it cannot be decoded ({error})") from error
+
+
+def _check_header(encoded: bytes) -> tuple[int, int]:
+    """Width and height, after refusing what is no image or too large, before any pixel is decoded."""
+    PIL.Image.init()
+    known = [name for name in _FORMATS if name in PIL.Image.OPEN]
+    try:
+        with PIL.Image.open(BytesIO(encoded), formats=known) as header:
+            width, height = header.size
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError(f"it is too large, a possible decompression bomb ({error})") from error
+    except Exception as error:  # as in decode_image
+        reason = "" if isinstance(error, PIL.UnidentifiedImageError) else f" ({error})"
+        raise ValueError(f"it is no readable image{reason}; allowed are {', '.join(known)}") from error
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels, more than the {MAX_PIXELS:,} allowed")
+    return width, height
+
+
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode == "F":
+        raise ValueError(
+            "it has floating-point pixels, which have no agreed range and may be NaN; save it with 8 or 16 bits"
+        )
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit grey at 255; its high byte is what other readers show.
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(
+                f"it has integer pixels from {values.min()} to {values.max()}, allowed are 0 to 65535; save it "
+                "with 8 or 16 bits"
+            )
+        image = PIL.Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns about the transparency it drops
+    return image.convert("RGB")
+
+
+class ImageSplit(Dataset):
+    """Labelled images, resized once and kept as bytes: what a data loader fetches whole batches from.
+
+    Images are uint8, not normalised: a `Normalizer` does that on the device, batch by batch. `a + b` holds the images
+    of both without copying them (train + validation, for retraining).
+
+    Args:
+        images: uint8 tensor of shape (N, 3, H, W).
+        labels: int64 tensor of shape (N,), class indices.
+
+    Raises:
+        ValueError: shapes or types are others, or the two lengths differ.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"images of type {images.dtype} and shape {tuple(images.shape)} are not allowed: expected uint8 of "
+                "shape (N, 3, H, W). Decode them with ImageSplit.decode."
+            )
+        self._assemble([_InMemory(images)], labels)
+
+    def _assemble(self, parts: Sequence[_InMemory | _Encoded], labels: Tensor) -> None:
+        sizes = [len(part) for part in parts]
+        if labels.dtype != torch.int64 or labels.shape != (sum(sizes),):
+            raise ValueError(
+                f"labels of type {labels.dtype} and shape {tuple(labels.shape)} do not fit {sum(sizes)} images: "
+                "expected int64, one per image."
+            )
+        self.labels = labels
+        self._parts = tuple(parts)
+        self._starts = [sum(sizes[:index]) for index in range(len(sizes))]
+
+    @classmethod
+    def decode(
+        cls,
+        images: Sequence[Mapping[str, Any] | None],
+        labels: Sequence[int],
+        preprocessing: Preprocessing,
+        *,
+        name: str = "images",
+        cache_gb: float = 4.0,
+    ) -> ImageSplit:
+        """Decode and resize images once; where they would not fit in the cache, whenever they are fetched.
+
+        Both ways give the same values. An image decoded later still has its header checked now.
+
+        Args:
+            images: undecoded images as `datasets` holds them, `{"bytes": ..., "path": ...}`; where bytes is None the
+                file at path is read.
+            labels: class index per image.
+            preprocessing: the run's resize and crop.
+            name: the split's name, for error messages.
+            cache_gb: most memory the decoded images may take, in gigabytes (10^9 bytes).
+
+        Raises:
+            ValueError: an image is missing, corrupt, of an unknown format or too large; split and index are named.
+        """
+        encoded = _Encoded(images, preprocessing, name)
+        fits = preprocessing.gigabytes(len(images)) <= cache_gb
+        split = cls.__new__(cls)
+        split._assemble([encoded.read_all() if fits else encoded.check_all()], torch.tensor(labels, dtype=torch.int64))
+        return split
+
+    @classmethod
+    def concat(cls, splits: Iterable[ImageSplit]) -> ImageSplit:
+        """One split with the images of several, in order; image memory is shared, not copied."""
+        splits = list(splits)
+        joined = cls.__new__(cls)
+        joined._assemble(
+            [part for split in splits for part in split._parts], torch.cat([split.labels for split in splits])
+        )
+        return joined
+
+    def __add__(self, other: ImageSplit) -> ImageSplit:
+        return ImageSplit.concat([self, other])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One image, uint8 of shape (3, H, W), as `pixel_values`, and its label, int64 scalar, as `labels`."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside a split of {len(self)} images")
+        batch = self.__getitems__([index % len(self)])
+        return {key: value[0] for key, value in batch.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """A whole batch at once, which torch's data loader asks for where a dataset offers it.
+
+        Args:
+            indices: B indices from 0 to N - 1.
+
+        Returns:
+            `pixel_values`, uint8 of shape (B, 3, H, W), and `labels`, int64 of shape (B,).
+        """
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        if len(self._parts) == 1:
+            return {"pixel_values": self._parts[0].take(rows), "labels": self.labels[rows]}
+        owners = torch.tensor([bisect.bisect_right(self._starts, row) - 1 for row in rows.tolist()])
+        pixel_values = torch.empty((len(rows), *self.image_shape), dtype=torch.uint8)
+        for owner in owners.unique().tolist():
+            mine = owners == owner
+            pixel_values[mine] = self._parts[owner].take(rows[mine] - self._starts[owner])
+        return {"pixel_values": pixel_values, "labels": self.labels[rows]}
+
+    @staticmethod
+    def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The `collate_fn` for a data loader: batches come ready from `__getitems__`."""
+        return batch
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (3, H, W) of every image, in channels and pixels."""
+        return self._parts[0].image_shape
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether every image is decoded and kept, rather than decoded whenever it is fetched."""
+        return all(isinstance(part, _InMemory) for part in self._parts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, over labels and undecoded images: the same at every image size."""
+        digest = hashlib.sha256(self.labels.contiguous().numpy().tobytes())
+        for part in self._parts:
+            digest.update(part.digest)
+        return digest.hexdigest()
+
+
+class _InMemory:
+    """Decoded images, with the digest of what they were decoded from (of the pixels, if that is unknown)."""
+
+    def __init__(self, images: Tensor, digest: bytes | None = None) -> None:
+        self.images = images
+        self._digest = digest
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return tuple(self.images.shape[1:])
+
+    @property
+    def digest(self) -> bytes:
+        if self._digest is None:
+            self._digest = hashlib.sha256(self.images.contiguous().numpy()).digest()
+        return self._digest
+
+    def take(self, rows: Tensor) -> Tensor:
+        return self.images[rows]
+
+
+class _Encoded:
+    """Undecoded images, with all that is needed to decode any of them and to say which one is broken."""
+
+    def __init__(self, images: Sequence[Mapping[str, Any] | None], preprocessing: Preprocessing, name: str) -> None:
+        self.images = images
+        self.preprocessing = preprocessing
+        self.name = name
+        self.digest = b""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (3, *self.preprocessing.size)
+
+    def take(self, rows: Tensor) -> Tensor:
+        return torch.stack([self._decode(row, self._read(row)) for row in rows.tolist()])
+
+    def read_all(self) -> _InMemory:
+        images = torch.empty((len(self), *self.image_shape), dtype=torch.uint8)
+        digest = hashlib.sha256()
+        for row in range(len(self)):
+            encoded = self._read(row)
+            digest.update(hashlib.sha256(encoded).digest())
+            images[row] = self._decode(row, encoded)
+        return _InMemory(images, digest.digest())
+
+    def check_all(self) -> _Encoded:
+        digest = hashlib.sha256()
+        for row in range(len(self)):
+            encoded = self._read(row)
+            digest.update(hashlib.sha256(encoded).digest())
+            self._located(row, self._check, encoded)
+        self.digest = digest.digest()
+        return self
+
+    def _decode(self, row: int, encoded: bytes) -> Tensor:
+        return self._located(row, lambda: self.preprocessing.apply(decode_image(encoded)))
+
+    def _check(self, encoded: bytes) -> None:
+        self.preprocessing.check_size(*_check_header(encoded))
+
+    def _read(self, row: int) -> bytes:
+        return self._located(row, _read_bytes, self.images[row])
+
+    def _located(self, row: int, function: Any, *arguments: Any) -> Any:
+        """Call a function whose ValueError says what is wrong with an image, and add which image it is."""
+        try:
+            return function(*arguments)
+        except ValueError as error:
+            path = (self.images[row] or {}).get("path")
+            # Images chosen out of a split keep the number they have in the file.
+            index = self.images.indices[row] if isinstance(self.images, Subset) else row
+            where = f"image {index} of split {self.name!r}" + (f" ({path})" if path else "")
+            raise ValueError(f"{where} cannot be used: {error}. Repair or remove it.") from error
+
+
+def _read_bytes(image: Mapping[str, Any] | None) -> bytes:
+    if image is None or (image["bytes"] is None and image["path"] is None):
+        raise ValueError("it is missing (null)")
+    if image["bytes"] is not None:
+        return image["bytes"]
+    # isfile keeps a path in a downloaded table from opening a device or a pipe, or reaching for the network.
+    if not os.path.isfile(image["path"]):
+        raise ValueError("there is no such file")
+    try:
+        return Path(image["path"]).read_bytes()
+    except OSError as error:
+        raise ValueError(f"its file cannot be read ({error})") from error

@@ -1,0 +1,284 @@
+"""What happens to an image before the backbone sees it: one size and one normalisation for all stages of a run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, AutoImageProcessor
+
+logger = logging.getLogger(__name__)
+
+MAX_SIDE = 4096
+"""Longest side, in pixels, an image may be resized to: a config that asks for more is refused before it allocates."""
+
+MAX_PIXELS = 178_956_970
+"""Most pixels of one image, no unit: where Pillow itself refuses an image as a decompression bomb."""
+
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images become the backbone's input: resize, crop, then `(x / 255 - mean) / std` per channel.
+
+    Resizing and cropping are done by the backbone's own image processor (transformers, Pillow backend), so the pixels
+    are the library's. The numbers are kept beside it as plain data, to be recorded with every result.
+
+    Attributes:
+        size: height and width of what the backbone gets, in pixels.
+        mean: per-channel mean (R, G, B), no unit, in the [0, 1] scale.
+        std: per-channel standard deviation (R, G, B), no unit, in the [0, 1] scale.
+        resample: Pillow's name of the interpolation, such as `"bilinear"`.
+        resize: the processor's target of resizing in pixels (`height` and `width`, or `shortest_edge`); empty where it
+            does not resize.
+        crop: height and width of the centre crop after resizing, in pixels; None where there is none.
+        source: where these numbers come from, in words.
+        processor: the transformers image processor that does the work; `save_pretrained` writes it beside an adapter.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resample: str
+    resize: dict[str, int] = field(hash=False)
+    crop: tuple[int, int] | None
+    source: str
+    processor: Any = field(repr=False, compare=False)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | os.PathLike[str],
+        image_size: int | tuple[int, int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Preprocessing:
+        """The preprocessing a pretrained backbone expects, read from its preprocessor_config.json.
+
+        A local folder without that file gets the defaults of ViTImageProcessor (bilinear, mean and std 0.5) at the
+        `image_size` of its config.json; a warning is logged, and `source` says so.
+
+        Args:
+            backbone: a local folder or a Hub id.
+            image_size: side, or height and width, in pixels, instead of the processor's own. A processor that resizes
+                the shortest edge and then crops keeps the ratio of the two.
+            mean: per-channel mean instead of the processor's, three numbers in the [0, 1] scale.
+            std: per-channel standard deviation instead of the processor's, three positive numbers.
+
+        Raises:
+            ValueError: the processor cannot be read, has no fixed output size or rescales by something other than
+                1/255; or a size, mean or std is out of range.
+        """
+        size = None if image_size is None else _checked_size(image_size)
+        processor, source = _load_processor(backbone, size)
+        settings = _fixed_size(processor.to_dict(), size, backbone)
+        for name, value in (("mean", mean), ("std", std)):
+            if value is not None:
+                settings.update({f"image_{name}": _checked_channels(name, value), "do_normalize": True})
+        asked = [name for name, value in (("image_size", size), ("mean", mean), ("std", std)) if value is not None]
+        source += f"; {', '.join(asked)} as given by the user" if asked else ""
+        return cls._from_processor(type(processor).from_dict(settings), source, backbone)
+
+    @classmethod
+    def _from_processor(cls, processor: Any, source: str, backbone: object) -> Preprocessing:
+        settings = processor.to_dict()
+        if not settings.get("do_rescale", True) or not math.isclose(settings.get("rescale_factor", 1 / 255), 1 / 255):
+            raise ValueError(
+                f"the image processor of {backbone} does not rescale pixels by 1/255 (do_rescale "
+                f"{settings.get('do_rescale')}, rescale_factor {settings.get('rescale_factor')}): this is not "
+                "supported. Use a backbone whose processor maps 0..255 to 0..1."
+            )
+        normalizes = settings.get("do_normalize", True)
+        resize = {k: int(v) for k, v in settings["size"].items() if v} if settings.get("do_resize", True) else {}
+        crop = _pair(settings["crop_size"]) if settings.get("do_center_crop") else None
+        _checked_size((max(resize.values()),) * 2 if resize else crop)
+        return cls(
+            size=_checked_size(crop or _pair(resize)),
+            mean=_checked_channels("mean", settings["image_mean"] if normalizes else 0.0),
+            std=_checked_channels("std", settings["image_std"] if normalizes else 1.0),
+            resample=PIL.Image.Resampling(settings.get("resample", PIL.Image.Resampling.BILINEAR)).name.lower(),
+            resize=resize,
+            crop=crop,
+            source=source,
+            processor=processor,
+        )
+
+    def gigabytes(self, num_images: int) -> float:
+        """Memory that `num_images` decoded images take, in gigabytes (10^9 bytes)."""
+        return num_images * 3 * self.size[0] * self.size[1] / 1e9
+
+    def check_size(self, width: int, height: int) -> None:
+        """Refuse an image of `width` x `height` pixels that is so thin that resizing its shortest edge blows it up.
+
+        Raises:
+            ValueError: resized, it would have more than `MAX_PIXELS` pixels.
+        """
+        edge = self.resize.get("shortest_edge", 0)
+        pixels = edge * edge * max(width, height) // min(width, height)
+        if pixels > MAX_PIXELS:
+            raise ValueError(
+                f"it is {width} x {height} pixels: with its shortest edge at {edge} it would have {pixels:,} pixels, "
+                f"more than the {MAX_PIXELS:,} allowed"
+            )
+
+    def apply(self, image: PIL.Image.Image) -> Tensor:
+        """Resize and crop one RGB image, without normalising it.
+
+        Args:
+            image: a Pillow image of mode RGB.
+
+        Returns:
+            uint8 tensor of shape (3, H, W).
+
+        Raises:
+            ValueError: the image is too thin, or the processor did not return uint8 at `size`.
+        """
+        self.check_size(*image.size)
+        pixels = self.processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
+        pixels = torch.as_tensor(np.asarray(pixels))
+        if pixels.dtype != torch.uint8 or tuple(pixels.shape) != (3, *self.size):
+            raise ValueError(
+                f"{type(self.processor).__name__} gave {pixels.dtype} pixels of shape {tuple(pixels.shape)} where "
+                f"uint8 of shape {(3, *self.size)} was expected. Pass image_size, or use another backbone."
+            )
+        return pixels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a results file: every field but the processor."""
+        return {
+            "size": list(self.size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "resample": self.resample,
+            "resize": dict(self.resize),
+            "crop": None if self.crop is None else list(self.crop),
+            "source": self.source,
+        }
+
+
+class Normalizer:
+    """Turn a batch of bytes into the backbone's input, `(x / 255 - mean) / std`, on whatever device the batch is.
+
+    Args:
+        preprocessing: the run's one choice of mean and std.
+    """
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(3, 1, 1)
+        self.std = torch.tensor(preprocessing.std, dtype=torch.float32).view(3, 1, 1)
+
+    def __call__(self, pixel_values: Tensor) -> Tensor:
+        """Normalise a batch.
+
+        Args:
+            pixel_values: uint8 tensor of shape (B, 3, H, W) or (3, H, W).
+
+        Returns:
+            float32 tensor of the same shape, on the same device.
+
+        Raises:
+            ValueError: the batch is not uint8, so it was scaled before.
+        """
+        if pixel_values.dtype != torch.uint8:
+            raise ValueError(
+                f"a batch of {pixel_values.dtype} cannot be normalised: expected uint8 pixels from 0 to 255, as "
+                "ImageSplit gives them. Do not scale or normalise images before."
+            )
+        # Copied to a device once, not with every batch.
+        if self.mean.device != pixel_values.device:
+            self.mean, self.std = self.mean.to(pixel_values.device), self.std.to(pixel_values.device)
+        return (pixel_values.to(torch.float32) / 255 - self.mean) / self.std
+
+
+def _load_processor(backbone: str | os.PathLike[str], size: tuple[int, int] | None) -> tuple[Any, str]:
+    """The backbone's image processor, or ViT's defaults where a local folder has none, and a sentence on which."""
+    folder = Path(backbone)
+    if not folder.is_dir() or any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        # transformers 5.0 chose Pillow by use_fast=False; later that warns, and backend="pil" is the way.
+        pillow = {"backend": "pil"} if hasattr(transformers, "ViTImageProcessorPil") else {"use_fast": False}
+        try:
+            processor = AutoImageProcessor.from_pretrained(str(backbone), trust_remote_code=False, **pillow)
+        except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"cannot read the image processor of {backbone}: {_first_line(error)}. Give a local folder with "
+                "config.json and preprocessor_config.json, or a Hub id that is reachable or in the cache."
+            ) from error
+        return processor, f"preprocessor_config.json of {backbone}"
+    config = _load_config(folder)
+    size = size or _checked_size(getattr(config, "image_size", None))
+    default = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
+    source = f"defaults for {config.model_type}: no preprocessor_config.json in {backbone}"
+    logger.warning("%s; unless given, mean and std are 0.5, which is wrong for a backbone trained on others", source)
+    return default(size={"height": size[0], "width": size[1]}), source
+
+
+def _load_config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"cannot read config.json in {folder}: {_first_line(error)}. Give a folder written by save_pretrained."
+        ) from error
+
+
+def _fixed_size(settings: dict[str, Any], size: tuple[int, int] | None, backbone: object) -> dict[str, Any]:
+    """Processor settings that give every image one size: `size` where it is asked for, else the processor's own."""
+    settings = dict(settings)
+    resize = {k: v for k, v in settings.get("size", {}).items() if v} if settings.get("do_resize", True) else {}
+    crops = bool(settings.get("do_center_crop"))
+    if size is None:
+        if not crops and set(resize) != {"height", "width"}:
+            raise ValueError(
+                f"the image processor of {backbone} gives images of varying size (resize {resize}, no crop), but a "
+                "batch needs one size. Pass image_size."
+            )
+        return settings
+    height, width = size
+    if crops and resize:
+        old = _pair(settings["crop_size"])
+        # Keep how much of the image is cropped away: 256 -> 224 becomes 112 -> 98 at 98 pixels.
+        ratios = {"height": height / old[0], "width": width / old[1]}
+        scale = max(ratios.values())
+        resize = {side: round(pixels * ratios.get(side, scale)) for side, pixels in resize.items()}
+        settings.update(size=resize, crop_size={"height": height, "width": width})
+    else:
+        settings.update(do_resize=True, do_center_crop=False, size={"height": height, "width": width})
+    return settings
+
+
+def _pair(size: Any) -> tuple[Any, Any]:
+    return (size.get("height"), size.get("width"))
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else tuple(size or ())
+    if len(pair) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in pair):
+        raise ValueError(
+            f"image size {size!r} is not allowed: expected one side, or height and width, from 1 to {MAX_SIDE} "
+            "pixels. Pass image_size."
+        )
+    return pair
+
+
+def _checked_channels(name: str, values: Any) -> tuple[float, float, float]:
+    numbers = (values,) * 3 if isinstance(values, (int, float)) else tuple(values or ())
+    finite = len(numbers) == 3 and all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
+    if not finite or (name == "std" and min(numbers) <= 0):
+        limit = "three positive numbers" if name == "std" else "three finite numbers"
+        raise ValueError(f"{name} {values!r} is not allowed: expected {limit}, one per colour channel (R, G, B).")
+    return tuple(map(float, numbers))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")

@@ -1,0 +1,75 @@
+"""Small image datasets that tests write themselves."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from datasets import ClassLabel, Features, Image
+from transformers import ViTConfig
+
+from peft_noah.data import ImageSplit, load_splits
+
+SIDE = 16
+NAMES = ["cat", "dog", "owl"]
+
+
+def write_backbone(folder: Path, processor: dict | None = None) -> Path:
+    ViTConfig(image_size=SIDE, patch_size=8).save_pretrained(folder)
+    if processor is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def pixels(seed: int, height: int = 20, width: int = 24, channels: tuple[int, ...] = (3,)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, *channels), dtype=np.uint8)
+
+
+def encode(image: np.ndarray | PIL.Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image = image if isinstance(image, PIL.Image.Image) else PIL.Image.fromarray(image)
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def rows(count: int, first_seed: int = 0) -> list[dict]:
+    return [{"bytes": encode(pixels(first_seed + index)), "path": None} for index in range(count)]
+
+
+def write_split(folder: Path, file: str, images: list, labels: list, label_feature=None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    label_feature = label_feature or ClassLabel(names=NAMES)
+    features = Features({"image": Image(), "label": label_feature})
+    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(folder / file)
+
+
+def write_task(folder: Path, splits=("train", "validation", "test"), label_feature=None, labels=(0, 1, 2)) -> Path:
+    for position, split in enumerate(splits):
+        write_split(folder, f"{split}.parquet", rows(6, 10 * position), list(labels) * 2, label_feature)
+    return folder
+
+
+def write_image_folder(folder: Path, validation: str = "val", classes: tuple[str, ...] = ("owl", "ant")) -> Path:
+    for position, split in enumerate(("train", validation, "test")):
+        for offset, name in enumerate(classes):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(2):
+                image = PIL.Image.fromarray(pixels(100 * position + 10 * offset + index))
+                image.save(folder / split / name / f"{index}.png")
+    return folder
+
+
+def whole(split: ImageSplit) -> torch.Tensor:
+    return split.__getitems__(list(range(len(split))))["pixel_values"]
+
+
+def refused(source, preprocessing, message: str, **options) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_splits(source, preprocessing, **options)
+    assert type(caught.value) is ValueError
