@@ -1,0 +1,109 @@
+"""What people see of a run: figures, and model cards in the adapter folders; all drawn from the files of the run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from peft_noah.architecture import Architecture
+from peft_noah.card import CardData, model_card
+from peft_noah.jsonfile import read_json, write_atomically
+from peft_noah.plotting import plot_architecture, plot_search
+from peft_noah.report import RESULTS_JSON, MethodResult, RunReport
+from peft_noah.search_result import SearchResult
+
+SEARCH, FIGURES, ADAPTER, INHERITED = "search.json", "figures", "adapter", "adapter-inherited"
+_METHODS = {ADAPTER: "noah retrained", INHERITED: "noah inherited"}
+
+
+def stored_architecture(adapter: Path) -> Architecture:
+    """The architecture that an adapter folder's config states.
+
+    Raises:
+        ValueError: if the config states none.
+    """
+    config = read_json(adapter / "adapter_config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), dict):
+        raise ValueError(f"{adapter / 'adapter_config.json'} states no architecture: it is no NOAH adapter.")
+    return Architecture(config["architecture"])
+
+
+def _results(folder: Path) -> dict[str, MethodResult]:
+    path = folder / RESULTS_JSON
+    return {result.method: result for result in RunReport.load(path).results} if path.exists() else {}
+
+
+def draw_figures(folder: str | os.PathLike[str]) -> list[Path]:
+    """Draw the figures of a run folder: the architecture found, and the search.
+
+    Raises:
+        ValueError: if the folder has neither a search nor an adapter.
+    """
+    folder = Path(folder)
+    drawn = []
+    if (folder / SEARCH).exists():
+        (folder / FIGURES).mkdir(exist_ok=True)
+        plot_search(SearchResult.load(folder / SEARCH), folder / FIGURES / "search.png")
+        drawn.append(folder / FIGURES / "search.png")
+    for name in (ADAPTER, INHERITED):
+        if (folder / name).exists():
+            (folder / FIGURES).mkdir(exist_ok=True)
+            result = _results(folder).get(_METHODS[name])
+            plot_architecture(
+                stored_architecture(folder / name),
+                folder / FIGURES / "architecture.png",
+                parameters=None if result is None else result.parameters,
+            )
+            drawn.append(folder / FIGURES / "architecture.png")
+            break
+    if not drawn:
+        raise ValueError(
+            f"{os.fspath(folder)!r} has nothing to draw: neither {SEARCH} nor an adapter. Run 'search' first."
+        )
+    return drawn
+
+
+def write_cards(folder: str | os.PathLike[str]) -> None:
+    """Write README.md and the picture of the architecture into each adapter folder of a run."""
+    folder = Path(folder)
+    report = RunReport.load(folder / RESULTS_JSON)
+    for name, method in _METHODS.items():
+        if (folder / name).exists() and method in _results(folder):
+            architecture = stored_architecture(folder / name)
+            plot_architecture(architecture, folder / name / "architecture.png")
+            text = model_card(_card_data(folder, report, _results(folder)[method], architecture))
+            write_atomically(folder / name / "README.md", text)
+
+
+def _card_data(folder: Path, report: RunReport, result: MethodResult, architecture: Architecture) -> CardData:
+    retrained = result.method == "noah retrained"
+    sizes, settings = report.task["sizes"], report.settings
+    accuracy = {"test": (result.test, result.n_test)}
+    if result.validation is not None:
+        accuracy = {"validation": (result.validation, result.n_validation), **accuracy}
+    training = {
+        "weights": "retrained from scratch" if retrained else "inherited from the supernet",
+        "training images": sizes["train"] + (sizes["validation"] if retrained else 0),
+        "epochs": report.settings["epochs"] if retrained else report.settings["supernet_epochs"],
+        "seed": result.seed,
+    }
+    search = {}
+    if (folder / SEARCH).exists():
+        found = SearchResult.load(folder / SEARCH)
+        search = {"budget": found.budget, "candidates scored": len(found.candidates), "variant": settings["variant"]}
+    return CardData(
+        base_model=report.backbone["model"],
+        architecture=architecture,
+        parameters=result.parameters,
+        head_parameters=result.head_parameters,
+        labels=report.task["label_names"],
+        preprocessing=report.preprocessing,
+        recipe=settings["recipe"],
+        task=report.task["source"],
+        accuracy=accuracy,
+        training=training,
+        search=search,
+        versions=report.versions,
+        figure="architecture.png",
+        interpolate_pos_encoding=report.backbone["interpolated"],
+    )

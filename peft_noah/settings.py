@@ -1,0 +1,129 @@
+"""What a run is asked to do, and the file that keeps it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, fields, replace
+
+from peft_noah.config import RECIPES, SPACES
+from peft_noah.data import bundled_backbone
+from peft_noah.jsonfile import dump_json, read_json, write_atomically
+from peft_noah.methods import BASELINES
+from peft_noah.search import SearchSettings
+from peft_noah.training import TrainingSettings
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run is asked to do; saved as settings.json.
+
+    Args:
+        model: folder or Hub id of a ViT; None: the bundled one.
+        dataset: folder of parquet files or images, or a Hub id; None: the bundled task.
+        recipe: ``"paper"`` or ``"released"``.
+        search_space: ``"vtab"`` or ``"few_shot"``.
+        budget: most prompt parameters; None: the paper's 0.64 M, scaled to the backbone's width and depth.
+        epochs: of subnet and baselines.
+        supernet_epochs: None: 5 x ``epochs``, the paper's proportion.
+        variant: of the search: ``"default"``, ``"paper"``, ``"released"``.
+        population_size, generations: of the search; None: the variant's.
+        baselines: methods to compare with.
+        seed: of everything random.
+        image_size: side in pixels; None: the backbone's own.
+        image_mean, image_std: None: from the backbone's image processor.
+        image_column, label_column: None: found by their types.
+        mixed_precision: Accelerate's ``"no"``, ``"fp16"`` or ``"bf16"``.
+
+    Raises:
+        ValueError: on a value that is not allowed.
+    """
+
+    model: str | None = None
+    dataset: str | None = None
+    recipe: str = "paper"
+    search_space: str = "vtab"
+    budget: int | None = None
+    epochs: int = 100
+    supernet_epochs: int | None = None
+    variant: str = "default"
+    population_size: int | None = None
+    generations: int | None = None
+    baselines: tuple[str, ...] = ("linear", "lora", "adapter", "vpt")
+    seed: int = 0
+    image_size: int | None = None
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    mixed_precision: str = "no"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("recipe", RECIPES),
+            ("search_space", SPACES),
+            ("mixed_precision", ("no", "fp16", "bf16")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        _check_model(self.model)
+        self.search()
+        self.training("supernet"), self.training("subnet")
+        for name in ("baselines", "image_mean", "image_std"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if value is None else tuple(value))
+        for method in self.baselines:
+            if method not in BASELINES:
+                raise ValueError(f"baseline {method!r} is not known (known: {', '.join(BASELINES)}).")
+        if self.budget is not None and self.budget < 1:
+            raise ValueError(f"budget must be a positive number of parameters, got {self.budget}.")
+
+    def training(self, stage: str) -> TrainingSettings:
+        """The training settings of ``"supernet"`` or ``"subnet"``."""
+        supernet_epochs = 5 * self.epochs if self.supernet_epochs is None else self.supernet_epochs
+        epochs = supernet_epochs if stage == "supernet" else self.epochs
+        return TrainingSettings.named(self.recipe, stage, self.protocol, epochs=epochs, seed=self.seed)
+
+    def search(self) -> SearchSettings:
+        """The settings of the search; children keep their shares of a population of another size."""
+        named = SearchSettings.named(self.variant)
+        size = self.population_size or named.population_size
+        return replace(
+            named,
+            population_size=size,
+            generations=self.generations or named.generations,
+            num_crossover=named.num_crossover * size // named.population_size,
+            num_mutation=named.num_mutation * size // named.population_size,
+        )
+
+    @property
+    def protocol(self) -> str:
+        """Which of the paper's learning rates apply."""
+        return "few_shot" if self.search_space == "few_shot" else "vtab"
+
+    @property
+    def backbone(self) -> str:
+        """Folder or Hub id of the backbone."""
+        return str(bundled_backbone()) if self.model is None else self.model
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the settings to a JSON file, all of it or nothing."""
+        write_atomically(path, dump_json(asdict(self)))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> RunSettings:
+        """Read settings back.
+
+        Raises:
+            ValueError: if the file does not describe a run.
+        """
+        data = read_json(path)
+        known = {f.name for f in fields(cls)}
+        if not isinstance(data, dict) or set(data) - known:
+            raise ValueError(f"{path} does not describe a run: expected an object with {', '.join(sorted(known))}.")
+        return cls(**data)
+
+
+def _check_model(model: str | None) -> None:
+    """A path must exist; 'owner/name' may be a Hub id, and is left to the Hub's client."""
+    if model is not None and not os.path.isdir(model) and (os.path.isabs(model) or model.startswith((".", "~"))):
+        raise ValueError(f"model folder {model!r} does not exist. Give a folder with config.json, or a Hub id.")

@@ -1,0 +1,276 @@
+"""The run folder and the command line, on a tiny ViT and a tiny dataset written by the test."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, make_model
+from datasets import ClassLabel, Dataset, Features, Image
+from peft import PeftModel
+from transformers import AutoModelForImageClassification, SwinConfig, SwinForImageClassification
+from typer.testing import CliRunner
+
+from peft_noah import Architecture, BudgetError
+from peft_noah.cli import app
+from peft_noah.report import RunReport
+from peft_noah.run import Run
+from peft_noah.search import SearchResult
+from peft_noah.settings import RunSettings
+
+SMALL = ["--epochs", "1", "--supernet-epochs", "1", "--population-size", "4", "--generations", "2"]
+STAGES = ("settings.json", "supernet", "search.json", "adapter-inherited", "adapter", "results.json", "results.md")
+
+
+def rows(number, classes=3, seed=0):
+    random = np.random.default_rng(seed)
+    labels = [i % classes for i in range(number)]
+    images = [(random.integers(0, 60, (16, 16, 3)) + 80 * label).astype(np.uint8) for label in labels]
+    return {"image": images, "label": labels}
+
+
+def write_task(folder, classes=3, **splits):
+    features = Features({"image": Image(), "label": ClassLabel(names=[f"class {c}" for c in range(classes)])})
+    folder.mkdir()
+    for seed, (name, number) in enumerate({"train": 12, "validation": 6, "test": 9, **splits}.items()):
+        if number:
+            Dataset.from_dict(rows(number, classes, seed), features).to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    return write_task(tmp_path_factory.mktemp("data") / "task")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "vit"
+    make_model().save_pretrained(folder)
+    return folder
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(task, backbone, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    result = invoke("run", "--model", backbone, "--dataset", task, *SMALL, "--output", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_a_run_leaves_all_its_files(finished):
+    assert [name for name in STAGES if not (finished / name).exists()] == []
+    assert {path.name for path in (finished / "figures").iterdir()} == {"architecture.png", "search.png"}
+    assert not list(finished.rglob("*.partial")) and not list(finished.rglob("*.bin"))
+
+
+def test_the_table_has_one_row_per_method(finished):
+    report = RunReport.load(finished / "results.json")
+    methods = ["linear", "lora", "adapter", "vpt", "noah inherited", "noah retrained"]
+    assert [result.method for result in report.results] == methods
+    by_name = {result.method: result for result in report.results}
+    assert by_name["linear"].parameters == 0 and by_name["linear"].head_parameters == 24 * 3 + 3
+    assert by_name["lora"].parameters == 4 * 4 * 24 * 8
+    assert all(result.n_test == 9 and result.n_validation == 6 for result in report.results)
+    assert "noah retrained" in (finished / "results.md").read_text()
+
+
+def test_the_adapter_is_the_best_architecture_within_the_budget(finished):
+    result = SearchResult.load(finished / "search.json")
+    config = json.loads((finished / "adapter" / "adapter_config.json").read_text())
+    assert Architecture(config["architecture"]) == result.best.architecture
+    assert all(candidate.parameters <= result.budget for candidate in result.candidates)
+    assert len(result.candidates) == 8
+
+
+def test_the_saved_adapter_loads_as_its_card_says(finished, backbone):
+    card = (finished / "adapter" / "README.md").read_text()
+    assert card.index("import peft_noah") < card.index("## Architecture")
+    model = AutoModelForImageClassification.from_pretrained(backbone, num_labels=3, ignore_mismatched_sizes=True)
+    loaded = PeftModel.from_pretrained(model, finished / "adapter")
+    assert loaded(pixel_values=torch.zeros(1, 3, 16, 16)).logits.shape == (1, 3)
+
+
+def test_evaluate_repeats_the_tables_accuracy(finished, task, backbone):
+    result = invoke("evaluate", finished / "adapter", "--model", backbone, "--dataset", task)
+    assert result.exit_code == 0, result.output
+    shown = float(re.match(r"([\d.]+) %", result.output)[1])
+    expected = RunReport.load(finished / "results.json").results[-1].test
+    assert shown == pytest.approx(100 * expected, abs=0.005)
+
+
+def test_a_finished_run_is_not_trained_again(finished, task, backbone):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    result = invoke("run", "--model", backbone, "--dataset", task, *SMALL, "--output", finished)
+    assert result.exit_code == 0, result.output
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_stages_one_by_one_give_the_same_adapter(finished, task, backbone, tmp_path):
+    folder = tmp_path / "run"
+    for arguments in (
+        ("supernet", "--model", backbone, "--dataset", task, *SMALL, "--output", folder),
+        ("search", folder),
+        ("subnet", folder),
+        ("baseline", folder, "--method", "linear"),
+        ("plot", folder),
+    ):
+        result = invoke(*arguments)
+        assert result.exit_code == 0, result.output
+    for name in ("search.json", "adapter/adapter_model.safetensors", "adapter-inherited/adapter_model.safetensors"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_an_interrupted_run_goes_on_after_its_last_finished_stage(finished, task, backbone, tmp_path):
+    folder = tmp_path / "run"
+    settings = RunSettings.load(finished / "settings.json")
+    Run(folder, settings).supernet()
+    (folder / "adapter.partial").mkdir()
+    stamp = (folder / "supernet" / "adapter_model.safetensors").stat().st_mtime_ns
+    Run(folder, settings).everything()
+    assert (folder / "supernet" / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+    name = "adapter/adapter_model.safetensors"
+    assert (folder / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_the_table_over_seeds_shows_means_with_errors(finished):
+    result = invoke("table", finished, finished, "--markdown")
+    assert result.exit_code == 2  # the same seed twice is no second measurement
+    assert invoke("table", finished, "--markdown").exit_code == 0
+
+
+def test_a_published_architecture_needs_the_right_number_of_blocks(task, backbone, tmp_path):
+    folder = tmp_path / "run"
+    Run(folder, RunSettings(model=str(backbone), dataset=str(task), epochs=1)).prepare()
+    result = invoke("subnet", folder, "--architecture", "vtab/cifar100")
+    assert result.exit_code == 2 and "has 12 dims but this model has 4 blocks" in result.output
+
+
+@pytest.mark.parametrize("command", ["run", "supernet", "search", "subnet", "baseline", "evaluate", "plot", "table"])
+def test_help_ends_with_an_example(command):
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert (
+        result.output.rstrip().splitlines()[-1].strip().startswith("Example: peft-noah")
+        or "Example: peft-noah" in (result.output[-200:])
+    )
+
+
+# ---------------------------------------------------------------------- bad input: one sentence, exit 2, nothing written
+
+
+def refused(*arguments, folder, message):
+    result = invoke(*arguments, "--output", folder)
+    assert result.exit_code == 2, result.output
+    assert re.search(message, " ".join(result.output.split())), result.output
+    assert "Traceback" not in result.output
+    assert not folder.exists()
+
+
+def test_an_unknown_family_is_refused(task, tmp_path):
+    swin = SwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[2], window_size=4)
+    SwinForImageClassification(swin).save_pretrained(tmp_path / "swin")
+    message = "no sites known for model_type 'swin'"
+    refused("run", "--model", tmp_path / "swin", "--dataset", task, folder=tmp_path / "run", message=message)
+
+
+def test_a_missing_model_folder_is_refused(task, tmp_path):
+    message = "model folder .* does not exist"
+    refused("run", "--model", tmp_path / "none", "--dataset", task, folder=tmp_path / "run", message=message)
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"classes": 1}, "class"),
+        ({"test": 0}, "test"),
+        ({"train": 0}, "train"),
+    ],
+)
+def test_a_dataset_with_a_split_or_classes_missing_is_refused(splits, message, backbone, tmp_path):
+    task = write_task(tmp_path / "task", **splits)
+    refused("run", "--model", backbone, "--dataset", task, folder=tmp_path / "run", message=message)
+
+
+def test_a_missing_label_column_is_named(task, backbone, tmp_path):
+    arguments = ("run", "--model", backbone, "--dataset", task, "--label-column", "fine_label")
+    refused(*arguments, folder=tmp_path / "run", message="fine_label.*label")
+
+
+def test_a_corrupt_image_is_named_with_its_index(backbone, tmp_path):
+    task = write_task(tmp_path / "task")
+    table = Dataset.from_parquet(str(task / "train.parquet"), cache_dir=str(tmp_path / "cache"))
+    broken = table.cast_column("image", Image(decode=False)).to_list()
+    broken[7]["image"]["bytes"] = broken[7]["image"]["bytes"][:40]
+    Dataset.from_list(broken, table.features).to_parquet(task / "train.parquet")
+    refused("run", "--model", backbone, "--dataset", task, folder=tmp_path / "run", message="7")
+
+
+def test_a_budget_below_the_smallest_says_what_would_fit(task, backbone, tmp_path):
+    arguments = ("run", "--model", backbone, "--dataset", task, "--budget", "10")
+    refused(
+        *arguments, folder=tmp_path / "run", message="no architecture fits a budget of 10 parameters: the smallest"
+    )
+    with pytest.raises(BudgetError):
+        Run(tmp_path / "run", RunSettings(model=str(backbone), dataset=str(task), budget=10)).prepare()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--recipe", "best", "recipe must be one of paper, released"),
+        ("--search-space", "huge", "search_space must be one of"),
+        ("--variant", "x", "no search variant is named 'x'"),
+        ("--epochs", "-1", "epochs must be a whole number of at least 1"),
+        ("--baselines", "lora,magic", "baseline 'magic' is not known"),
+        ("--image-mean", "0.5", "image_mean must be three numbers"),
+        ("--mixed-precision", "int4", "mixed_precision must be one of"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(option, value, message, task, backbone, tmp_path):
+    arguments = ("run", "--model", backbone, "--dataset", task, option, value)
+    refused(*arguments, folder=tmp_path / "run", message=message)
+
+
+def test_an_output_folder_that_holds_another_run_is_left_alone(finished, task, backbone):
+    before = sorted(finished.rglob("*"))
+    result = invoke("run", "--model", backbone, "--dataset", task, *SMALL, "--seed", "1", "--output", finished)
+    assert result.exit_code == 2 and "holds another run, with other seed" in " ".join(result.output.split())
+    assert sorted(finished.rglob("*")) == before
+
+
+def test_a_folder_that_is_not_a_run_is_left_alone(task, backbone, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    result = invoke("run", "--model", backbone, "--dataset", task, "--output", tmp_path)
+    assert result.exit_code == 2 and "is not empty and holds no run" in " ".join(result.output.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_supernet_cut_short_is_named(finished, task, backbone, tmp_path):
+    folder = tmp_path / "run"
+    Run(folder, RunSettings.load(finished / "settings.json")).supernet()
+    weights = folder / "supernet" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    result = invoke("search", folder)
+    assert result.exit_code == 2 and "cut short or damaged" in " ".join(result.output.split())
+    assert not (folder / "search.json").exists()
+
+
+def test_an_adapter_of_another_model_names_both_sizes(finished, task, tmp_path):
+    small = FAMILIES["vit"]().config
+    small.num_hidden_layers = 2
+    type(make_model())(small).save_pretrained(tmp_path / "small")
+    result = invoke("evaluate", finished / "adapter", "--model", tmp_path / "small", "--dataset", task)
+    assert result.exit_code == 2
+    assert re.search("4.*blocks.*2|num_blocks 4.*2|4 dims.*2 blocks", " ".join(result.output.split())), result.output
+
+
+def test_an_architecture_file_that_is_none_is_refused(finished, tmp_path):
+    (tmp_path / "a.json").write_text('{"lora": [1, 2')
+    result = invoke("subnet", finished, "--architecture", tmp_path / "a.json")
+    assert result.exit_code == 2 and "a.json" in "".join(result.output.split())
