@@ -22,10 +22,14 @@ def stored_architecture(adapter: Path) -> Architecture:
     Raises:
         ValueError: if the config states none.
     """
+    return Architecture(_config(adapter)["architecture"])
+
+
+def _config(adapter: Path) -> dict:
     config = read_json(adapter / "adapter_config.json")
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), dict):
         raise ValueError(f"{adapter / 'adapter_config.json'} states no architecture: it is no NOAH adapter.")
-    return Architecture(config["architecture"])
+    return config
 
 
 def _results(folder: Path) -> dict[str, MethodResult]:
@@ -69,13 +73,13 @@ def write_cards(folder: str | os.PathLike[str]) -> None:
     report = RunReport.load(folder / RESULTS_JSON)
     for name, method in _METHODS.items():
         if (folder / name).exists() and method in _results(folder):
-            architecture = stored_architecture(folder / name)
-            plot_architecture(architecture, folder / name / "architecture.png")
-            text = model_card(_card_data(folder, report, _results(folder)[method], architecture))
+            config = _config(folder / name)
+            plot_architecture(Architecture(config["architecture"]), folder / name / "architecture.png")
+            text = model_card(_card_data(folder, report, _results(folder)[method], config))
             write_atomically(folder / name / "README.md", text)
 
 
-def _card_data(folder: Path, report: RunReport, result: MethodResult, architecture: Architecture) -> CardData:
+def _card_data(folder: Path, report: RunReport, result: MethodResult, config: dict) -> CardData:
     retrained = result.method == "noah retrained"
     sizes, settings = report.task["sizes"], report.settings
     accuracy = {"test": (result.test, result.n_test)}
@@ -92,8 +96,8 @@ def _card_data(folder: Path, report: RunReport, result: MethodResult, architectu
         found = SearchResult.load(folder / SEARCH)
         search = {"budget": found.budget, "candidates scored": len(found.candidates), "variant": settings["variant"]}
     return CardData(
-        base_model=report.backbone["model"],
-        architecture=architecture,
+        base_model=config["base_model_name_or_path"],
+        architecture=config["architecture"],
         parameters=result.parameters,
         head_parameters=result.head_parameters,
         labels=report.task["label_names"],

@@ -37,7 +37,7 @@ TRIES = 100  # draws for one place in a generation before it is filled in anothe
 RESTARTS = 10  # random architectures that are shrunk below the budget before a place stays empty
 ENUMERABLE = 10_000  # spaces up to this size are listed once, so that no architecture is ever missed
 
-Score = Callable[[Architecture], float]
+Score = Callable[[Architecture], float | None]
 Count = Callable[[Architecture], int]
 
 

@@ -15,11 +15,12 @@ from collections import Counter
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_noah.architecture import MAX_BLOCKS, MAX_DIM, Architecture, SearchSpace, default_depths
 
+unhurried = settings(deadline=None)  # a busy machine is no failure
 NAMES = ("lora", "adapter", "vpt", "ssf")
 
 
@@ -90,6 +91,7 @@ def test_an_architecture_cannot_be_changed():
     assert architecture["lora"] == (1, 2)
 
 
+@unhurried
 @given(architectures())
 def test_an_architecture_survives_every_round_trip(architecture):
     copies = [
@@ -196,6 +198,7 @@ def test_a_file_that_is_missing_or_is_no_text_is_one_error_that_names_it(tmp_pat
         Architecture.load(tmp_path / "bytes.json")
 
 
+@unhurried
 @given(st.binary(max_size=60), st.integers(0, len(GOOD)), st.integers(0, 20))
 def test_a_damaged_text_is_an_architecture_or_a_value_error(noise, start, length):
     text = GOOD.encode()[:start] + noise + GOOD.encode()[start + length :]
@@ -289,6 +292,7 @@ def test_default_depths_are_the_quarters_of_the_blocks_rounded_halves_up(blocks,
     assert default_depths(blocks) == depths
 
 
+@unhurried
 @given(st.integers(1, MAX_BLOCKS))
 def test_default_depths_are_distinct_lie_in_the_blocks_and_end_at_the_last(blocks):
     depths = default_depths(blocks)
@@ -336,6 +340,7 @@ def test_spaces_are_equal_and_hash_alike_whatever_the_order_of_rows():
         a.dims["lora"] = (2,)
 
 
+@unhurried
 @given(spaces())
 def test_a_space_survives_every_round_trip(space):
     copies = [
@@ -407,6 +412,7 @@ def test_what_differs_in_one_point_is_no_member(stranger):
     assert stranger not in space
 
 
+@unhurried
 @given(spaces(), st.integers(0, 1000))
 def test_samples_and_corners_are_members_and_samples_lie_between_the_corners(space, seed):
     sample, smallest, largest = space.sample(random.Random(seed)), space.smallest(), space.largest()

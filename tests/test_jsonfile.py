@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 
@@ -41,6 +42,21 @@ def test_a_file_that_is_too_large_is_refused_unparsed(tmp_path, monkeypatch):
         read_json(tmp_path / "large.json")
     with pytest.raises(ValueError, match="more than 10 bytes"):
         parse_json(" " * 11, "the text")
+
+
+def test_no_more_than_the_bound_is_ever_read(monkeypatch):
+    asked = []
+
+    class Endless(io.BytesIO):
+        def read(self, size=-1):
+            asked.append(size)
+            return b" " * min(size, 1_000)
+
+    monkeypatch.setattr(jsonfile, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(jsonfile, "open", lambda *_: Endless(), raising=False)
+    with pytest.raises(ValueError, match="more than 10 bytes"):
+        read_json("endless.json")
+    assert asked == [11]
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path, monkeypatch):

@@ -7,8 +7,9 @@ import math
 from dataclasses import asdict, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from test_architecture import unhurried
 
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.search_result import Candidate, SearchResult, SearchSettings
@@ -189,7 +190,7 @@ def test_a_file_with_an_entry_that_cannot_be_is_one_error_that_names_both(tmp_pa
     assert len(str(error.value)) < 500
 
 
-@settings(max_examples=200)
+@unhurried
 @given(st.data())
 def test_a_damaged_file_is_a_result_or_a_value_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "search.json"

@@ -1,0 +1,48 @@
+"""Every file in examples/ runs, at a size that takes seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_model
+from datasets import ClassLabel, Dataset, Features, Image
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def pretraining_data(folder):
+    random = np.random.default_rng(0)
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c"])})
+    images = [random.integers(0, 256, (20, 24, 3)).astype(np.uint8) for _ in range(6)]
+    for name in ("train", "validation"):
+        table = {"image": images, "label": [0, 1, 2, 0, 1, 2]}
+        Dataset.from_dict(table, features).to_parquet(folder / f"{name}.parquet")
+    make_model().save_pretrained(folder / "teacher")
+    return ["--data", folder, "--teacher", folder / "teacher", "--steps", "2", "--batch-size", "4", "--views", "2"]
+
+
+ARGUMENTS = {
+    "add_backbone.py": lambda folder: [],
+    "pretrain_backbone.py": lambda folder: [*pretraining_data(folder), "--output", folder / "out"],
+    "quickstart.py": lambda folder: ["--epochs", "1", "--generations", "1", "--output", folder / "out"],
+    "with_trainer.py": lambda folder: ["--epochs", "0.1", "--output", folder / "out"],
+}
+
+
+def test_no_example_is_left_out():
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(ARGUMENTS)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_example_runs(name, tmp_path):
+    command = [sys.executable, EXAMPLES / name, *ARGUMENTS[name](tmp_path)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [str(part) for part in command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    if "--output" in command:
+        assert list((tmp_path / "out").glob("*.safetensors"))

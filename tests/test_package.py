@@ -1,0 +1,100 @@
+"""What a user installs: the wheel's content, the lower bounds, registration, and the README's commands."""
+
+import copy
+import multiprocessing
+import pickle
+import re
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+from importlib.metadata import version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from peft import PeftType
+
+import peft_noah
+
+ROOT = Path(__file__).parent.parent
+
+
+def declared():
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return [Requirement(line) for line in config["options"]["install_requires"].split("\n") if line.strip()]
+
+
+def test_every_dependency_has_a_lower_bound_and_meets_it_here():
+    for requirement in declared():
+        assert [spec.operator for spec in requirement.specifier] == [">="], requirement
+        assert requirement.specifier.contains(version(requirement.name), prereleases=True), requirement
+
+
+def test_every_import_of_the_package_is_declared():
+    names = {requirement.name for requirement in declared()} | {"peft_noah"}
+    aliases = {"PIL": "pillow", "yaml": "pyyaml", "numpy": "datasets", "pyarrow": "datasets"}
+    for path in (ROOT / "peft_noah").rglob("*.py"):
+        for module in re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.M):
+            if module not in sys.stdlib_module_names:
+                assert aliases.get(module, module) in names, f"{path.name} imports {module}"
+
+
+def test_a_wheel_holds_what_the_main_job_needs(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    wheel = next(tmp_path.glob("peft_noah-*.whl"))
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {
+        "peft_noah/py.typed",
+        "peft_noah/assets/released_subnets.json",
+        "peft_noah/assets/vit-tiny-64/model.safetensors",
+        "peft_noah/assets/vit-tiny-64/config.json",
+        "peft_noah/assets/vit-tiny-64/preprocessor_config.json",
+        "peft_noah/assets/fashion_mnist/train.parquet",
+        "peft_noah/assets/fashion_mnist/validation.parquet",
+        "peft_noah/assets/fashion_mnist/test.parquet",
+        "peft_noah/assets/fashion_mnist/LICENSE",
+        "peft_noah/prompts/vpt.py",
+    } <= names
+    assert not any(name.startswith(("tests/", "examples/")) for name in names)
+
+
+def test_architectures_and_search_import_no_torch():
+    code = (
+        "import sys, types; package = types.ModuleType('peft_noah'); package.__path__ = [sys.argv[1]]; "
+        "sys.modules['peft_noah'] = package; import peft_noah.search, peft_noah.architecture; "
+        "assert not {'torch', 'numpy', 'peft'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(ROOT / "peft_noah")], check=True)
+
+
+def test_registering_twice_changes_nothing():
+    before = list(PeftType)
+    peft_noah.registration.register()
+    assert list(PeftType) == before and before.count("NOAH") == 1
+
+
+def test_the_member_survives_pickle_and_copies():
+    member = PeftType("NOAH")
+    assert member is PeftType.NOAH
+    assert pickle.loads(pickle.dumps(member)) is member is copy.deepcopy(member)
+
+
+def _config_type(config):
+    return config.peft_type
+
+
+def test_a_config_reaches_a_spawned_process():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_config_type, (peft_noah.NoahConfig(),)) == "NOAH"
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    command = re.search(r"<!-- test command -->\n```bash\n(python.*)\n```", readme)
+    assert command and "pytest" in command[1]
+
+
+def test_version_is_one():
+    assert peft_noah.__version__ == version("peft-noah")
