@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +47,7 @@ from peft_noah.splits import Splits
 from peft_noah.statistics import standard_error
 from peft_noah.training import ArchitectureSampler, evaluate, make_accelerator, train
 
-SETTINGS, SECONDS, SUPERNET = "settings.json", "seconds.json", "supernet"
+SETTINGS, SECONDS, SUPERNET, PARTIAL_SEARCH = "settings.json", "seconds.json", "supernet", "search.partial.json"
 
 
 class Run:
@@ -111,10 +112,12 @@ class Run:
         supernet = self._supernet()
         if self.settings.budget is not None:
             check_budget(supernet.get_search_space(), supernet.count_parameters, self.settings.budget)
-        if not (self.folder / SETTINGS).exists() and self.accelerator.is_main_process:
+        self._on_main(self._write_settings)
+
+    def _write_settings(self) -> None:
+        if not (self.folder / SETTINGS).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             self.settings.save(self.folder / SETTINGS)
-        self.accelerator.wait_for_everyone()
 
     def _supernet(self) -> PeftModel:
         return attach(self.fresh_backbone(), "supernet", self.settings.recipe, self.settings.search_space)
@@ -160,29 +163,40 @@ class Run:
         if path.exists():
             return SearchResult.load(path)
         model = self._load(SUPERNET)
-        space = model.get_search_space()
-        settings = self.settings.search()
-        total, best = settings.population_size * settings.generations, [0.0]
+        settings, partial = self.settings.search(), self.folder / PARTIAL_SEARCH
+        known = {c.architecture: c.score for c in SearchResult.load(partial).candidates} if partial.exists() else {}
+        total, scores = settings.population_size * settings.generations, []
 
         with self.reporter.stage("search", "candidates") as update:
-            done = [0]
 
             def score(architecture: Architecture) -> float:
-                model.set_architecture(architecture)
-                accuracy = self._accuracy(model, self.splits.validation)
-                done[0], best[0] = done[0] + 1, max(best[0], accuracy)
-                update(done[0], total, f"best {100 * best[0]:.1f} %")
+                if architecture in known:  # the same seed asks for the same candidates again
+                    accuracy = known[architecture]
+                else:
+                    model.set_architecture(architecture)
+                    accuracy = self._accuracy(model, self.splits.validation)
+                scores.append(accuracy)
+                update(len(scores), total, f"best {100 * max(scores):.1f} %")
                 return accuracy
 
             started = time.perf_counter()
             result = search(
-                space, score, model.count_parameters, self.budget(model), settings, seed=self.settings.seed,
-                provenance={"recipe": self.settings.recipe, "task": self.splits.to_dict(), "versions": package_versions()},
-            )  # fmt: skip
-        if self.accelerator.is_main_process:
-            self._note_seconds("search", time.perf_counter() - started)
-            result.save(path)
-        self.accelerator.wait_for_everyone()
+                model.get_search_space(),
+                score,
+                model.count_parameters,
+                self.budget(model),
+                settings,
+                seed=self.settings.seed,
+                on_generation=lambda so_far: self._on_main(so_far.save, partial),
+                provenance={
+                    "recipe": self.settings.recipe,
+                    "task": self.splits.to_dict(),
+                    "versions": package_versions(),
+                },
+            )
+        self._note_seconds("search", time.perf_counter() - started)
+        self._on_main(result.save, path)
+        self._on_main(partial.unlink, missing_ok=True)
         return result
 
     def budget(self, model: PeftModel) -> int:
@@ -229,9 +243,8 @@ class Run:
         self.subnet(best)
 
     def _publish(self) -> None:
-        if self.accelerator.is_main_process:
-            draw_figures(self.folder)
-            write_cards(self.folder)
+        self._on_main(draw_figures, self.folder)
+        self._on_main(write_cards, self.folder)
 
     def baseline(self, method: str) -> None:
         """Train a baseline and report it."""
@@ -248,7 +261,8 @@ class Run:
             (self.splits.train + self.splits.validation, self.splits.test, "train + validation"),
         ):
             model = attach(self.fresh_backbone(), method, self.settings.recipe)
-            seconds += self._train(f"{name}, on {where}", model, images, "subnet")
+            stage = "full" if method == "full" else "subnet"
+            seconds += self._train(f"{name}, on {where}", model, images, stage)
             accuracies.append(self._accuracy(model.eval(), held_out))
         if keep is not None:
             self._save(model, keep)
@@ -258,8 +272,9 @@ class Run:
 
     def _save(self, model: PeftModel, name: str) -> None:
         """Write an adapter folder whole: a folder of that name is always a complete one."""
-        if not self.accelerator.is_main_process:
-            return
+        self._on_main(self._write_adapter, model, name)
+
+    def _write_adapter(self, model: PeftModel, name: str) -> None:
         partial = self.folder / f"{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial)
@@ -267,11 +282,16 @@ class Run:
         (partial / "README.md").unlink(missing_ok=True)
         os.replace(partial, self.folder / name)
 
+    def _on_main(self, write: Callable, *args, **kwargs) -> None:
+        """Let the main process write, and the others wait for it."""
+        if self.accelerator.is_main_process:
+            write(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+
     def _note_seconds(self, stage: str, seconds: float) -> None:
         path = self.folder / SECONDS
         known = read_json(path) if path.exists() else {}
-        if self.accelerator.is_main_process:
-            write_atomically(path, dump_json({**known, stage: seconds}))
+        self._on_main(write_atomically, path, dump_json({**known, stage: seconds}))
 
     def _seconds(self, stage: str) -> float:
         return float(read_json(self.folder / SECONDS)[stage])
@@ -304,8 +324,6 @@ class Run:
         return path.exists() and any(result.method == method for result in RunReport.load(path).results)
 
     def _add(self, name: str, model: nn.Module, validation: float, test: float, seconds: float) -> None:
-        if not self.accelerator.is_main_process:
-            return
         parameters, head = count_trainable(model)
         report = self.report()
         if isinstance(model, PeftModel) and name.startswith("noah"):
@@ -323,7 +341,7 @@ class Run:
                 seconds=seconds,
             )
         )
-        report.save(self.folder)
+        self._on_main(report.save, self.folder)
 
 
 def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[float, float, int]:

@@ -78,7 +78,7 @@ class RunSettings:
             raise ValueError(f"budget must be a positive number of parameters, got {self.budget}.")
 
     def training(self, stage: str) -> TrainingSettings:
-        """The training settings of ``"supernet"`` or ``"subnet"``."""
+        """The training settings of ``"supernet"``, ``"subnet"`` or ``"full"``."""
         supernet_epochs = 5 * self.epochs if self.supernet_epochs is None else self.supernet_epochs
         epochs = supernet_epochs if stage == "supernet" else self.epochs
         return TrainingSettings.named(self.recipe, stage, self.protocol, epochs=epochs, seed=self.seed)

@@ -90,13 +90,14 @@ class TrainingSettings:
 
         Args:
             recipe: ``"paper"`` or ``"released"``.
-            stage: ``"supernet"``, or ``"subnet"`` for retraining and baselines.
+            stage: ``"supernet"``; ``"subnet"`` for retraining and baselines; ``"full"`` for full fine-tuning, for which the
+                paper states no rate: 1e-4.
             protocol: ``"vtab"`` or ``"few_shot"`` (also for domain generalisation).
             **changes: fields to set otherwise.
         """
-        supernet = stage == "supernet"
-        peak = 5e-4 if supernet else {"vtab": 1e-3, "few_shot": 5e-3}[protocol]
-        epochs = 100 if not supernet else 300 if (recipe, protocol) == ("released", "few_shot") else 500
+        few_shot = protocol == "few_shot"
+        peak = {"supernet": 5e-4, "full": 1e-4, "subnet": 5e-3 if few_shot else 1e-3}[stage]
+        epochs = 100 if stage != "supernet" else 300 if few_shot and recipe == "released" else 500
         settings = cls(epochs=epochs, learning_rate=peak)
         if recipe == "released":
             settings = replace(settings, weight_decay=1e-4, warmup_learning_rate=1e-6, min_learning_rate=1e-5)

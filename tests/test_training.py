@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import make_model
 from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
@@ -48,6 +49,7 @@ def weights(model):
         ("paper", "supernet", "vtab", 500, 5e-4, 1e-3),
         ("paper", "subnet", "vtab", 100, 1e-3, 1e-3),
         ("paper", "subnet", "few_shot", 100, 5e-3, 1e-3),
+        ("paper", "full", "vtab", 100, 1e-4, 1e-3),
         ("released", "supernet", "vtab", 500, 5e-4, 1e-4),
         ("released", "supernet", "few_shot", 300, 5e-4, 1e-4),
     ],
@@ -146,6 +148,18 @@ def test_gradient_clipping_bounds_the_norm_at_every_step(supernet, images):
     train(supernet, images, normalize, TrainingSettings(epochs=1, batch_size=20, max_grad_norm=1e-3), accelerator)
     assert len(norms) == 2
     assert all(before > 1e-3 and after == pytest.approx(1e-3, rel=1e-3) for before, after in norms)
+
+
+def test_bfloat16_through_accelerate_trains_float32_weights(supernet, images):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        seen = set()
+        supernet.base_model.model.classifier.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
+        log = train(supernet, images, normalize, TrainingSettings(epochs=1, batch_size=20), make_accelerator("bf16"))
+        assert seen == {torch.bfloat16} and all(math.isfinite(loss) for loss in log.losses)
+        assert {p.dtype for p in supernet.parameters()} == {torch.float32}
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_evaluation_restores_the_mode(supernet, images):
