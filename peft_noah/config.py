@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +12,7 @@ from peft import PeftConfig, PeftType
 from transformers.activations import ACT2FN
 
 from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.card import complete_card
 from peft_noah.version import __version__
 
 #: what the paper says and what its released code does, where they differ in what a model computes
@@ -149,17 +152,47 @@ class NoahConfig(PeftConfig):
             self._check_choice(name)
         self._check_numbers()
         self._normalise_targets()
+        self._check_architecture()
+
+    def _check_architecture(self) -> None:
         if self.architecture is not None:
             self.architecture = Architecture(self.architecture).to_dict()
         if isinstance(self.search_space, Mapping):
             self.search_space = SearchSpace.from_dict(self.search_space)
-        if isinstance(self.search_space, SearchSpace):
-            self.search_space = self.search_space.to_dict()
-        elif self.search_space is not None and self.search_space not in SPACES:
+        elif not isinstance(self.search_space, SearchSpace) and self.search_space not in (None, *SPACES):
             raise ValueError(
                 f"search_space {self.search_space!r} is not known (known: {', '.join(SPACES)}). Give one of these names, "
                 "or a SearchSpace."
             )
+        if self.architecture is not None and self.search_space is not None:
+            self._check_contradiction(Architecture(self.architecture))
+        if isinstance(self.search_space, SearchSpace):
+            self.search_space = self.search_space.to_dict()
+
+    def _check_contradiction(self, architecture: Architecture) -> None:
+        if isinstance(self.search_space, str):
+            self.search_space = SPACES[self.search_space](architecture.num_blocks, modules=tuple(architecture))
+        largest = self.search_space.largest()
+        if architecture != largest:
+            raise ValueError(
+                f"architecture {architecture.to_dict()} is not the largest of search_space, {largest.to_dict()}, which a "
+                "supernet stores. Give one of the two: search_space for a supernet, architecture for a frozen subnet."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain data; sets as sorted lists, so that equal configs are saved as equal bytes."""
+        settings = super().to_dict()
+        return {
+            key: sorted(value) if isinstance(value, (set, frozenset)) else value for key, value in settings.items()
+        }
+
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        """Write adapter_config.json, and how to load the adapter into the card that PEFT writes beside it."""
+        super().save_pretrained(save_directory, **kwargs)
+        complete_card(save_directory, self.base_model_name_or_path, self.architecture)
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_dict(), sort_keys=True))
 
     def _check_choice(self, name: str) -> None:
         value, allowed = getattr(self, name), _CHOICES[name]
@@ -167,21 +200,27 @@ class NoahConfig(PeftConfig):
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
 
     def _check_numbers(self) -> None:
-        for name in ("dropout", "drop_path"):
+        for name, low, high in (("dropout", 0.0, 1.0), ("drop_path", 0.0, 1.0), ("lora_scale", -math.inf, math.inf)):
             value = getattr(self, name)
-            if not 0.0 <= value < 1.0:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}.")
-        if self.adapter_activation not in ACT2FN:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}.")
+            if not low <= value < high:
+                raise ValueError(f"{name} must be at least {low:g} and below {high:g}, got {value!r}.")
+            setattr(self, name, float(value))
+        if not isinstance(self.adapter_activation, str) or self.adapter_activation not in ACT2FN:
             raise ValueError(
                 f"adapter_activation {self.adapter_activation!r} is not in transformers' ACT2FN (known: "
                 f"{', '.join(sorted(ACT2FN))})."
             )
 
     def _normalise_targets(self) -> None:
-        if isinstance(self.target_modules, (list, tuple)):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, (list, tuple)):
-            self.exclude_modules = set(self.exclude_modules)
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), (list, tuple, frozenset)):
+                setattr(self, name, set(getattr(self, name)))
+        if isinstance(self.layers_to_transform, (tuple, set, frozenset, range)):
+            self.layers_to_transform = sorted(self.layers_to_transform)
+        if isinstance(self.layers_pattern, (tuple, set, frozenset)):
+            self.layers_pattern = sorted(self.layers_pattern)
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError("`layers_to_transform` cannot be used when `target_modules` is a str.")
         if isinstance(self.target_modules, str) and self.layers_pattern is not None:

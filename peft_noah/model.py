@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.config import NoahConfig
-from peft_noah.layer import NoahLayer, not_mergeable
-from peft_noah.placement import Layout, Placement, plan, resolve_config
+from peft_noah.export import export_lora
+from peft_noah.layer import NoahLayer, NoahLinear, check_one_vpt, is_quantised, not_mergeable
+from peft_noah.mixed_batch import adapter_per_sample
+from peft_noah.placement import Layout, Placement, plan, resolve_config, unwrap
 from peft_noah.prompts import PROMPT_MODULES, Lora, PromptModule, Vpt
 from peft_noah.prompts.vpt import attach_hooks, plan_streams, remove_hooks
 
@@ -51,7 +54,7 @@ class NoahModel(BaseTuner):
         placement = self._plan[current_key]
         layer = target
         if not isinstance(target, NoahLayer):
-            layer = NoahLayer(target)
+            layer = (NoahLinear if "Linear" in type(unwrap(target)).__name__ else NoahLayer)(target)
             self._replace_module(parent, target_name, layer, target)
         shared_down = None
         if placement.shared_down is not None:
@@ -68,6 +71,9 @@ class NoahModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         """Place the modules of an adapter, as every PEFT tuner does; all of what is stored is active then."""
+        # PEFT can guess the layers from a state dict, which knows none of those without weights: stochastic depth, and
+        # tokens that only pass through. The config's architecture names all.
+        kwargs["state_dict"] = None
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self.set_architecture(self.peft_config[adapter_name].architecture, adapter_name)
 
@@ -83,10 +89,11 @@ class NoahModel(BaseTuner):
             adapter_name: which adapter; None: the active one.
 
         Raises:
-            ValueError: if a row is unknown, has the wrong length, or asks for more than is stored. Nothing has changed
-                then.
+            ValueError: if a row is unknown, has the wrong length, or asks for more than is stored, or while the adapter is
+                merged. Nothing has changed then.
         """
         name = self._adapter(adapter_name)
+        self._check_unmerged(name)
         architecture = self._check_fits(Architecture(architecture), name)
         for module in self._prompt_modules(name):
             row = architecture.get(module.name)
@@ -127,8 +134,7 @@ class NoahModel(BaseTuner):
             architecture: which subnet; None: the active one.
         """
         name = self._adapter(adapter_name)
-        given = self.get_architecture(name) if architecture is None else Architecture(architecture)
-        rows = self._check_fits(given, name)
+        rows = self._rows(architecture, name)
         return sum(m.count(rows[m.name][m.block] if m.name in rows else 0) for m in self._prompt_modules(name))
 
     def extract(
@@ -147,20 +153,46 @@ class NoahModel(BaseTuner):
             ``save_pretrained``.
         """
         name = self._adapter(adapter_name)
-        given = self.get_architecture(name) if architecture is None else Architecture(architecture)
-        rows = self._check_fits(given, name)
+        self._check_unmerged(*self.peft_config)
+        rows = self._rows(architecture, name)
         config = copy.deepcopy(self.peft_config[name])
         config.architecture, config.search_space = rows.to_dict(), None
         config.inference_mode = False
         state = get_peft_model_state_dict(self, adapter_name=name)
         state.update(self._sliced_state(rows, name, drop_from=state))
 
-        subnet = get_peft_model(self._bare_copy(name), config)
+        return self._with_weights(config, state)
+
+    def _with_weights(self, config: PeftConfig, state: dict[str, torch.Tensor]) -> PeftModel:
+        """A new `PeftModel` on this backbone, with weights by saved key."""
+        subnet = get_peft_model(self._bare_copy(), config)
         device = next(self.model.parameters()).device
         result = set_peft_model_state_dict(subnet, {f"base_model.{key}": value for key, value in state.items()})
         if result.unexpected_keys:
-            raise RuntimeError(f"extract wrote keys that the subnet does not have: {result.unexpected_keys[:3]}")
+            raise RuntimeError(f"these keys are not in the new model: {result.unexpected_keys[:3]}")
         return subnet.to(device).train(self.training)
+
+    def export_lora(
+        self, architecture: Architecture | Mapping[str, list[int]] | None = None, adapter_name: str | None = None
+    ) -> PeftModel:
+        """Cut a LoRA-only subnet out as a LoRA adapter of PEFT, which loads where this package is not installed.
+
+        Every projection gets its own ``lora_A`` and ``lora_B``, a shared down matrix as a copy; ranks go to
+        ``rank_pattern``, and ``alpha_pattern`` keeps the scale. Outputs in evaluation mode equal the subnet's but for
+        the order of sums. Stochastic depth, which acts in training only, has no place in a `LoraConfig`.
+
+        Args:
+            architecture: which subnet; None: the active one.
+
+        Returns:
+            A `PeftModel` with a `LoraConfig`, as from `extract`: save it with ``save_pretrained``.
+
+        Raises:
+            ValueError: if an Adapter or VPT dim is not 0, or all LoRA dims are, or the adapter is merged.
+        """
+        name = self._adapter(adapter_name)
+        self._check_unmerged(*self.peft_config)
+        return export_lora(self, self._rows(architecture, name), name)
 
     def _sliced_state(self, rows: Architecture, name: str, drop_from: dict) -> dict[str, torch.Tensor]:
         """Sliced weights by saved key; the full ones are taken out of ``drop_from``."""
@@ -174,11 +206,16 @@ class NoahModel(BaseTuner):
                 sliced.update({f"{prefix}.{weight}": value for weight, value in module.sliced_state(dim).items()})
         return sliced
 
-    def _bare_copy(self, name: str) -> nn.Module:
+    def _bare_copy(self) -> nn.Module:
         """The backbone without adapters: a copy of the structure that shares the frozen weights."""
         shared = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
         own = (".noah_", ".modules_to_save.", ".original_module.")
-        memo = {id(tensor): tensor for key, tensor in shared if not any(part in f".{key}" for part in own)}
+        memo = {
+            id(tensor): tensor
+            for key, tensor in shared
+            # bitsandbytes hands a weight's scales over to the first layer that runs: such a weight cannot be shared
+            if not any(part in f".{key}" for part in own) and not type(tensor).__module__.startswith("bitsandbytes")
+        }
         bare = copy.deepcopy(self, memo).unload()
         for key, module in self.model.named_modules():
             if isinstance(module, ModulesToSaveWrapper):  # unload leaves the trained copy, as all PEFT methods do
@@ -194,6 +231,10 @@ class NoahModel(BaseTuner):
         if name not in self.peft_config:
             raise ValueError(f"adapter {name!r} does not exist (known: {', '.join(self.peft_config)}).")
         return name
+
+    def _rows(self, architecture: Architecture | Mapping[str, list[int]] | None, name: str) -> Architecture:
+        given = self.get_architecture(name) if architecture is None else Architecture(architecture)
+        return self._check_fits(given, name)
 
     def _check_fits(self, architecture: Architecture, name: str) -> Architecture:
         stored = self.peft_config[name].architecture
@@ -219,7 +260,7 @@ class NoahModel(BaseTuner):
         if not vpts:
             return
         blocks = len(next(iter(self.peft_config[name].architecture.values())))
-        dims = [vpts[block].dim if block in vpts else 0 for block in range(blocks)]
+        dims = [vpts[block].dim if block in vpts else None for block in range(blocks)]
         for block, stream in enumerate(plan_streams(dims, self.peft_config[name].vpt_past_depth)):
             if block in vpts:
                 vpts[block].stream = stream
@@ -237,37 +278,84 @@ class NoahModel(BaseTuner):
         """Activate one adapter, or several of which at most one has VPT tokens.
 
         Raises:
-            ValueError: if two of them carry VPT: their tokens would replace each other.
+            ValueError: if two of them carry VPT: their tokens would replace each other. Nothing has changed then.
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        with_tokens = [name for name in names if any(isinstance(module, Vpt) for module in self._prompt_modules(name))]
-        if len(with_tokens) > 1:
-            raise ValueError(
-                f"adapters {', '.join(map(repr, with_tokens))} all carry VPT tokens, which would replace each other: "
-                "activate one of them at a time."
-            )
+        check_one_vpt(
+            [name for name in names if any(isinstance(module, Vpt) for module in self._prompt_modules(name))]
+        )
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
-    def _check_mergeable(self, adapter_names: list[str] | None) -> None:
-        for name in adapter_names or self.active_adapters:
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter; where it was the only active one, the first of the others by name becomes active.
+
+        Raises:
+            ValueError: if it does not exist, or is merged.
+        """
+        if adapter_name in self.peft_config and adapter_name in self.active_adapters:
+            self._check_unmerged(adapter_name)
+            others = [name for name in self.active_adapters if name != adapter_name]
+            others = others or sorted(name for name in self.peft_config if name != adapter_name)[:1]
+            if others:  # PEFT would choose leaf by leaf, but here leaves differ in the adapters they carry
+                self.set_adapter(others)
+        super().delete_adapter(adapter_name)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args, **kwargs) -> Iterator[None]:
+        names = kwargs.get("adapter_names")
+        with nullcontext() if names is None else adapter_per_sample(self, names):
+            yield
+
+    def _check_unmerged(self, *names: str) -> None:
+        merged = sorted({name for _, layer in self._noah_layers() for name in layer.merged_adapters} & {*names})
+        if merged:
+            raise ValueError(
+                f"adapters {', '.join(map(repr, merged))} are merged into the base weights: call unmerge_adapter() first."
+            )
+
+    def _check_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+        if isinstance(adapter_names, str):
+            raise TypeError(f"adapter_names should be a list of strings, got {adapter_names!r}.")
+        layers = [layer for _, layer in self._noah_layers()]
+        asked = {id(layer): layer.active_adapters if adapter_names is None else adapter_names for layer in layers}
+        for name in dict.fromkeys(itertools.chain.from_iterable(asked.values())):
+            if name not in self.peft_config:
+                raise ValueError(f"adapter {name!r} does not exist (known: {', '.join(self.peft_config)}).")
             nonlinear = {m.name for m in self._prompt_modules(name) if m.dim and not isinstance(m, Lora)}
             if nonlinear:
                 raise ValueError(not_mergeable(name, sorted(nonlinear)))
+        for key, layer in self._noah_layers():
+            if is_quantised(layer.get_base_layer()) and any(
+                module.dim for name in asked[id(layer)] for module in layer.prompt_modules(name)
+            ):
+                raise ValueError(
+                    f"{key!r} is quantised ({type(layer.get_base_layer().weight).__name__}): adding LoRA's update to its "
+                    "rounded weight would lose most of it. Keep the adapter unmerged, or merge it on the backbone "
+                    "loaded without quantisation."
+                )
+        if safe_merge:
+            for layer in layers:
+                layer.merged_weight([name for name in asked[id(layer)] if name not in layer.merged_adapters], True)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge LoRA-only adapters into the base weights.
 
+        Args:
+            adapter_names: which ones; None: the active ones.
+            safe_merge: look for infinite values first.
+
         Raises:
-            ValueError: if an Adapter or VPT module is active; nothing has changed then.
+            ValueError: if an Adapter or VPT module is active, or a merged weight would not be finite; nothing has changed
+                then.
         """
-        self._check_mergeable(adapter_names)
+        self._check_mergeable(adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _unload_and_optionally_merge(
         self, merge: bool = True, progressbar: bool = False, safe_merge: bool = False, adapter_names=None
     ) -> nn.Module:
         if merge:
-            self._check_mergeable(adapter_names)
+            self._check_mergeable(adapter_names, safe_merge)
         model = super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from peft.tuners.tuners_utils import (
     _maybe_include_all_linear_layers,
     check_target_module_exists,
 )
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
 from peft_noah.architecture import Architecture
@@ -98,8 +100,15 @@ def resolve_config(config: NoahConfig, layout: Layout, model: nn.Module, model_t
     if layout.backbone is not None:
         _resolve_targets(config, layout.backbone)
         head = getattr(model, layout.backbone.head, None)
-        if config.modules_to_save is None and head is not None and any(True for _ in head.parameters()):
+        has_head = head is not None and any(True for _ in head.parameters())
+        if config.modules_to_save is None and has_head:
             config.modules_to_save = [layout.backbone.head]
+        elif layout.backbone.head in (config.modules_to_save or ()) and head is not None and not has_head:
+            warnings.warn(
+                f"this adapter comes with a classifier, but the model's {layout.backbone.head!r} is empty (num_labels=0): "
+                "outputs are features, not logits. Load the backbone with num_labels= the adapter's number of classes.",
+                stacklevel=2,
+            )
     _maybe_include_all_linear_layers(config, model)
 
     num_blocks = len(layout.blocks)
@@ -138,7 +147,7 @@ def _check_rows(architecture: Architecture, num_blocks: int, modules: tuple[str,
 def _check_backbone(config: NoahConfig, model_type: str | None, num_blocks: int, width: int | None) -> None:
     here = {"model_type": model_type, "num_blocks": num_blocks, "width": width}
     made_for = config.backbone or here
-    for key in ("num_blocks", "width"):
+    for key in ("model_type", "num_blocks", "width"):
         if None not in (made_for.get(key), here[key]) and made_for[key] != here[key]:
             raise ValueError(
                 f"this adapter was made for a backbone with {key} {made_for[key]}, but this model has {key} {here[key]}. "
@@ -151,11 +160,16 @@ def plan(model: nn.Module, config: NoahConfig, layout: Layout) -> dict[str, Plac
     """Placement by leaf name, for all leaves that an adapter touches.
 
     Raises:
-        ValueError: if a named target is not a Linear.
+        ValueError: if a named target is not a Linear, or LoRA has a row but no target.
     """
     leaves: dict[str, dict] = {}
     rows = config.architecture
     _place_lora(leaves, model, config, layout, rows.get(Lora.name))
+    if not leaves and any(rows.get(Lora.name, ())):
+        raise NoMatchingPeftModuleError(
+            f"Target modules {config.target_modules} not found in the base model, so LoRA cannot be placed. Check "
+            "target_modules, exclude_modules, modules_to_save and layers_to_transform, or leave the 'lora' row out."
+        )
     for name, cls in PROMPT_MODULES.items():
         if cls is not Lora and any(rows.get(name, ())):
             _place_at_site(leaves, config, layout, name, cls.site, rows[name])

@@ -57,6 +57,12 @@ class Lora(PromptModule):
             update = update * self.scale
         return y + update.to(y.dtype)
 
+    def as_peft_lora(self, rank: int) -> dict[str, torch.Tensor]:
+        """Copies of the weights at ``rank`` under PEFT's names: ``lora_A`` (r, in) and ``lora_B`` (out, r)."""
+        owner = self._shared_down[0] if self._shared_down else self
+        down, up = owner.down.detach()[:rank].clone(), self.up.detach()[:rank].T.contiguous()
+        return {"lora_A.weight": down, "lora_B.weight": up}
+
     def delta_weight(self) -> torch.Tensor:
         """``s * W_up^T W_down``, shape (out, in)."""
         return self.scale * (self.active("up").T @ self._down())

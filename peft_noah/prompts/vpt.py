@@ -20,8 +20,8 @@ class Vpt(PromptModule):
     The block's input becomes ``[CLS, P, E]`` (``config.vpt_position = "after_cls"``, the paper) or ``[CLS, E, P]``
     (``"last"``, the released code); ``tokens`` P has shape (m, D), one set for all images. When the block is done its
     tokens leave the stream, so that ``last_hidden_state`` and all hidden states but the first, which is what block 0
-    reads, keep their usual length. With
-    ``config.vpt_past_depth = "carry"`` (the released code) tokens run on through blocks that have none of their own.
+    reads, keep their usual length. With ``config.vpt_past_depth = "carry"`` (the released code) tokens run on through
+    blocks that have none of their own, and the hidden states between those are longer too.
     Source: NOAH, section 3.1, after VPT-deep (arXiv 2203.12119).
 
     The module's site is the block's first norm, a leaf that PEFT can wrap; `insert_tokens` and `strip_tokens` hook the
@@ -50,11 +50,18 @@ class Vpt(PromptModule):
         """Number of tokens that the block processes: its own, else those that run on."""
         return self.dim or self.stream[0]
 
-    def insert(self, hidden: torch.Tensor, prefix: int) -> torch.Tensor:
-        """Put this block's tokens where the previous ones were; ``hidden`` (B, T, D), ``prefix`` class tokens."""
+    def insert(self, hidden: torch.Tensor, prefix: int, batch: list[Vpt] | None = None) -> torch.Tensor:
+        """Put this block's tokens where the previous ones were; ``hidden`` (B, T, D), ``prefix`` class tokens.
+
+        ``batch`` names the module of each sample where they differ; all have this one's dim.
+        """
         if not self.dim:
             return hidden
-        tokens = self.dropout(self.active("tokens").expand(hidden.shape[0], -1, -1)).to(hidden.dtype)
+        if batch is None:
+            tokens = self.active("tokens").expand(hidden.shape[0], -1, -1)
+        else:
+            tokens = torch.stack([vpt.active("tokens") for vpt in batch])
+        tokens = self.dropout(tokens).to(hidden.dtype)
         clean = self.strip(hidden, prefix, self.stream[0])
         if self.position == "last":
             return torch.cat([clean, tokens], dim=1)
@@ -100,14 +107,17 @@ def plan_streams(dims: list[int], past_depth: str) -> list[Stream]:
 
 def insert_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], *, site: str, prefix: int) -> Any:
     """Forward pre-hook of a block. A plain function that looks its layer up: a copied model finds its own weights."""
-    vpt = block.get_submodule(site).active_vpt()
+    layer = block.get_submodule(site)
+    vpt = layer.active_vpt()
     if vpt is None or not vpt.passing:
         return None
     args, kwargs = list(args), dict(kwargs)
+    # shape[0], not len: torch.export would take a length for a constant
     if args:
-        args[0] = vpt.insert(args[0], prefix)
+        args[0] = vpt.insert(args[0], prefix, layer.batch_vpts(args[0].shape[0]))
     else:
-        kwargs["hidden_states"] = vpt.insert(kwargs["hidden_states"], prefix)
+        hidden = kwargs["hidden_states"]
+        kwargs["hidden_states"] = vpt.insert(hidden, prefix, layer.batch_vpts(hidden.shape[0]))
     if len(args) > 1 and args[1] is not None:
         args[1] = vpt.grow_mask(args[1], prefix)
     elif kwargs.get("attention_mask") is not None:
