@@ -55,7 +55,9 @@ RUN_OPTIONS = {
         "Most prompt parameters, classifier excluded. Default: the paper's 0.64 M scaled to the model.",
     ),
     "epochs": _option(int | None, None, "Epochs of subnet and baselines. Default: 100; for the bundled task 10."),
-    "supernet_epochs": _option(int | None, None, "Epochs of the supernet. Default: 5 x epochs, as in the paper; bundled task: 30."),
+    "supernet_epochs": _option(
+        int | None, None, "Epochs of the supernet. Default: 5 x epochs, as in the paper; bundled task: 30."
+    ),
     "variant": _option(str, "default", "Search: default, paper or released."),
     "population_size": _option(int | None, None, "Candidates of a generation. Default: the variant's."),
     "generations": _option(int | None, None, "Rounds of the search. Default: the variant's; for the bundled task 5."),
@@ -260,6 +262,8 @@ def table(
 
     reports = [RunReport.load(folder / "results.json") for folder in run_folders]
     merged = replace(reports[0], results=[result for report in reports for result in report.results])
+    if len(reports) > 1:  # each seed found an architecture of its own
+        merged = replace(merged, architecture=None, settings={**merged.settings, "seed": "as in the table"})
     if markdown:
         typer.echo(merged.to_markdown())
     else:

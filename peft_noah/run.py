@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -370,10 +370,12 @@ def read_splits(settings: RunSettings) -> Splits:
     preprocessing = Preprocessing.from_backbone(
         settings.backbone, settings.image_size, settings.image_mean, settings.image_std
     )
-    return load_splits(
-        bundled_task() if settings.dataset is None else settings.dataset,
+    bundled = settings.dataset is None
+    splits = load_splits(
+        bundled_task() if bundled else settings.dataset,
         preprocessing,
         image_column=settings.image_column,
         label_column=settings.label_column,
         seed=settings.seed,
     )
+    return replace(splits, source="Fashion-MNIST, bundled with peft-noah") if bundled else splits

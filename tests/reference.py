@@ -57,7 +57,9 @@ def reference_logits(base, model, architecture, pixels):
         if width:
             down, bias, up = (weight(i, f"{last}.noah_adapter", n)[:width] for n in ("down", "down_bias", "up"))
             hidden = h @ down.T + bias
-            phi = hidden * torch.sigmoid(1.702 * hidden) if config.adapter_activation == "quick_gelu" else hidden.relu()
+            phi = (
+                hidden * torch.sigmoid(1.702 * hidden) if config.adapter_activation == "quick_gelu" else hidden.relu()
+            )
             h = h + phi @ up + weight(i, f"{last}.noah_adapter", "up_bias")
         x = x + h
         if tokens is not None:

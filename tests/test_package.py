@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 from peft import PeftType
 
 import peft_noah
+from peft_noah.report import RunReport
+from peft_noah.statistics import mean_and_standard_error
 
 ROOT = Path(__file__).parent.parent
 
@@ -94,6 +96,16 @@ def test_ci_runs_the_test_command_of_the_readme():
     readme = (ROOT / "README.md").read_text()
     command = re.search(r"<!-- test command -->\n```bash\n(python.*)\n```", readme)
     assert command and "pytest" in command[1]
+
+
+def test_the_readme_shows_the_committed_results():
+    readme, folder = (ROOT / "README.md").read_text(), ROOT / "examples" / "results" / "fashion_mnist"
+    reports = [RunReport.load(folder / f"results-seed{seed}.json") for seed in range(3)]
+    for method, label in (("lora", "LoRA, rank 8"), ("noah retrained", "NOAH retrained"), ("linear", "linear probe")):
+        values = [next(r.test for r in report.results if r.method == method) for report in reports]
+        mean, error = mean_and_standard_error([100 * value for value in values])
+        row = next(line for line in readme.splitlines() if line.startswith(f"| {label}"))
+        assert f"{mean:.1f} ± {error:.1f}" in row
 
 
 def test_version_is_one():
