@@ -41,8 +41,6 @@ def pixels():
 
 
 @pytest.fixture(autouse=True)
-def transformers_speaks_as_before():
-    """The command line quietens transformers for its process; here many tests share one."""
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
+def transformers_speaks():
+    """The command line quietens transformers for its whole process; here many tests share one."""
+    transformers.logging.set_verbosity_warning()
