@@ -104,8 +104,11 @@ def _clear_errors(command: Callable) -> Callable:
 def _quiet() -> None:
     """The backbone's new classifier is expected; transformers' report about it would only worry."""
     import logging
+    import warnings
 
     import transformers
+
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT's call, not the user's
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
