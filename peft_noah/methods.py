@@ -39,7 +39,6 @@ def load_backbone(model: str | os.PathLike[str], splits: Splits, seed: int) -> n
     names = dict(enumerate(splits.label_names))
     backbone = AutoModelForImageClassification.from_pretrained(
         model,
-        num_labels=len(names),
         id2label=names,
         label2id={name: index for index, name in names.items()},
         ignore_mismatched_sizes=True,
