@@ -13,13 +13,17 @@ from peft.tuners.tuners_utils import (
     _maybe_include_all_linear_layers,
     check_target_module_exists,
 )
-from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
 from peft_noah.architecture import Architecture
 from peft_noah.backbones import BACKBONES, Backbone, find_backbone
 from peft_noah.config import NoahConfig
 from peft_noah.prompts import PROMPT_MODULES, Lora, Vpt
+
+try:
+    from peft.utils.error import NoMatchingPeftModuleError
+except ImportError:  # peft 0.20 raises a plain ValueError, which the later class derives from
+    NoMatchingPeftModuleError = ValueError
 
 
 @dataclass(frozen=True)
