@@ -32,9 +32,10 @@ def _config(adapter: Path) -> dict:
     return config
 
 
-def _results(folder: Path) -> dict[str, MethodResult]:
+def _parameters(folder: Path, method: str) -> int | None:
     path = folder / RESULTS_JSON
-    return {result.method: result for result in RunReport.load(path).results} if path.exists() else {}
+    results = RunReport.load(path).results if path.exists() else []
+    return next((result.parameters for result in results if result.method == method), None)
 
 
 def draw_figures(folder: str | os.PathLike[str]) -> list[Path]:
@@ -52,11 +53,10 @@ def draw_figures(folder: str | os.PathLike[str]) -> list[Path]:
     for name in (ADAPTER, INHERITED):
         if (folder / name).exists():
             (folder / FIGURES).mkdir(exist_ok=True)
-            result = _results(folder).get(_METHODS[name])
             plot_architecture(
                 stored_architecture(folder / name),
                 folder / FIGURES / "architecture.png",
-                parameters=None if result is None else result.parameters,
+                parameters=_parameters(folder, _METHODS[name]),
             )
             drawn.append(folder / FIGURES / "architecture.png")
             break
@@ -71,11 +71,12 @@ def write_cards(folder: str | os.PathLike[str]) -> None:
     """Write README.md and the picture of the architecture into each adapter folder of a run."""
     folder = Path(folder)
     report = RunReport.load(folder / RESULTS_JSON)
+    results = {result.method: result for result in report.results}
     for name, method in _METHODS.items():
-        if (folder / name).exists() and method in _results(folder):
+        if (folder / name).exists() and method in results:
             config = _config(folder / name)
             plot_architecture(Architecture(config["architecture"]), folder / name / "architecture.png")
-            text = model_card(_card_data(folder, report, _results(folder)[method], config))
+            text = model_card(_card_data(folder, report, results[method], config))
             write_atomically(folder / name / "README.md", text)
 
 

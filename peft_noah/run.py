@@ -67,6 +67,8 @@ class Run:
     ):
         self.folder = Path(folder)
         self.settings = self._agree(settings)
+        # settings.json is written once all is checked; asked before the processes meet, so that all see the same
+        self._prepared = (self.folder / SETTINGS).exists()
         self.accelerator: Accelerator = make_accelerator(self.settings.mixed_precision)
         self.reporter = reporter or Reporter(enabled=self.accelerator.is_main_process)
 
@@ -109,15 +111,17 @@ class Run:
         Raises:
             ValueError: on data, backbone or budget that cannot be used.
         """
+        if self._prepared:
+            return
         supernet = self._supernet()
         if self.settings.budget is not None:
             check_budget(supernet.get_search_space(), supernet.count_parameters, self.settings.budget)
         self._on_main(self._write_settings)
+        self._prepared = True
 
     def _write_settings(self) -> None:
-        if not (self.folder / SETTINGS).exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.settings.save(self.folder / SETTINGS)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.settings.save(self.folder / SETTINGS)
 
     def _supernet(self) -> PeftModel:
         return attach(self.fresh_backbone(), "supernet", self.settings.recipe, self.settings.search_space)
