@@ -108,7 +108,9 @@ def _quiet() -> None:
 
     import transformers
 
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT's call, not the user's
+    warnings.filterwarnings(
+        "ignore", message="`is_gradient_checkpointing` is deprecated"
+    )  # PEFT's call, not the user's
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

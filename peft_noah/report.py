@@ -56,6 +56,8 @@ class MethodResult:
         n_validation: number of validation images.
         n_test: number of test images.
         seconds: wall-clock time of training and search.
+        tests: accuracy (share, 0 to 1) and number of images by the name of each further test set, as domain
+            generalisation has them.
 
     Raises:
         ValueError: a value is out of its bounds.
@@ -70,6 +72,7 @@ class MethodResult:
     n_validation: int
     n_test: int
     seconds: float
+    tests: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, str) or not 1 <= len(one_line(self.method)) or len(self.method) > MAX_NAME:
@@ -86,6 +89,22 @@ class MethodResult:
             )
         self._check_number("test", 1)
         self._check_number("seconds", MAX_COUNT)
+        object.__setattr__(self, "tests", self._checked_tests())
+
+    def _checked_tests(self) -> dict[str, tuple[float, int]]:
+        if not isinstance(self.tests, Mapping) or len(self.tests) > MAX_RESULTS:
+            raise ValueError(f"tests of {self.method!r} is {reprlib.repr(self.tests)}; give accuracies by name.")
+        checked = {}
+        for name, entry in self.tests.items():
+            if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
+                raise ValueError(f"a test set of {self.method!r} is named {reprlib.repr(name)}; give a short name.")
+            if not isinstance(entry, (list, tuple)) or len(entry) != 2 or type(entry[0]) not in (int, float):
+                raise ValueError(f"test set {name!r} has {reprlib.repr(entry)}; give accuracy and number of images.")
+            accuracy, images = entry
+            images = check_int(images, f"the number of images of {name!r}", 1, MAX_COUNT)
+            standard_error(accuracy, images)
+            checked[name] = (float(accuracy), images)
+        return checked
 
     def _check_number(self, name: str, high: int) -> None:
         value = getattr(self, name)
@@ -171,8 +190,11 @@ class RunReport:
     def _from_dict(cls, data: object) -> RunReport:
         check_keys(data, [entry.name for entry in fields(cls)], "a report")
         _check_list("results", data["results"], MAX_RESULTS)
+        names = [entry.name for entry in fields(MethodResult)]
         for entry in data["results"]:
-            check_keys(entry, [entry.name for entry in fields(MethodResult)], "a result")
+            if isinstance(entry, Mapping):  # results of version 0.1.0 have no further test sets
+                entry = {"tests": {}, **entry}
+            check_keys(entry, names, "a result")
         report = cls(**{**data, "results": [MethodResult(**entry) for entry in data["results"]]})
         return cls(**{**report.to_dict(), "results": report.results})
 

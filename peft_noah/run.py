@@ -27,6 +27,7 @@ from torch import nn
 
 from peft_noah.architecture import Architecture
 from peft_noah.data import bundled_task, load_splits
+from peft_noah.evaluation import evaluate
 from peft_noah.images import ImageSplit
 from peft_noah.jsonfile import dump_json, read_json, write_atomically
 from peft_noah.methods import (
@@ -45,7 +46,7 @@ from peft_noah.search import SearchResult, check_budget, scaled_budget, search
 from peft_noah.settings import RunSettings
 from peft_noah.splits import Splits
 from peft_noah.statistics import standard_error
-from peft_noah.training import ArchitectureSampler, evaluate, make_accelerator, train
+from peft_noah.training import ArchitectureSampler, make_accelerator, train
 
 SETTINGS, SECONDS, SUPERNET, PARTIAL_SEARCH = "settings.json", "seconds.json", "supernet", "search.partial.json"
 

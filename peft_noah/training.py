@@ -1,4 +1,4 @@
-"""One visible Accelerate loop for supernets, subnets and baselines, and the evaluation beside it.
+"""One visible Accelerate loop for supernets, subnets and baselines.
 
     for epoch:
         for batch:
@@ -30,7 +30,6 @@ from transformers import TrainerCallback
 
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.images import ImageSplit
-from peft_noah.metrics import Accuracy
 from peft_noah.preprocessing import Normalizer
 
 
@@ -261,28 +260,3 @@ def _describe_non_finite(value: float, step: int, model: nn.Module, sampler, bat
         cause = "Lower the learning rate, clip gradients with max_grad_norm, or train in float32."
     where = f" with {model.get_architecture()!r}" if sampler is not None else ""
     return f"the loss is {value} at step {step}{where}; nothing was saved from this step. {cause}"
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module, images: ImageSplit, normalize: Normalizer, accelerator: Accelerator, batch_size: int = 256
-) -> float:
-    """Top-1 accuracy of a classifier, a fraction, on all processes alike; the model's mode is restored.
-
-    Args:
-        model: a classifier called as ``model(pixel_values=...)`` with ``.logits``.
-        images: uint8 images and labels.
-        normalize: uint8 pixels to the backbone's input.
-        accelerator: devices, processes and precision.
-        batch_size: images per forward pass, over all processes together.
-    """
-    loader = accelerator.prepare_data_loader(DataLoader(images, batch_size, collate_fn=images.collate))
-    metric, was_training = Accuracy(), model.training
-    model.eval()
-    for batch in loader:
-        with accelerator.autocast():
-            predictions = model(pixel_values=normalize(batch["pixel_values"])).logits.argmax(-1)
-        predictions, labels = accelerator.gather_for_metrics((predictions, batch["labels"]))
-        metric.add_batch(predictions=predictions.cpu(), references=labels.cpu())
-    model.train(was_training)
-    return metric.compute()["accuracy"]

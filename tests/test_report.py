@@ -280,3 +280,20 @@ def test_a_name_is_shown_literally_and_breaks_nothing(name, tmp_path):
     assert [len(row) for row in rows(report)] == [6]
     plain = " ".join(name.replace("\x1b", " ").replace("\u202e", " ").replace("\ud800", " ").split())
     assert f"  {plain}  " in re.sub("\x1b\\[[0-9;]*m", "", show(report, width=100))
+
+
+def test_further_test_sets_survive_the_file_and_wrong_ones_are_refused(tmp_path):
+    numbers = {
+        "parameters": 5,
+        "head_parameters": 2,
+        "validation": None,
+        "n_validation": 0,
+        "n_test": 10,
+        "seconds": 1,
+    }
+    result = MethodResult("lora", 0, test=0.5, tests={"sketch": (0.25, 40)}, **numbers)
+    RunReport(results=[result]).save(tmp_path)
+    assert RunReport.load(tmp_path).results[0].tests == {"sketch": (0.25, 40)}
+    for wrong in ({"sketch": 0.25}, {"sketch": (25, 40)}, {"": (0.5, 4)}, {"a": ("0.5", 4)}, {"a": (0.5, 0)}, [1]):
+        with pytest.raises(ValueError, match="lora|sketch|'a'|accuracy"):
+            MethodResult("lora", 0, test=0.5, tests=wrong, **numbers)

@@ -10,13 +10,13 @@ from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 
 from peft_noah import NoahConfig
+from peft_noah.evaluation import evaluate
 from peft_noah.images import ImageSplit
 from peft_noah.training import (
     ArchitectureSampler,
     NonFiniteLossError,
     SampleArchitectureCallback,
     TrainingSettings,
-    evaluate,
     make_accelerator,
     train,
 )
