@@ -5,31 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from peft_noah.architecture import Architecture
+from peft_noah.architecture_source import read_architecture
 from peft_noah.card import CardData, model_card
 from peft_noah.jsonfile import read_json, write_atomically
+from peft_noah.methods import TRANSFER
 from peft_noah.plotting import plot_architecture, plot_search
 from peft_noah.report import RESULTS_JSON, MethodResult, RunReport
+from peft_noah.run_folder import ADAPTER, FIGURES, INHERITED, SEARCH, slug
 from peft_noah.search_result import SearchResult
 
-SEARCH, FIGURES, ADAPTER, INHERITED = "search.json", "figures", "adapter", "adapter-inherited"
 _METHODS = {ADAPTER: "noah retrained", INHERITED: "noah inherited"}
-
-
-def stored_architecture(adapter: Path) -> Architecture:
-    """The architecture that an adapter folder's config states.
-
-    Raises:
-        ValueError: if the config states none.
-    """
-    return Architecture(_config(adapter)["architecture"])
-
-
-def _config(adapter: Path) -> dict:
-    config = read_json(adapter / "adapter_config.json")
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), dict):
-        raise ValueError(f"{adapter / 'adapter_config.json'} states no architecture: it is no NOAH adapter.")
-    return config
 
 
 def _parameters(folder: Path, method: str) -> int | None:
@@ -54,7 +39,7 @@ def draw_figures(folder: str | os.PathLike[str]) -> list[Path]:
         if (folder / name).exists():
             (folder / FIGURES).mkdir(exist_ok=True)
             plot_architecture(
-                stored_architecture(folder / name),
+                read_architecture(folder / name),
                 folder / FIGURES / "architecture.png",
                 parameters=_parameters(folder, _METHODS[name]),
             )
@@ -71,17 +56,23 @@ def write_cards(folder: str | os.PathLike[str]) -> None:
     """Write README.md and the picture of the architecture into each adapter folder of a run."""
     folder = Path(folder)
     report = RunReport.load(folder / RESULTS_JSON)
-    results = {result.method: result for result in report.results}
-    for name, method in _METHODS.items():
-        if (folder / name).exists() and method in results:
-            config = _config(folder / name)
-            plot_architecture(Architecture(config["architecture"]), folder / name / "architecture.png")
-            text = model_card(_card_data(folder, report, results[method], config))
+    for result in report.results:
+        name = _adapter_of(result.method)
+        if name is not None and (folder / name).exists():
+            config = read_json(folder / name / "adapter_config.json")
+            plot_architecture(read_architecture(folder / name), folder / name / "architecture.png")
+            text = model_card(_card_data(folder, report, result, config))
             write_atomically(folder / name / "README.md", text)
 
 
+def _adapter_of(method: str) -> str | None:
+    """Name of the folder that keeps a method's adapter; None where none is kept."""
+    names = {method: name for name, method in _METHODS.items()}
+    return f"{ADAPTER}-{slug(method)}" if method.startswith(TRANSFER) else names.get(method)
+
+
 def _card_data(folder: Path, report: RunReport, result: MethodResult, config: dict) -> CardData:
-    retrained = result.method == "noah retrained"
+    retrained = result.method != "noah inherited"
     sizes, settings = report.task["sizes"], report.settings
     accuracy = {"test": (result.test, result.n_test)}
     if result.validation is not None:
@@ -93,7 +84,7 @@ def _card_data(folder: Path, report: RunReport, result: MethodResult, config: di
         "seed": result.seed,
     }
     search = {}
-    if (folder / SEARCH).exists():
+    if (folder / SEARCH).exists() and not result.method.startswith(TRANSFER):
         found = SearchResult.load(folder / SEARCH)
         search = {"budget": found.budget, "candidates scored": len(found.candidates), "variant": settings["variant"]}
     return CardData(

@@ -1,23 +1,16 @@
-"""The main job as stages over one run folder: supernet, search, subnet, baselines, report.
+"""The main job as stages over one run folder: supernet, search, subnet, baselines, controls.
 
-    settings.json                 what was asked
-    supernet/                     the trained supernet, a NOAH adapter
-    search.json                   every candidate with its score
-    adapter-inherited/            the best architecture, cut out of the supernet
-    adapter/                      the best architecture, trained again on train + validation: the result
-    results.json, results.md      the table
-    figures/                      architecture and search, drawn from the files above
-
-A stage that has left its file is not run again, so an interrupted run goes on where it was.
+What the folder holds, and in which file, is said in :mod:`peft_noah.run_folder`. A stage that has left its file is not
+run again, so an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,11 +19,14 @@ from peft import PeftModel
 from torch import nn
 
 from peft_noah.architecture import Architecture
+from peft_noah.architecture_source import read_architecture
 from peft_noah.data import bundled_task, load_splits
 from peft_noah.evaluation import evaluate
 from peft_noah.images import ImageSplit
-from peft_noah.jsonfile import dump_json, read_json, write_atomically
 from peft_noah.methods import (
+    BASELINES,
+    SINGLE_MODULES,
+    TRANSFER,
     attach,
     count_trainable,
     load_adapter,
@@ -40,15 +36,17 @@ from peft_noah.methods import (
 )
 from peft_noah.preprocessing import Normalizer, Preprocessing
 from peft_noah.progress import Reporter
-from peft_noah.publish import ADAPTER, INHERITED, SEARCH, draw_figures, stored_architecture, write_cards
-from peft_noah.report import RESULTS_JSON, MethodResult, RunReport
-from peft_noah.search import SearchResult, check_budget, scaled_budget, search
+from peft_noah.publish import draw_figures, write_cards
+from peft_noah.report import MethodResult, RunReport
+from peft_noah.run_folder import ADAPTER, INHERITED, RANDOM_SEARCH, SEARCH, SETTINGS, SUPERNET, RunFolder, slug
+from peft_noah.search import SearchResult, check_budget, random_search, scaled_budget, search
 from peft_noah.settings import RunSettings
 from peft_noah.splits import Splits
 from peft_noah.statistics import standard_error
 from peft_noah.training import ArchitectureSampler, make_accelerator, train
 
-SETTINGS, SECONDS, SUPERNET, PARTIAL_SEARCH = "settings.json", "seconds.json", "supernet", "search.partial.json"
+#: the lock under which a supernet is trained and searched: what several methods share
+SHARED = "supernet-and-search"
 
 
 class Run:
@@ -66,29 +64,13 @@ class Run:
     def __init__(
         self, folder: str | os.PathLike, settings: RunSettings | None = None, reporter: Reporter | None = None
     ):
-        self.folder = Path(folder)
-        self.settings = self._agree(settings)
+        self.files = RunFolder(folder)
+        self.folder = self.files.path
+        self.settings = self.files.agree(settings)
         # settings.json is written once all is checked; asked before the processes meet, so that all see the same
         self._prepared = (self.folder / SETTINGS).exists()
         self.accelerator: Accelerator = make_accelerator(self.settings.mixed_precision)
         self.reporter = reporter or Reporter(enabled=self.accelerator.is_main_process)
-
-    def _agree(self, settings: RunSettings | None) -> RunSettings:
-        path = self.folder / SETTINGS
-        if path.exists():
-            found = RunSettings.load(path)
-            if settings is not None and settings != found:
-                changed = [f.name for f in fields(settings) if getattr(settings, f.name) != getattr(found, f.name)]
-                raise ValueError(
-                    f"{self.folder} holds another run, with other {', '.join(changed)}. Choose another --output, or "
-                    "delete that folder."
-                )
-            return found
-        if settings is None:
-            raise ValueError(f"{self.folder} holds no run: {SETTINGS} is missing. Start with 'peft-noah supernet'.")
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise ValueError(f"{self.folder} is not empty and holds no run. Choose another --output.")
-        return settings
 
     # ------------------------------------------------------------------ data and models
 
@@ -117,12 +99,8 @@ class Run:
         supernet = self._supernet()
         if self.settings.budget is not None:
             check_budget(supernet.get_search_space(), supernet.count_parameters, self.settings.budget)
-        self._on_main(self._write_settings)
+        self._on_main(self.files.write_settings, self.settings)
         self._prepared = True
-
-    def _write_settings(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.settings.save(self.folder / SETTINGS)
 
     def _supernet(self) -> PeftModel:
         return attach(self.fresh_backbone(), "supernet", self.settings.recipe, self.settings.search_space)
@@ -148,7 +126,7 @@ class Run:
     def _accuracy(self, model: nn.Module, images: ImageSplit) -> float:
         return evaluate(model, images, self.normalize, self.accelerator)
 
-    # ------------------------------------------------------------------ stages
+    # ------------------------------------------------------------------ supernet and search
 
     def supernet(self) -> None:
         """Train the supernet on the training split, one random subnet a step."""
@@ -159,38 +137,31 @@ class Run:
         sampler = ArchitectureSampler(model.get_search_space(), self.settings.seed)
         seconds = self._train("supernet", model, self.splits.train, "supernet", sampler)
         model.set_architecture(model.get_search_space().largest())
-        self._note_seconds("supernet", seconds)
+        self._on_main(self.files.note_seconds, "supernet", seconds)
         self._save(model, SUPERNET)
 
     def search(self) -> SearchResult:
         """Find the best architecture under the budget, by accuracy on the validation split."""
-        path = self.folder / SEARCH
+        return self._search("search", SEARCH, search, self.settings.search())
+
+    def random_search(self) -> SearchResult:
+        """The control at NOAH's cost: the best of as many random architectures, scored in the same supernet."""
+        evaluations = self.settings.search().population_size * self.settings.search().generations
+        return self._search("random search", RANDOM_SEARCH, random_search, evaluations)
+
+    def _search(self, name: str, file: str, find: Callable[..., SearchResult], how: object) -> SearchResult:
+        path = self.folder / file
         if path.exists():
             return SearchResult.load(path)
-        model = self._load(SUPERNET)
-        settings, partial = self.settings.search(), self.folder / PARTIAL_SEARCH
-        known = {c.architecture: c.score for c in SearchResult.load(partial).candidates} if partial.exists() else {}
-        total, scores = settings.population_size * settings.generations, []
-
-        with self.reporter.stage("search", "candidates") as update:
-
-            def score(architecture: Architecture) -> float:
-                if architecture in known:  # the same seed asks for the same candidates again
-                    accuracy = known[architecture]
-                else:
-                    model.set_architecture(architecture)
-                    accuracy = self._accuracy(model, self.splits.validation)
-                scores.append(accuracy)
-                update(len(scores), total, f"best {100 * max(scores):.1f} %")
-                return accuracy
-
-            started = time.perf_counter()
-            result = search(
+        model, partial = self._load(SUPERNET), path.with_suffix(".partial.json")
+        started = time.perf_counter()
+        with self.reporter.stage(name, "candidates") as update:
+            result = find(
                 model.get_search_space(),
-                score,
+                self._scorer(model, partial, update),
                 model.count_parameters,
                 self.budget(model),
-                settings,
+                how,
                 seed=self.settings.seed,
                 on_generation=lambda so_far: self._on_main(so_far.save, partial),
                 provenance={
@@ -199,10 +170,27 @@ class Run:
                     "versions": package_versions(),
                 },
             )
-        self._note_seconds("search", time.perf_counter() - started)
+        self._on_main(self.files.note_seconds, name, time.perf_counter() - started)
         self._on_main(result.save, path)
         self._on_main(partial.unlink, missing_ok=True)
         return result
+
+    def _scorer(self, model: PeftModel, partial: Path, update: Callable) -> Callable[[Architecture], float]:
+        known = {c.architecture: c.score for c in SearchResult.load(partial).candidates} if partial.exists() else {}
+        search, scores = self.settings.search(), []
+        total = search.population_size * search.generations
+
+        def score(architecture: Architecture) -> float:
+            if architecture in known:  # the same seed asks for the same candidates again
+                accuracy = known[architecture]
+            else:
+                model.set_architecture(architecture)
+                accuracy = self._accuracy(model, self.splits.validation)
+            scores.append(accuracy)
+            update(len(scores), total, f"best {100 * max(scores):.1f} %")
+            return accuracy
+
+        return score
 
     def budget(self, model: PeftModel) -> int:
         """The run's budget in parameters: the given one, or the paper's scaled to the backbone."""
@@ -211,16 +199,62 @@ class Run:
         core = model.base_model.model.config
         return scaled_budget(core.hidden_size, core.num_hidden_layers)
 
+    # ------------------------------------------------------------------ methods: each adds its line to the table
+
+    def method(self, name: str, architecture: Architecture | None = None) -> None:
+        """Run a method of the table, with whatever it needs first.
+
+        Args:
+            name: one of `methods.METHODS`, or ``"transfer <source>"``.
+            architecture: of a transfer.
+
+        Raises:
+            ValueError: if there is no such method.
+            Busy: if another process trains or searches the supernet that the method needs.
+        """
+        self.prepare()
+        if self.files.result(name) is not None:
+            return
+        if name in BASELINES:
+            self.baseline(name)
+        elif name == "best single":
+            self.best_single()
+        elif name == "noah inherited":
+            self.inherit(self._found(self.search))
+        elif name == "noah retrained":
+            self.subnet(self._found(self.search))
+        elif name == "random search":
+            before = ("supernet", "random search")
+            self._fit_and_report(name, self._found(self.random_search), after=before)
+        elif name.startswith(TRANSFER) and architecture is not None:
+            self.transfer(name.removeprefix(TRANSFER), architecture)
+        else:
+            raise ValueError(f"method {name!r} is not known.")
+
+    def _found(self, find: Callable[[], SearchResult]) -> Architecture:
+        with self._alone(SHARED):
+            self.supernet()
+            return find().best.architecture
+
+    @contextmanager
+    def _alone(self, lock: str) -> Iterator[None]:
+        """Hold a lock against other jobs; the processes of one job hold it together, through the main one."""
+        if not self.accelerator.is_main_process:
+            yield
+            return
+        with self.files.lock(lock):
+            yield
+
     def inherit(self, architecture: Architecture) -> None:
         """Cut a subnet out of the supernet, save it and report it; its weights are used as they are."""
-        if self._reported("noah inherited"):
+        if self.files.result("noah inherited") is not None:
             return
         started = time.perf_counter()
         inherited = self._load(SUPERNET).extract(architecture).eval()
-        accuracies = [self._accuracy(inherited, images) for images in (self.splits.validation, self.splits.test)]
-        seconds = self._seconds("supernet") + self._seconds("search") + time.perf_counter() - started
+        validation = self._accuracy(inherited, self.splits.validation)
+        seconds = time.perf_counter() - started
         self._save(inherited, INHERITED)
-        self._add("noah inherited", inherited, *accuracies, seconds)
+        self._add("noah inherited", inherited, validation, seconds, after=("supernet", "search"))
         self._publish()
 
     def subnet(self, architecture: Architecture | None = None) -> None:
@@ -230,13 +264,45 @@ class Run:
             architecture: None: the search's best.
         """
         architecture = self.search().best.architecture if architecture is None else architecture
-        if not self._reported("noah retrained"):
-            self._fit_and_report("noah retrained", architecture, keep=ADAPTER)
+        if self.files.result("noah retrained") is None:
+            self._fit_and_report("noah retrained", architecture, keep=ADAPTER, after=("supernet", "search"))
             self._publish()
-        elif stored_architecture(self.folder / ADAPTER) != architecture:
+        elif read_architecture(self.folder / ADAPTER) != architecture:
             raise ValueError(
                 f"{self.folder / ADAPTER} holds another architecture already. Train this one in a run folder of its own."
             )
+
+    def transfer(self, source: str, architecture: Architecture) -> None:
+        """Train an architecture that was found elsewhere, save it in a folder of its own, and report it.
+
+        Args:
+            source: what tables call the place it comes from.
+            architecture: one dim per module and block of this run's backbone.
+        """
+        self.prepare()
+        name = f"{TRANSFER}{source}"
+        if self.files.result(name) is None:
+            self._fit_and_report(name, architecture, keep=f"{ADAPTER}-{slug(name)}")
+            self._publish()
+
+    def baseline(self, method: str) -> None:
+        """Train a baseline and report it."""
+        self.prepare()
+        if self.files.result(method) is None:
+            self._fit_and_report(method, method)
+
+    def best_single(self) -> None:
+        """The control that NOAH must beat: the single module with the best validation accuracy, at the cost of all."""
+        for method in SINGLE_MODULES:
+            with self._alone(slug(method)):
+                self.baseline(method)
+        reports = [RunReport.load(self.files.result_path(method)) for method in SINGLE_MODULES]
+        seconds = sum(report.results[0].seconds for report in reports)
+        best = max(reports, key=lambda report: (report.results[0].validation, -report.results[0].parameters))
+        chosen = best.results[0]
+        note = f"best single: {chosen.method}, chosen on the validation images."
+        result = replace(chosen, method="best single", seconds=seconds)
+        self._on_main(self.files.add, replace(best, results=[result], notes=[note]))
 
     def everything(self) -> None:
         """All stages in order."""
@@ -247,45 +313,40 @@ class Run:
         self.inherit(best)
         self.subnet(best)
 
-    def _publish(self) -> None:
-        self._on_main(draw_figures, self.folder)
-        self._on_main(write_cards, self.folder)
-
-    def baseline(self, method: str) -> None:
-        """Train a baseline and report it."""
-        self.prepare()
-        if not self._reported(method):
-            self._fit_and_report(method, method)
-
-    def _fit_and_report(self, name: str, method: str | Architecture, keep: str | None = None) -> None:
+    def _fit_and_report(
+        self, name: str, method: str | Architecture, keep: str | None = None, after: tuple[str, ...] = ()
+    ) -> None:
         """Validation accuracy of a model trained on train, test accuracy of one trained on train + validation."""
-        seconds, model = 0.0, None
-        accuracies = []
-        for images, held_out, where in (
-            (self.splits.train, self.splits.validation, "train"),
-            (self.splits.train + self.splits.validation, self.splits.test, "train + validation"),
-        ):
-            model = attach(self.fresh_backbone(), method, self.settings.recipe)
-            stage = "full" if method == "full" else "subnet"
-            seconds += self._train(f"{name}, on {where}", model, images, stage)
-            accuracies.append(self._accuracy(model.eval(), held_out))
+        stage = "full" if method == "full" else "subnet"
+        everything = self.splits.train + self.splits.validation
+        model = attach(self.fresh_backbone(), method, self.settings.recipe)
+        seconds = self._train(f"{name}, on train", model, self.splits.train, stage)
+        validation = self._accuracy(model.eval(), self.splits.validation)
+        model = attach(self.fresh_backbone(), method, self.settings.recipe)
+        seconds += self._train(f"{name}, on train + validation", model, everything, stage)
         if keep is not None:
             self._save(model, keep)
-        self._add(name, model, *accuracies, seconds)
+        self._add(name, model.eval(), validation, seconds, after)
 
     # ------------------------------------------------------------------ files
 
+    def _publish(self) -> None:
+        self._on_main(self._draw_and_write_cards)
+
+    def _draw_and_write_cards(self) -> None:
+        with self.files.lock("figures", wait=True):
+            draw_figures(self.folder)
+            write_cards(self.folder)
+
     def _save(self, model: PeftModel, name: str) -> None:
         """Write an adapter folder whole: a folder of that name is always a complete one."""
-        self._on_main(self._write_adapter, model, name)
 
-    def _write_adapter(self, model: PeftModel, name: str) -> None:
-        partial = self.folder / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial)
-        self.splits.preprocessing.processor.save_pretrained(partial)
-        (partial / "README.md").unlink(missing_ok=True)
-        os.replace(partial, self.folder / name)
+        def write(folder: Path) -> None:
+            model.save_pretrained(folder)
+            self.splits.preprocessing.processor.save_pretrained(folder)
+            (folder / "README.md").unlink(missing_ok=True)
+
+        self._on_main(self.files.write_adapter, name, write)
 
     def _on_main(self, write: Callable, *args, **kwargs) -> None:
         """Let the main process write, and the others wait for it."""
@@ -293,23 +354,39 @@ class Run:
             write(*args, **kwargs)
         self.accelerator.wait_for_everyone()
 
-    def _note_seconds(self, stage: str, seconds: float) -> None:
-        path = self.folder / SECONDS
-        known = read_json(path) if path.exists() else {}
-        self._on_main(write_atomically, path, dump_json({**known, stage: seconds}))
+    def _add(
+        self, name: str, model: nn.Module, validation: float, seconds: float, after: tuple[str, ...] = ()
+    ) -> None:
+        """Read the test images, for the first and only time, and write the result; ``after`` names stages it cost too."""
+        parameters, head = count_trainable(model)
+        other = getattr(self.splits, "other_tests", {}).items()
+        result = MethodResult(
+            method=name,
+            seed=self.settings.seed,
+            parameters=parameters,
+            head_parameters=head,
+            validation=validation,
+            test=self._accuracy(model, self.splits.test),
+            n_validation=len(self.splits.validation),
+            n_test=len(self.splits.test),
+            seconds=seconds + sum(self.files.seconds(stage) for stage in after),
+            tests={test: (self._accuracy(model, images), len(images)) for test, images in other},
+        )
+        found = None if name in BASELINES else model.get_architecture().to_dict()
+        self._on_main(self.files.add, self._report(result, found))
 
-    def _seconds(self, stage: str) -> float:
-        return float(read_json(self.folder / SECONDS)[stage])
-
-    def report(self) -> RunReport:
-        """The results so far."""
-        path = self.folder / RESULTS_JSON
-        if path.exists():
-            return RunReport.load(path)
+    def _report(self, result: MethodResult, architecture: dict[str, list[int]] | None) -> RunReport:
+        """One result with all that made it."""
         core = self.fresh_backbone().config
+        name = self.settings.task or Path(self.settings.dataset or self.splits.source).name
         return RunReport(
-            results=[],
-            task=self.splits.to_dict(),
+            results=[result],
+            task={
+                "name": name,
+                "group": self.settings.group or "",
+                "shots": self.settings.shots,
+                **self.splits.to_dict(),
+            },
             backbone={
                 "model": self.settings.model or "bundled vit-tiny-64",
                 "model_type": core.model_type,
@@ -320,33 +397,8 @@ class Run:
             preprocessing=self.splits.preprocessing.to_dict(),
             settings={**asdict(self.settings), "supernet_epochs": self.settings.training("supernet").epochs},
             versions=package_versions(),
-            architecture=None,
-            notes=[],
+            architecture=architecture,
         )
-
-    def _reported(self, method: str) -> bool:
-        path = self.folder / RESULTS_JSON
-        return path.exists() and any(result.method == method for result in RunReport.load(path).results)
-
-    def _add(self, name: str, model: nn.Module, validation: float, test: float, seconds: float) -> None:
-        parameters, head = count_trainable(model)
-        report = self.report()
-        if isinstance(model, PeftModel) and name.startswith("noah"):
-            report.architecture = model.get_architecture().to_dict()
-        report.results.append(
-            MethodResult(
-                method=name,
-                seed=self.settings.seed,
-                parameters=parameters,
-                head_parameters=head,
-                validation=validation,
-                test=test,
-                n_validation=len(self.splits.validation),
-                n_test=len(self.splits.test),
-                seconds=seconds,
-            )
-        )
-        self._on_main(report.save, self.folder)
 
 
 def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[float, float, int]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 from peft_noah.config import RECIPES, SPACES
 from peft_noah.data import bundled_backbone
-from peft_noah.jsonfile import dump_json, read_json, write_atomically
+from peft_noah.jsonfile import check_int, dump_json, read_json, write_atomically
 from peft_noah.methods import BASELINES
-from peft_noah.search import SearchSettings
+from peft_noah.search_result import MAX_COUNT, SearchSettings
 from peft_noah.training import TrainingSettings
+
+#: cost of the paper's supernet, search and retraining, in fine-tunings of the length of the retraining
+PAPER_EFFORT = 5.6
+MAX_EFFORT = 100
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,14 @@ class RunSettings:
         variant: of the search: ``"default"``, ``"paper"``, ``"released"``.
         population_size, generations: of the search; None: the variant's.
         baselines: methods to compare with.
+        effort: cost of supernet, search and retraining together, in fine-tunings of ``epochs`` epochs: a supernet of
+            5 x ``epochs`` and a search of all generations is 5.6, as in the paper, the retraining being 1 of it. What is
+            above 1 scales both alike. None: 5.6, or what ``supernet_epochs`` and ``generations`` say.
         seed: of everything random.
+        shots: training images per class to take; None: all.
+        augment: colour jitter and RandAugment on training images, as the paper does for few-shot learning.
+        other_tests: further test sets by name, folders or Hub ids: domain generalisation.
+        task, group: what tables call the task and the tasks it belongs with; None: the dataset's name, and no group.
         image_size: side in pixels; None: the backbone's own.
         image_mean, image_std: None: from the backbone's image processor.
         image_column, label_column: None: found by their types.
@@ -49,7 +61,13 @@ class RunSettings:
     population_size: int | None = None
     generations: int | None = None
     baselines: tuple[str, ...] = ("linear", "lora", "adapter", "vpt")
+    effort: float | None = None
     seed: int = 0
+    shots: int | None = None
+    augment: bool = False
+    other_tests: Mapping[str, str] | None = None
+    task: str | None = None
+    group: str | None = None
     image_size: int | None = None
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
@@ -66,6 +84,7 @@ class RunSettings:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         _check_model(self.model)
+        self._check_effort()
         self.search()
         self.training("supernet"), self.training("subnet")
         for name in ("baselines", "image_mean", "image_std"):
@@ -76,10 +95,29 @@ class RunSettings:
                 raise ValueError(f"baseline {method!r} is not known (known: {', '.join(BASELINES)}).")
         if self.budget is not None and self.budget < 1:
             raise ValueError(f"budget must be a positive number of parameters, got {self.budget}.")
+        if self.shots is not None:
+            check_int(self.shots, "shots", 1, MAX_COUNT)
+
+    def _check_effort(self) -> None:
+        if self.effort is None:
+            return
+        if not 1 < self.effort <= MAX_EFFORT:
+            raise ValueError(
+                f"effort must be above 1, which is the retraining alone, and at most {MAX_EFFORT}, got {self.effort!r}."
+            )
+        if self.supernet_epochs is not None or self.generations is not None:
+            raise ValueError("effort decides supernet_epochs and generations: give either it or them.")
+
+    @property
+    def _share(self) -> float:
+        """Supernet and search as a share of the paper's."""
+        return 1.0 if self.effort is None else (self.effort - 1) / (PAPER_EFFORT - 1)
 
     def training(self, stage: str) -> TrainingSettings:
         """The training settings of ``"supernet"``, ``"subnet"`` or ``"full"``."""
-        supernet_epochs = 5 * self.epochs if self.supernet_epochs is None else self.supernet_epochs
+        supernet_epochs = self.supernet_epochs
+        if supernet_epochs is None:
+            supernet_epochs = max(1, round(5 * self.epochs * self._share))
         epochs = supernet_epochs if stage == "supernet" else self.epochs
         return TrainingSettings.named(self.recipe, stage, self.protocol, epochs=epochs, seed=self.seed)
 
@@ -90,7 +128,7 @@ class RunSettings:
         return replace(
             named,
             population_size=size,
-            generations=self.generations or named.generations,
+            generations=self.generations or max(1, round(named.generations * self._share)),
             num_crossover=named.num_crossover * size // named.population_size,
             num_mutation=named.num_mutation * size // named.population_size,
         )

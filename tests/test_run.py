@@ -19,6 +19,7 @@ from peft_noah import Architecture, BudgetError
 from peft_noah.cli import app
 from peft_noah.report import RunReport
 from peft_noah.run import Run
+from peft_noah.run_folder import Busy
 from peft_noah.search import SearchResult
 from peft_noah.settings import RunSettings
 
@@ -74,8 +75,8 @@ def test_a_run_leaves_all_its_files(finished):
 
 def test_the_table_has_one_row_per_method(finished):
     report = RunReport.load(finished / "results.json")
-    methods = ["linear", "lora", "adapter", "vpt", "noah inherited", "noah retrained"]
-    assert [result.method for result in report.results][:6] == methods
+    methods = ["linear", "vpt", "adapter", "lora", "noah inherited", "noah retrained"]
+    assert [result.method for result in report.results] == methods  # the paper's order
     by_name = {result.method: result for result in report.results}
     assert by_name["linear"].parameters == 0 and by_name["linear"].head_parameters == 24 * 3 + 3
     assert by_name["lora"].parameters == 4 * 4 * 24 * 8
@@ -124,7 +125,7 @@ with torch.no_grad():
 
 def test_full_fine_tuning_is_a_baseline_too(finished):
     assert invoke("baseline", finished, "--method", "full").exit_code == 0
-    full = RunReport.load(finished / "results.json").results[-1]
+    full = RunReport.load(finished / "results.json").results[0]
     assert full.method == "full" and full.parameters == sum(
         p.numel() for name, p in make_model().named_parameters() if "classifier" not in name
     )
@@ -332,3 +333,70 @@ def test_an_architecture_file_that_is_none_is_refused(finished, tmp_path):
     (tmp_path / "a.json").write_text('{"lora": [1, 2')
     result = invoke("subnet", finished, "--architecture", tmp_path / "a.json")
     assert result.exit_code == 2 and "a.json" in "".join(result.output.split())
+
+
+# ---------------------------------------------------------------------- controls and transfers
+
+
+@pytest.fixture(scope="module")
+def compared(finished, task, backbone, tmp_path_factory):
+    """A run of NOAH and its controls, method by method."""
+    job = Run(tmp_path_factory.mktemp("runs") / "run", RunSettings.load(finished / "settings.json"))
+    for method in ("noah retrained", "random search", "best single", "noah inherited"):
+        job.method(method)
+    return job
+
+
+def test_methods_give_what_the_whole_job_gives(compared, finished):
+    for name in ("search.json", "adapter/adapter_model.safetensors", "adapter-inherited/adapter_model.safetensors"):
+        assert (compared.folder / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_random_search_scores_as_many_candidates_in_the_same_supernet(compared):
+    found = SearchResult.load(compared.folder / "random-search.json")
+    assert len(found.candidates) == len(SearchResult.load(compared.folder / "search.json").candidates)
+    assert {candidate.origin for candidate in found.candidates} == {"random"}
+    report = RunReport.load(compared.files.result_path("random search"))
+    assert Architecture(report.architecture) == found.best.architecture
+    assert report.results[0].parameters == found.best.parameters
+
+
+def test_the_best_single_module_is_chosen_on_validation_at_the_cost_of_all(compared):
+    singles = [compared.files.result(method) for method in ("lora", "adapter", "vpt")]
+    best = compared.files.result("best single")
+    assert best.validation == max(single.validation for single in singles)
+    assert best.seconds == pytest.approx(sum(single.seconds for single in singles))
+    chosen = max(singles, key=lambda single: (single.validation, -single.parameters))
+    assert best.test == chosen.test and f"best single: {chosen.method}" in (compared.folder / "results.md").read_text()
+
+
+def test_retraining_costs_supernet_and_search_too(compared):
+    retrained, inherited = (compared.files.result(f"noah {how}") for how in ("retrained", "inherited"))
+    stages = compared.files.seconds("supernet") + compared.files.seconds("search")
+    assert retrained.seconds > stages and inherited.seconds > stages
+
+
+def test_a_finished_method_is_not_run_again(compared, monkeypatch):
+    monkeypatch.setattr(compared, "_train", None)
+    for method in ("noah retrained", "random search", "best single", "lora"):
+        compared.method(method)
+    with pytest.raises(ValueError, match="method 'magic' is not known"):
+        compared.method("magic")
+
+
+def test_an_architecture_from_elsewhere_is_a_row_of_its_own(compared, finished, tmp_path):
+    Architecture.uniform(4, lora=2).save(tmp_path / "hand.json")
+    before = (compared.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    result = invoke("subnet", compared.folder, "--architecture", tmp_path / "hand.json")
+    assert result.exit_code == 0, result.output
+    assert compared.files.result("transfer hand").parameters == 4 * 4 * 24 * 2
+    assert (compared.folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
+    card = (compared.folder / "adapter-transfer-hand" / "README.md").read_text()
+    assert card.index("import peft_noah") < card.index("## Architecture")
+
+
+def test_another_process_that_holds_the_supernet_is_not_waited_for(finished, task, backbone, tmp_path):
+    job = Run(tmp_path / "run", RunSettings.load(finished / "settings.json"))
+    with job.files.lock("supernet-and-search"), pytest.raises(Busy):
+        job.method("noah inherited")
+    assert not (job.folder / "supernet").exists()

@@ -1,0 +1,27 @@
+"""The ``peft-noah`` command: one command for the whole job, and one for each of its stages.
+
+Only typer is imported here and in the files beside: help must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from peft_noah.cli import run
+
+app = typer.Typer(
+    name="peft-noah",
+    help="Find the mix of LoRA, Adapter and VPT that suits your images, under a budget of parameters.",
+    epilog="Example: peft-noah run --dataset my-images/ --model google/vit-base-patch16-224-in21k",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command, example in run.commands.found:
+    app.command(epilog=example)(command)
+
+
+def main() -> None:
+    """Entry point of the console script and of ``python -m peft_noah``."""
+    app()

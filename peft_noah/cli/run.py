@@ -1,0 +1,151 @@
+"""The commands for one run: the whole job, and each of its stages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from peft_noah.cli.options import DATA_OPTIONS, RUN_OPTIONS, Commands, clear_errors, quiet, run_settings, with_options
+
+commands = Commands()
+
+RunFolder = Annotated[Path, typer.Argument(help="Run folder, as made by 'run' or 'supernet'.")]
+
+
+def _open(folder: Path, settings: Any = None):
+    quiet()
+    from peft_noah.run import Run
+
+    return Run(folder, settings)
+
+
+def _show(run: Any) -> None:
+    from rich.console import Console
+
+    if run.accelerator.is_main_process and (run.folder / "results.json").exists():
+        Console().print(run.files.report().to_rich_table())
+
+
+@commands.add("peft-noah run --dataset my-images/ --budget 300000 --output runs/mine")
+@clear_errors
+@with_options(RUN_OPTIONS)
+def run(
+    *,
+    baselines: Annotated[
+        str, typer.Option(help="Methods to compare with, separated by commas; 'none' for none.")
+    ] = "linear,lora,adapter,vpt",
+    **options: Any,
+) -> None:
+    """The whole job: supernet, search, subnet, baselines, table and figures.
+
+    With no option it uses the bundled ViT and task, needs no network, and takes a few minutes on two CPU cores.
+    """
+    job = _open(options.pop("output"), run_settings(baselines=baselines, **options))
+    job.everything()
+    _show(job)
+    job.reporter.say(f"adapter, table and figures are in {job.folder}")
+
+
+@commands.add("peft-noah supernet --dataset my-images/ --output runs/mine")
+@clear_errors
+@with_options(RUN_OPTIONS)
+def supernet(**options: Any) -> None:
+    """Start a run folder and train its supernet."""
+    _open(options.pop("output"), run_settings(**options)).supernet()
+
+
+@commands.add("peft-noah search runs/mine")
+@clear_errors
+def search(run_folder: RunFolder) -> None:
+    """Search the trained supernet; writes search.json and the inherited adapter."""
+    job = _open(run_folder)
+    best = job.search().best
+    job.inherit(best.architecture)
+    job.reporter.say(f"best: {100 * best.score:.1f} % with {best.parameters:,} prompt parameters\n{best.architecture}")
+
+
+@commands.add("peft-noah subnet runs/mine --architecture vtab/cifar100")
+@clear_errors
+def subnet(
+    run_folder: RunFolder,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of the search's best: a published name, a JSON file (architecture or search), a run or "
+            "adapter folder, or an adapter's Hub id. Reported as a transfer."
+        ),
+    ] = None,
+) -> None:
+    """Train an architecture from scratch; writes its adapter and its row of the table."""
+    from peft_noah.architecture_source import read_architecture, source_label
+
+    chosen = None if architecture is None else read_architecture(architecture)
+    job = _open(run_folder)
+    if chosen is None:
+        job.subnet()
+    else:
+        job.transfer(source_label(architecture), chosen)
+    _show(job)
+
+
+@commands.add("peft-noah baseline runs/mine --method full")
+@clear_errors
+def baseline(
+    run_folder: RunFolder,
+    method: Annotated[str, typer.Option(help="linear, lora, adapter, vpt or full.")] = "lora",
+) -> None:
+    """Train a baseline on the run's data; writes its row of the table."""
+    job = _open(run_folder)
+    job.baseline(method)
+    _show(job)
+
+
+@commands.add("peft-noah evaluate runs/mine/adapter --dataset my-images/ --split test")
+@clear_errors
+@with_options(DATA_OPTIONS)
+def evaluate(
+    adapter: Annotated[str, typer.Argument(help="Folder or Hub id of a NOAH adapter.")],
+    *,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    **options: Any,
+) -> None:
+    """Accuracy of a saved adapter on a split of a dataset, with its standard error."""
+    quiet()
+    from peft_noah.run import evaluate_adapter
+
+    accuracy, error, images = evaluate_adapter(adapter, run_settings(epochs=None, **options), split)
+    typer.echo(f"{100 * accuracy:.2f} % ± {100 * error:.2f} (standard error over {images:,} {split} images)")
+
+
+@commands.add("peft-noah plot runs/mine")
+@clear_errors
+def plot(run_folder: RunFolder) -> None:
+    """Draw the figures of a run anew from its files."""
+    from peft_noah.publish import draw_figures
+
+    for path in draw_figures(run_folder):
+        typer.echo(path)
+
+
+@commands.add("peft-noah table runs/seed0 runs/seed1 runs/seed2")
+@clear_errors
+def table(
+    run_folders: Annotated[list[Path], typer.Argument(help="Run folders that differ in their seed only.")],
+    markdown: Annotated[bool, typer.Option(help="Markdown instead of a table for the terminal.")] = False,
+) -> None:
+    """One table over several runs: means over seeds with their standard errors."""
+    from rich.console import Console
+
+    from peft_noah.report import RunReport
+
+    reports = [RunReport.load(folder / "results.json") for folder in run_folders]
+    merged = replace(reports[0], results=[result for report in reports for result in report.results])
+    if len(reports) > 1:  # each seed found an architecture of its own
+        merged = replace(merged, architecture=None, settings={**merged.settings, "seed": "as in the table"})
+    if markdown:
+        typer.echo(merged.to_markdown())
+    else:
+        Console().print(merged.to_rich_table())

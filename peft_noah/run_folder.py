@@ -1,0 +1,209 @@
+"""The files of a run folder, and who may write them.
+
+    settings.json                 what was asked
+    supernet/                     the trained supernet, a NOAH adapter
+    search.json                   every candidate with its score
+    random-search.json            the same for the control, random search
+    results/<method>.json         one result each: settings, versions, seed, times, parameters, accuracy
+    results/<method>.error.json   why a method failed
+    results.json, results.md      the table of all results
+    adapter-inherited/            the best architecture, cut out of the supernet
+    adapter/                      the best architecture, trained again on train + validation: the result
+    figures/                      architecture and search, drawn from the files above
+    .locks/                       what a process is at work on
+
+A file or adapter folder that is there is complete. Several processes may share a folder: each takes a lock that the
+operating system gives back when its process ends, however that happens.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from peft_noah.jsonfile import check_keys, dump_json, read_json, write_atomically
+from peft_noah.methods import table_order
+from peft_noah.report import MethodResult, RunReport
+from peft_noah.settings import RunSettings
+
+SETTINGS, SECONDS, RESULTS, LOCKS = "settings.json", "seconds.json", "results", ".locks"
+SUPERNET, SEARCH, RANDOM_SEARCH = "supernet", "search.json", "random-search.json"
+ADAPTER, INHERITED, FIGURES = "adapter", "adapter-inherited", "figures"
+_MAX_ERROR = 10_000
+_A_LOOK = 0.2  # seconds; longer than whoever only looks holds a lock
+
+
+class Busy(Exception):
+    """Another process is at work on this; nothing was done."""
+
+
+def slug(method: str) -> str:
+    """The name of a method as a file is called: small letters and digits, hyphens between."""
+    return re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
+
+
+class RunFolder:
+    """Reads and writes the files of one run.
+
+    Args:
+        path: the folder; made when the first file is written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    # ------------------------------------------------------------------ settings
+
+    def agree(self, settings: RunSettings | None) -> RunSettings:
+        """The settings of the run in this folder, which must be the ones that are asked for, if any are.
+
+        Raises:
+            ValueError: if the folder holds another run, no run where one is expected, or something else.
+        """
+        if (self / SETTINGS).exists():
+            found = RunSettings.load(self / SETTINGS)
+            if settings is not None and settings != found:
+                changed = [f.name for f in fields(settings) if getattr(settings, f.name) != getattr(found, f.name)]
+                raise ValueError(
+                    f"{self.path} holds another run, with other {', '.join(changed)}. Choose another --output, or "
+                    "delete that folder."
+                )
+            return found
+        if settings is None:
+            raise ValueError(f"{self.path} holds no run: {SETTINGS} is missing. Start with 'peft-noah supernet'.")
+        if self.path.exists() and (
+            not self.path.is_dir() or any(entry.name != LOCKS for entry in self.path.iterdir())
+        ):
+            raise ValueError(f"{self.path} is not empty and holds no run. Choose another --output.")
+        return settings
+
+    def write_settings(self, settings: RunSettings) -> None:
+        """Make the folder and write settings.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        settings.save(self / SETTINGS)
+
+    # ------------------------------------------------------------------ locks
+
+    @contextmanager
+    def lock(self, name: str, wait: bool = False) -> Iterator[None]:
+        """Hold the lock ``name``; it ends with the process that holds it, killed or not.
+
+        Raises:
+            Busy: another process holds it, and ``wait`` is False.
+        """
+        (self / LOCKS).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self / LOCKS / f"{name}.lock", timeout=-1 if wait else _A_LOOK)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise Busy(f"another process is at work on {name!r} in {self.path}.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def locked(self, name: str) -> bool:
+        """Whether a process holds the lock ``name`` now."""
+        if not (self / LOCKS / f"{name}.lock").exists():
+            return False
+        try:
+            with self.lock(name):
+                return False
+        except Busy:
+            return True
+
+    # ------------------------------------------------------------------ results
+
+    def result_path(self, method: str) -> Path:
+        """Where the result of a method stands."""
+        return self / RESULTS / f"{slug(method)}.json"
+
+    def error_path(self, method: str) -> Path:
+        """Where the error of a failed method stands."""
+        return self / RESULTS / f"{slug(method)}.error.json"
+
+    def result(self, method: str) -> MethodResult | None:
+        """The result of a method; None where there is none yet."""
+        path = self.result_path(method)
+        return RunReport.load(path).results[0] if path.exists() else None
+
+    def report(self) -> RunReport:
+        """All results so far as one report, in the order of the table.
+
+        Raises:
+            ValueError: there are none, or a file is broken.
+        """
+        paths = [path for path in (self / RESULTS).glob("*.json") if not path.name.endswith(".error.json")]
+        reports = sorted((RunReport.load(path) for path in paths), key=lambda r: table_order(r.results[0].method))
+        if not reports:
+            raise ValueError(f"{self.path} holds no results yet. Run a method first, such as 'peft-noah baseline'.")
+        found = {report.results[0].method: report.architecture for report in reports if report.architecture}
+        shown = found.get("noah retrained") or found.get("noah inherited") or next(iter(found.values()), None)
+        return replace(
+            reports[0],
+            results=[result for report in reports for result in report.results],
+            architecture=shown,
+            notes=list(dict.fromkeys(note for report in reports for note in report.notes)),
+        )
+
+    def add(self, report: RunReport) -> None:
+        """Write one result, and the table anew."""
+        (self / RESULTS).mkdir(parents=True, exist_ok=True)
+        method = report.results[0].method
+        write_atomically(self.result_path(method), dump_json(report.to_dict()))
+        self.error_path(method).unlink(missing_ok=True)
+        with self.lock("table", wait=True):
+            self.report().save(self.path)
+
+    def add_error(self, method: str, error: BaseException) -> None:
+        """Note why a method failed."""
+        (self / RESULTS).mkdir(parents=True, exist_ok=True)
+        text = "".join(traceback.format_exception(error))[-_MAX_ERROR:]
+        data = {"method": method, "error": f"{type(error).__name__}: {error}"[:_MAX_ERROR], "traceback": text}
+        write_atomically(self.error_path(method), dump_json(data))
+
+    def error(self, method: str) -> str | None:
+        """What a failed method said; None where it has not failed."""
+        path = self.error_path(method)
+        if not path.exists():
+            return None
+        data = read_json(path)
+        check_keys(data, ("method", "error", "traceback"), f"{path}")
+        return str(data["error"])
+
+    # ------------------------------------------------------------------ times and adapters
+
+    def note_seconds(self, stage: str, seconds: float) -> None:
+        """Keep how long a stage took."""
+        path = self / SECONDS
+        known = read_json(path) if path.exists() else {}
+        write_atomically(path, dump_json({**known, stage: seconds}))
+
+    def seconds(self, stage: str) -> float:
+        """How long a finished stage took, in seconds.
+
+        Raises:
+            ValueError: it has not been noted.
+        """
+        known = read_json(self / SECONDS)
+        if not isinstance(known, Mapping) or not isinstance(known.get(stage), (int, float)):
+            raise ValueError(f"{self / SECONDS} does not say how long the {stage} took. Train it again.")
+        return float(known[stage])
+
+    def write_adapter(self, name: str, write: Callable[[Path], object]) -> None:
+        """Let ``write`` fill a folder, and give it its name when it is whole."""
+        partial = self / f"{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        write(partial)
+        os.replace(partial, self / name)
