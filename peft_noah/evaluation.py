@@ -18,20 +18,40 @@ def evaluate(
 ) -> float:
     """Top-1 accuracy of a classifier, a fraction, on all processes alike; the model's mode is restored.
 
+    A split with `classes` is scored among them: the other logits are left out before the largest is taken. So
+    ImageNet-A and -R count among their 200 classes, where the authors' code counts among all 1,000.
+
     Args:
         model: a classifier called as ``model(pixel_values=...)`` with ``.logits``.
         images: uint8 images and labels.
         normalize: uint8 pixels to the backbone's input.
         accelerator: devices, processes and precision.
         batch_size: images per forward pass, over all processes together.
+
+    Raises:
+        ValueError: the model has fewer outputs than `images.classes` asks for.
     """
     loader = accelerator.prepare_data_loader(DataLoader(images, batch_size, collate_fn=images.collate))
     metric, was_training = Accuracy(), model.training
     model.eval()
     for batch in loader:
         with accelerator.autocast():
-            predictions = model(pixel_values=normalize(batch["pixel_values"])).logits.argmax(-1)
+            logits = model(pixel_values=normalize(batch["pixel_values"])).logits
+        predictions = _predict(logits, images.classes)
         predictions, labels = accelerator.gather_for_metrics((predictions, batch["labels"]))
         metric.add_batch(predictions=predictions.cpu(), references=labels.cpu())
     model.train(was_training)
     return metric.compute()["accuracy"]
+
+
+def _predict(logits: torch.Tensor, classes: tuple[int, ...] | None) -> torch.Tensor:
+    """The class index of the largest logit, (B,) of (B, C), among `classes` where given."""
+    if classes is None:
+        return logits.argmax(-1)
+    if classes[-1] >= logits.shape[-1]:
+        raise ValueError(
+            f"the images are scored among classes up to {classes[-1]}, but the model has {logits.shape[-1]} outputs. "
+            "Use a model that was trained on the same classes."
+        )
+    allowed = torch.tensor(classes, device=logits.device)
+    return allowed[logits[:, allowed].argmax(-1)]

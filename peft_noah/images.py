@@ -91,25 +91,35 @@ class ImageSplit(Dataset):
     Args:
         images: uint8 tensor of shape (N, 3, H, W).
         labels: int64 tensor of shape (N,), class indices.
+        classes: the class indices among which the images are scored, in rising order; None: all. A test set that has
+            200 of 1,000 classes is scored among its 200.
 
     Raises:
-        ValueError: shapes or types are others, or the two lengths differ.
+        ValueError: shapes or types are others, the two lengths differ, or a label is not among the classes.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"images of type {images.dtype} and shape {tuple(images.shape)} are not allowed: expected uint8 of "
                 "shape (N, 3, H, W). Decode them with ImageSplit.decode."
             )
-        self._assemble([_InMemory(images)], labels)
+        self._assemble([_InMemory(images)], labels, classes)
 
-    def _assemble(self, parts: Sequence[_InMemory | _Encoded], labels: Tensor) -> None:
+    def _assemble(
+        self, parts: Sequence[_InMemory | _Encoded], labels: Tensor, classes: Sequence[int] | None = None
+    ) -> None:
         sizes = [len(part) for part in parts]
         if labels.dtype != torch.int64 or labels.shape != (sum(sizes),):
             raise ValueError(
                 f"labels of type {labels.dtype} and shape {tuple(labels.shape)} do not fit {sum(sizes)} images: "
                 "expected int64, one per image."
+            )
+        self.classes = None if classes is None else tuple(sorted(set(classes)))
+        if self.classes is not None and (outside := sorted(set(labels.tolist()) - set(self.classes))):
+            raise ValueError(
+                f"label {outside[0]} is not among the {len(self.classes)} classes that the images are scored among. "
+                "Add it to classes."
             )
         self.labels = labels
         self._parts = tuple(parts)
@@ -124,6 +134,7 @@ class ImageSplit(Dataset):
         *,
         name: str = "images",
         cache_gb: float = 4.0,
+        classes: Sequence[int] | None = None,
     ) -> ImageSplit:
         """Decode and resize images once; where they would not fit in the cache, whenever they are fetched.
 
@@ -136,6 +147,7 @@ class ImageSplit(Dataset):
             preprocessing: the run's resize and crop.
             name: the split's name, for error messages.
             cache_gb: most memory the decoded images may take, in gigabytes (10^9 bytes).
+            classes: as for `ImageSplit`.
 
         Raises:
             ValueError: an image is missing, corrupt, of an unknown format or too large; split and index are named.
@@ -143,16 +155,21 @@ class ImageSplit(Dataset):
         encoded = _Encoded(images, preprocessing, name)
         fits = preprocessing.gigabytes(len(images)) <= cache_gb
         split = cls.__new__(cls)
-        split._assemble([encoded.read_all() if fits else encoded.check_all()], torch.tensor(labels, dtype=torch.int64))
+        part = encoded.read_all() if fits else encoded.check_all()
+        split._assemble([part], torch.tensor(labels, dtype=torch.int64), classes)
         return split
 
     @classmethod
     def concat(cls, splits: Iterable[ImageSplit]) -> ImageSplit:
-        """One split with the images of several, in order; image memory is shared, not copied."""
+        """One split with the images of several, in order, scored among the classes of all of them; image memory is
+        shared, not copied."""
         splits = list(splits)
         joined = cls.__new__(cls)
+        classes = [split.classes for split in splits]
         joined._assemble(
-            [part for split in splits for part in split._parts], torch.cat([split.labels for split in splits])
+            [part for split in splits for part in split._parts],
+            torch.cat([split.labels for split in splits]),
+            None if None in classes else [index for of_split in classes for index in of_split],
         )
         return joined
 
@@ -203,6 +220,11 @@ class ImageSplit(Dataset):
         """Whether every image is decoded and kept, rather than decoded whenever it is fetched."""
         return all(isinstance(part, _InMemory) for part in self._parts)
 
+    @property
+    def digests(self) -> list[bytes]:
+        """SHA-256 of the file of every image; empty where images were given as pixels."""
+        return [digest for part in self._parts for digest in part.digests]
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, over labels and undecoded images: the same at every image size."""
@@ -213,11 +235,11 @@ class ImageSplit(Dataset):
 
 
 class _InMemory:
-    """Decoded images, with the digest of what they were decoded from (of the pixels, if that is unknown)."""
+    """Decoded images, with the digests of what they were decoded from (one over the pixels, if that is unknown)."""
 
-    def __init__(self, images: Tensor, digest: bytes | None = None) -> None:
+    def __init__(self, images: Tensor, digests: Sequence[bytes] = ()) -> None:
         self.images = images
-        self._digest = digest
+        self.digests = digests
 
     def __len__(self) -> int:
         return len(self.images)
@@ -228,9 +250,8 @@ class _InMemory:
 
     @property
     def digest(self) -> bytes:
-        if self._digest is None:
-            self._digest = hashlib.sha256(self.images.contiguous().numpy()).digest()
-        return self._digest
+        content = b"".join(self.digests) if self.digests else self.images.contiguous().numpy()
+        return hashlib.sha256(content).digest()
 
     def take(self, rows: Tensor) -> Tensor:
         return self.images[rows]
@@ -243,7 +264,7 @@ class _Encoded:
         self.images = images
         self.preprocessing = preprocessing
         self.name = name
-        self.digest = b""
+        self.digests: list[bytes] = []
 
     def __len__(self) -> int:
         return len(self.images)
@@ -257,21 +278,22 @@ class _Encoded:
 
     def read_all(self) -> _InMemory:
         images = torch.empty((len(self), *self.image_shape), dtype=torch.uint8)
-        digest = hashlib.sha256()
         for row in range(len(self)):
             encoded = self._read(row)
-            digest.update(hashlib.sha256(encoded).digest())
+            self.digests.append(hashlib.sha256(encoded).digest())
             images[row] = self._decode(row, encoded)
-        return _InMemory(images, digest.digest())
+        return _InMemory(images, self.digests)
 
     def check_all(self) -> _Encoded:
-        digest = hashlib.sha256()
         for row in range(len(self)):
             encoded = self._read(row)
-            digest.update(hashlib.sha256(encoded).digest())
+            self.digests.append(hashlib.sha256(encoded).digest())
             self._located(row, self._check, encoded)
-        self.digest = digest.digest()
         return self
+
+    @property
+    def digest(self) -> bytes:
+        return hashlib.sha256(b"".join(self.digests)).digest()
 
     def _decode(self, row: int, encoded: bytes) -> Tensor:
         return self._located(row, lambda: self.preprocessing.apply(decode_image(encoded)))

@@ -1,0 +1,184 @@
+"""Splits before decoding: which images and which labels, checked, completed and drawn from, without reading a pixel."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch.utils.data import Subset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of one split before decoding, and their labels.
+
+    Attributes:
+        images: N undecoded images, `{"bytes": ..., "path": ...}`; where bytes is None the file at path is read.
+        labels: N class indices.
+        classes: the class indices that occur at all, where a test set has fewer classes than the training images and is
+            scored among them; None: all classes.
+        split: name of the split in the source that the images were taken out of, for error messages; None: its own.
+    """
+
+    images: Sequence[Mapping[str, Any] | None]
+    labels: Sequence[int | None]
+    classes: tuple[int, ...] | None = None
+    split: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Sequence[int], split: str | None = None) -> Listing:
+        """The images at `rows`; they keep the numbers that they have in the source, for error messages."""
+        whole, indices = self.images, rows
+        if isinstance(whole, Subset):
+            whole, indices = whole.dataset, [whole.indices[row] for row in rows]
+        labels = [self.labels[row] for row in rows]
+        return replace(self, images=Subset(whole, list(indices)), labels=labels, split=self.split or split)
+
+
+@dataclass(frozen=True)
+class Listings:
+    """The listings of one task.
+
+    Attributes:
+        train: images to train on.
+        validation: images to choose architectures with; None: the source has none.
+        test: images to report accuracy on.
+        label_names: the name of every class, in the order of class indices.
+        source: where the images come from, in words.
+        other_tests: further test sets by name, as domain generalisation has them.
+    """
+
+    train: Listing
+    validation: Listing | None
+    test: Listing
+    label_names: tuple[str, ...]
+    source: str
+    other_tests: Mapping[str, Listing] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of images by split."""
+        return {name: len(listing) for name, listing in self.by_name().items()}
+
+    def by_name(self) -> dict[str, Listing]:
+        """Every listing that is there, train, validation and test first, each further test set as `test <name>`."""
+        own = {"train": self.train, "validation": self.validation, "test": self.test}
+        others = {f"test {name}": listing for name, listing in self.other_tests.items()}
+        return {name: listing for name, listing in {**own, **others}.items() if listing is not None}
+
+    def check(self) -> None:
+        """Check labels and classes.
+
+        Raises:
+            ValueError: a split is empty, a label is missing or out of range, or there is one class only.
+        """
+        for name, listing in self.by_name().items():
+            _check_labels(name, listing.labels, self.label_names, self.source)
+        if len(set(self.train.labels)) < 2:
+            raise ValueError(
+                f"the training images of {self.source} have one class only, "
+                f"{self.label_names[self.train.labels[0]]!r}: a classifier needs two or more. Check the label column "
+                "or the class folders."
+            )
+
+    def warn_of_unseen_classes(self) -> None:
+        """Log, per split, how many of its classes have no training image."""
+        seen = set(self.train.labels)
+        for name, listing in self.by_name().items():
+            if unseen := sorted(set(listing.labels) - seen):
+                shown = ", ".join(self.label_names[label] for label in unseen[:5])
+                logger.warning(
+                    "%s: %d classes of the %s split have no training image (%s)",
+                    *(self.source, len(unseen), name, shown),
+                )
+
+    def with_validation(self, fraction: float = 0.2, seed: int = 0) -> Listings:
+        """The same, with a validation split split off the training images where there was none: of every class the
+        share `fraction`, rounded, at least one, and at least one stays.
+
+        Raises:
+            ValueError: `fraction` is not between 0 and 1, or there is one training image per class.
+        """
+        if self.validation is not None:
+            return self
+        if not 0 < fraction < 1:
+            raise ValueError(f"validation_fraction {fraction} is not allowed: give a share between 0 and 1.")
+        rng, chosen = random.Random(seed), set()
+        for rows in _by_class(self.train.labels).values():
+            chosen.update(rng.sample(rows, min(max(round(fraction * len(rows)), 1), len(rows) - 1)))
+        if not chosen:
+            raise ValueError(
+                f"{self.source} has no validation split and one training image per class, so none can be split off. "
+                "Add a validation split."
+            )
+        logger.warning(
+            "%s: no validation split; %d of %d training images were split off, class by class, with seed %d",
+            *(self.source, len(chosen), len(self.train), seed),
+        )
+        kept = [row for row in range(len(self.train)) if row not in chosen]
+        return replace(
+            self, train=self.train.take(kept, "train"), validation=self.train.take(sorted(chosen), "train")
+        )
+
+    def with_shots(self, shots: int, seed: int = 0) -> Listings:
+        """The same, with `shots` training images per class, drawn with `seed`; validation and test stay as they are.
+
+        Where there is no validation split, min(shots, 4) further images per class become it, which is CoOp's rule.
+        A class with fewer images gives all it has, and a warning counts such classes.
+        """
+        rng, train, validation, short = random.Random(seed), [], [], 0
+        for rows in _by_class(self.train.labels).values():
+            drawn = rng.sample(rows, min(len(rows), shots + min(shots, 4)))
+            train += drawn[:shots]
+            validation += drawn[shots:]
+            short += len(rows) < shots
+        if short:
+            logger.warning(
+                "%s: %d classes have fewer than %d training images; all they have are used", self.source, short, shots
+            )
+        changes: dict[str, Any] = {"train": self.train.take(sorted(train), "train")}
+        if self.validation is None and validation:
+            logger.warning(
+                "%s: no validation split; %d of the training images that are not among the %d shots serve as one",
+                *(self.source, len(validation), shots),
+            )
+            changes["validation"] = self.train.take(sorted(validation), "train")
+        return replace(self, **changes)
+
+
+def _by_class(labels: Sequence[int]) -> dict[int, list[int]]:
+    """The rows of every class, classes in order."""
+    rows = defaultdict(list)
+    for row, label in enumerate(labels):
+        rows[label].append(row)
+    return dict(sorted(rows.items()))
+
+
+def _check_labels(name: str, labels: Sequence[int | None], label_names: Sequence[str], source: str) -> None:
+    if not labels:
+        raise ValueError(f"the {name} split of {source} is empty. Give at least one labelled image.")
+    for index, label in enumerate(labels):
+        if label is None or not 0 <= label < len(label_names):
+            hint = " (-1 usually marks labels that are withheld)" if label == -1 else ""
+            raise ValueError(
+                f"image {index} of the {name} split of {source} has the label {label}{hint}: allowed are 0 to "
+                f"{len(label_names) - 1}. Repair the label, or choose another split or label column."
+            )
+
+
+def check_shots(shots: int | None) -> None:
+    """Refuse a number of training images per class below 1.
+
+    Raises:
+        ValueError: `shots` is no whole number of at least 1.
+    """
+    if shots is not None and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
+        raise ValueError(f"shots {shots!r} is not allowed: give a whole number of at least 1, or None for all images.")
