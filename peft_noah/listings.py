@@ -124,9 +124,7 @@ class Listings:
             *(self.source, len(chosen), len(self.train), seed),
         )
         kept = [row for row in range(len(self.train)) if row not in chosen]
-        return replace(
-            self, train=self.train.take(kept, "train"), validation=self.train.take(sorted(chosen), "train")
-        )
+        return replace(self, train=self.train.take(kept, "train"), validation=self.train.take(sorted(chosen), "train"))
 
     def with_shots(self, shots: int, seed: int = 0) -> Listings:
         """The same, with `shots` training images per class, drawn with `seed`; validation and test stay as they are.

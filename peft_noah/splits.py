@@ -75,7 +75,10 @@ class Splits:
         }
         if self.other_tests:
             data["other_tests"] = {
-                name: {"size": len(split), "classes": self.num_classes if split.classes is None else len(split.classes)}
+                name: {
+                    "size": len(split),
+                    "classes": self.num_classes if split.classes is None else len(split.classes),
+                }
                 for name, split in self.other_tests.items()
             }
         if self.shared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from pathlib import Path
 
 import datasets
@@ -73,3 +74,44 @@ def refused(source, preprocessing, message: str, **options) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         load_splits(source, preprocessing, **options)
     assert type(caught.value) is ValueError
+
+
+def write_list(folder: Path, file: str, lines: list[tuple[str, int]], base: str = "") -> None:
+    """A list of `path label` lines, with the images it names below `folder/base`, each its own."""
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text("".join(f"{path} {label}\n" for path, label in lines))
+    for path, _ in lines:
+        image = folder / base / path
+        if not image.exists():
+            image.parent.mkdir(parents=True, exist_ok=True)
+            image.write_bytes(encode(pixels(zlib.crc32(path.encode()), 4, 4)))
+
+
+def lines_of(split: str, labels: list[int], pattern: str = "images/{split}/{number:06d}.png") -> list[tuple[str, int]]:
+    return [(pattern.format(split=split, number=number, label=label), label) for number, label in enumerate(labels)]
+
+
+def write_vtab_task(folder: Path, train=(0, 1, 2) * 2, validation=(2, 1, 0), test=(0, 1, 2), without=()) -> Path:
+    """VTAB-1k's layout as it circulates; `without` leaves lists out."""
+    train, validation = lines_of("train", list(train)), lines_of("val", list(validation))
+    lists = {
+        "train800.txt": train,
+        "val200.txt": validation,
+        "train800val200.txt": train + validation,
+        "test.txt": lines_of("test", list(test)),
+    }
+    for file, lines in lists.items():
+        if file not in without:
+            write_list(folder, file, lines)
+    return folder
+
+
+def write_few_shot_task(folder: Path, base: str = "images", pattern: str = "{split}_{number}.jpg") -> Path:
+    """The NOAH authors' few-shot lists at 1 and 2 shots, seeds 0 and 1, of three classes."""
+    for shots in (1, 2):
+        for seed in (0, 1):
+            lines = lines_of(f"train{seed}", [0, 1, 2] * shots, pattern)
+            write_list(folder, f"annotations/train_meta.list.num_shot_{shots}.seed_{seed}", lines, base)
+    write_list(folder, "annotations/val_meta.list", lines_of("val", [0, 1, 2], pattern), base)
+    write_list(folder, "annotations/test_meta.list", lines_of("test", [2, 1, 0], pattern), base)
+    return folder

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Value
-from image_files import NAMES, SIDE, refused, rows, whole, write_image_folder, write_split, write_task
+from image_files import NAMES, SIDE, refused, rows, whole, write_image_folder, write_split, write_task, write_vtab_task
 
 from peft_noah.data import load_splits
 
@@ -100,3 +100,25 @@ def test_the_fingerprint_changes_with_any_split(tmp_path, preprocessing, split):
     before = load_splits(write_task(tmp_path / "task"), preprocessing).fingerprint
     write_split(tmp_path / "task", f"{split}.parquet", rows(6, 50), [0, 1, 2] * 2)
     assert load_splits(tmp_path / "task", preprocessing).fingerprint != before
+
+
+def test_test_images_that_are_also_in_training_are_counted_and_said_once(tmp_path, preprocessing, caplog):
+    task = write_task(tmp_path / "task", ("train", "validation"))
+    write_split(task, "test.parquet", [*rows(2), *rows(1, 10), *rows(3, 70)], [0, 1, 2] * 2)
+    for cache_gb in (4.0, 0.0):
+        caplog.clear()
+        splits = load_splits(task, preprocessing, cache_gb=cache_gb)
+        assert splits.shared == {"test": 3}  # two of training, one of validation, which is trained on in the end
+        assert splits.to_dict()["shared"] == {"test": 3}
+        assert caplog.text.count("byte for byte") == 1
+        assert "3 of 6 test" in caplog.text
+    assert "shared" not in load_splits(write_task(tmp_path / "other"), preprocessing).to_dict()
+
+
+def test_an_image_of_a_list_that_is_in_two_splits_is_counted(tmp_path, preprocessing, caplog):
+    task = write_vtab_task(tmp_path / "cifar")
+    for name in ("val200.txt", "test.txt"):
+        with open(task / name, "a") as file:
+            file.write("images/train/000000.png 0\n")
+    assert load_splits(task, preprocessing).shared == {"validation": 1, "test": 1}
+    assert "1 of 4 validation, 1 of 4 test" in caplog.text
