@@ -85,8 +85,8 @@ def load_splits(
             all. The validation split stays as it is; where there is none, min(shots, 4) more per class become it.
         other_tests: further test sets by name, with the classes of the training images or some of them: a folder of
             lists, parquet or class folders (named as the training classes are, or by their numbers), or a Hub id.
-        num_classes: number of classes, where lists give labels as numbers only: others are refused; None: the largest
-            label plus one.
+        num_classes: where labels are numbers without names: labels from here on are refused, and a table's numbers are
+            class indices, not names; None: the classes of a list are those up to its largest label.
         cache_gb: most memory decoded images may take, in gigabytes (10^9 bytes); splits beyond it (the test split
             last) are decoded whenever they are fetched, with the same values.
 
@@ -153,7 +153,7 @@ def read_listings(
             None if ".num_shot_" in lists.get("train", folder).name else shots
         )  # drawn by the lists' authors already
     else:
-        listings = _from_tables(source, names, image_column, label_column)
+        listings = _from_tables(source, names, image_column, label_column, num_classes)
     listings.check()
     if shots is not None:
         listings = listings.with_shots(shots, seed)
@@ -164,11 +164,16 @@ def read_listings(
 
 
 def _from_tables(
-    source: str | os.PathLike[str], names: Mapping[str, str | None], image: str | None, label: str | None
+    source: str | os.PathLike[str],
+    names: Mapping[str, str | None],
+    image: str | None,
+    label: str | None,
+    num_classes: int | None,
 ) -> Listings:
     tables = read_tables(source, names)
     found = {name: columns(table, name, image, label) for name, table in tables.items()}
-    label_names, labels = encode_labels(tables, {name: column for name, (_, column) in found.items()})
+    label_columns = {name: column for name, (_, column) in found.items()}
+    label_names, labels = encode_labels(tables, label_columns, num_classes)
     listings = {name: Listing(undecoded(table, found[name][0]), labels[name]) for name, table in tables.items()}
     return Listings(listings["train"], listings.get("validation"), listings["test"], label_names, str(source))
 

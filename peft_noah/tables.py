@@ -190,9 +190,12 @@ def _type_name(feature: Any) -> str:
 
 
 def encode_labels(
-    tables: Mapping[str, datasets.Dataset], columns: Mapping[str, str]
+    tables: Mapping[str, datasets.Dataset], columns: Mapping[str, str], num_classes: int | None = None
 ) -> tuple[tuple[str, ...], dict[str, list[int | None]]]:
     """Class names and, per split, class indices; where the data has no names, the training split's values are them.
+
+    Where `num_classes` is known, whole numbers are indices already, up to the largest in any split: 800 images need not
+    show all of 397 classes.
 
     Raises:
         ValueError: the splits' labels differ in names, type or values, or are of a type that no class has.
@@ -213,6 +216,9 @@ def encode_labels(
             f"the label column {columns['train']!r} holds {_type_name(first)}: allowed are class labels, integers and "
             "strings. Name another by label_column."
         )
+    if num_classes is not None and "int" in _type_name(first):
+        largest = max((value for labels in values.values() for value in labels if value is not None), default=0)
+        return tuple(map(str, range(min(largest + 1, num_classes)))), values
     known = sorted({value for value in values["train"] if value is not None and value != -1})
     index = {value: position for position, value in enumerate(known)}
     for name, labels in values.items():

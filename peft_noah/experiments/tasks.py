@@ -1,0 +1,86 @@
+"""One task of an experiment as plain data, and the check that a folder holds what the paper says it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from peft_noah.data import Listings, read_listings
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to train on, and how; expected numbers are the paper's Table 4, where it has any.
+
+    Attributes:
+        name: in tables and figures.
+        dataset: folder or Hub id, as `load_splits` takes it.
+        group: the group that the task's accuracy is averaged in; "" for none.
+        num_classes: expected number of classes; labels from there on are refused. None: whatever there is.
+        other_num_classes: numbers of classes that are accepted too.
+        sizes: expected number of images by split (`train`, `validation`, `test`, `test <further test set>`); splits
+            that are left out may have any.
+        shots: training images per class; None: all.
+        other_tests: further test sets by name: folders or Hub ids.
+        augment: whether training images are augmented (few-shot and domain generalisation).
+        search_space: name of the paper's search space and learning rates, "vtab" or "few_shot".
+        published: name of the authors' architecture for this task, for `Architecture.published`; None: there is none.
+    """
+
+    name: str
+    dataset: str
+    group: str = ""
+    num_classes: int | None = None
+    other_num_classes: tuple[int, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    shots: int | None = None
+    other_tests: Mapping[str, str] = field(default_factory=dict)
+    augment: bool = False
+    search_space: str = "vtab"
+    published: str | None = None
+
+    def listings(self, seed: int = 0) -> Listings:
+        """The task's images and labels without decoding any.
+
+        Raises:
+            ValueError: as `read_listings`.
+        """
+        return read_listings(
+            self.dataset, shots=self.shots, seed=seed, other_tests=self.other_tests, num_classes=self.num_classes
+        )
+
+    def check(self, seed: int = 0) -> Listings:
+        """Read the listings, and compare number of classes and sizes with the expected ones; nothing is decoded.
+
+        A validation split that had to be split off the training images is counted with them.
+
+        Raises:
+            ValueError: the data cannot be used, or a number differs; the message names the task and every such number.
+        """
+        try:
+            found = self.listings(seed)
+        except ValueError as error:
+            raise ValueError(f"task {self.name!r}: {error}") from error
+        differing = [
+            f"{count:,} {what} where {expected:,} are expected"
+            for what, count, expected in self._compare(found)
+            if count != expected
+        ]
+        if differing:
+            raise ValueError(
+                f"task {self.name!r} in {self.dataset} has {'; '.join(differing)}. Get the split that the paper uses, or "
+                "run the folder under another name, as a task of your own."
+            )
+        return found
+
+    def _compare(self, found: Listings) -> list[tuple[str, int, int]]:
+        pairs = []
+        if self.num_classes is not None:
+            count = len(found.label_names)
+            pairs.append(("classes", count, count if count in self.other_num_classes else self.num_classes))
+        sizes, expected = dict(found.sizes), dict(self.sizes)
+        if found.validation is not None and found.validation.split is not None and "validation" in expected:
+            sizes["train"] += sizes.pop("validation")
+            expected["train"] = expected.get("train", 0) + expected.pop("validation")
+            return [*pairs, *((f"{name} images", sizes[name], size) for name, size in expected.items())]
+        return [*pairs, *((f"{name} images", sizes.get(name, 0), size) for name, size in expected.items())]
