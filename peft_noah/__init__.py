@@ -1,16 +1,25 @@
-"""NOAH, Neural Prompt Search, as a PEFT tuner: importing this package registers the method ``NOAH`` with PEFT."""
+"""NOAH, Neural Prompt Search, as a PEFT tuner: importing this package registers the method ``NOAH`` with PEFT.
+
+What needs torch and PEFT is imported when its name is first used, so that the command line's help and a search over
+plain data start at once. PEFT knows NOAH as soon as both packages are imported, in whatever order.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from peft_noah.architecture import Architecture, SearchSpace
-from peft_noah.backbones import Backbone, register_backbone
-from peft_noah.config import NoahConfig
-from peft_noah.model import NoahModel
-from peft_noah.registration import register
+from peft_noah.registration import register_with_peft
+
+# not on first use like the rest: the module's name would hide the function's
 from peft_noah.search import BudgetError, SearchSettings, random_search, search
 from peft_noah.version import __version__
 
-register()
+if TYPE_CHECKING:
+    from peft_noah.backbones import Backbone, register_backbone
+    from peft_noah.config import NoahConfig
+    from peft_noah.model import NoahModel
 
 __all__ = [
     "Architecture",
@@ -25,3 +34,24 @@ __all__ = [
     "register_backbone",
     "search",
 ]
+
+_ON_FIRST_USE = {
+    "Backbone": "peft_noah.backbones",
+    "NoahConfig": "peft_noah.config",
+    "NoahModel": "peft_noah.model",
+    "register_backbone": "peft_noah.backbones",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_ON_FIRST_USE[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})
+
+
+register_with_peft()
