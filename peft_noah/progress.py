@@ -41,7 +41,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """One plain line."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, unit: str = "steps") -> Iterator[Callable[[int, int, str], None]]:

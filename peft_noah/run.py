@@ -359,7 +359,7 @@ class Run:
     ) -> None:
         """Read the test images, for the first and only time, and write the result; ``after`` names stages it cost too."""
         parameters, head = count_trainable(model)
-        other = getattr(self.splits, "other_tests", {}).items()
+        other = self.splits.other_tests.items()
         result = MethodResult(
             method=name,
             seed=self.settings.seed,
@@ -434,5 +434,8 @@ def read_splits(settings: RunSettings) -> Splits:
         image_column=settings.image_column,
         label_column=settings.label_column,
         seed=settings.seed,
+        shots=settings.shots,
+        other_tests=settings.other_tests,
+        num_classes=settings.num_classes,
     )
     return replace(splits, source="Fashion-MNIST, bundled with peft-noah") if bundled else splits

@@ -83,7 +83,7 @@ class RunFolder:
         if settings is None:
             raise ValueError(f"{self.path} holds no run: {SETTINGS} is missing. Start with 'peft-noah supernet'.")
         if self.path.exists() and (
-            not self.path.is_dir() or any(entry.name != LOCKS for entry in self.path.iterdir())
+            not self.path.is_dir() or any(entry.name not in (LOCKS, RESULTS) for entry in self.path.iterdir())
         ):
             raise ValueError(f"{self.path} is not empty and holds no run. Choose another --output.")
         return settings

@@ -37,6 +37,7 @@ class RunSettings:
             5 x ``epochs`` and a search of all generations is 5.6, as in the paper, the retraining being 1 of it. What is
             above 1 scales both alike. None: 5.6, or what ``supernet_epochs`` and ``generations`` say.
         seed: of everything random.
+        num_classes: of lists of numbered classes; None: up to the largest label there is.
         shots: training images per class to take; None: all.
         augment: colour jitter and RandAugment on training images, as the paper does for few-shot learning.
         other_tests: further test sets by name, folders or Hub ids: domain generalisation.
@@ -63,6 +64,7 @@ class RunSettings:
     baselines: tuple[str, ...] = ("linear", "lora", "adapter", "vpt")
     effort: float | None = None
     seed: int = 0
+    num_classes: int | None = None
     shots: int | None = None
     augment: bool = False
     other_tests: Mapping[str, str] | None = None

@@ -1,4 +1,4 @@
-"""The ``peft-noah`` command: one command for the whole job, and one for each of its stages.
+"""The ``peft-noah`` command: one command for the whole job, one for each of its stages, and those of a suite.
 
 Only typer is imported here and in the files beside: help must not wait for torch.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from peft_noah.cli import run
+from peft_noah.cli import run, suite
 
 app = typer.Typer(
     name="peft-noah",
@@ -18,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command, example in run.commands.found:
+for command, example in (*run.commands.found, *suite.commands.found):
     app.command(epilog=example)(command)
 
 

@@ -58,7 +58,11 @@ RUN_OPTIONS = {
         None,
         "Most prompt parameters, classifier excluded. Default: the paper's 0.64 M scaled to the model.",
     ),
-    "epochs": option(int | None, None, "Epochs of subnet and baselines. Default: 100; for the bundled task 10."),
+    "epochs": option(
+        int | None,
+        None,
+        "Epochs of subnet and baselines. Default: 100; for the bundled task, and for a suite of a user's own tasks, 10.",
+    ),
     "supernet_epochs": option(
         int | None, None, "Epochs of the supernet. Default: 5 x epochs, as in the paper; bundled task: 30."
     ),

@@ -1,0 +1,204 @@
+"""The commands for a suite of runs: run it, look at it, draw its tables and figures."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from peft_noah.cli.options import RUN_OPTIONS, Commands, clear_errors, quiet, run_settings, whole_numbers, with_options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from peft_noah.experiments.plan import Plan
+    from peft_noah.experiments.suite import Progress, Suite
+    from peft_noah.experiments.tasks import Task
+
+commands = Commands()
+
+ALL_METHODS = "full,linear,vpt,adapter,lora,best-single,random-search,noah-inherited,noah-retrained"
+#: for tasks of a user's own, unless asked otherwise: sized so that six small tasks, all methods and three seeds end
+#: within three hours on two CPU cores
+QUICK = {"epochs": 10, "effort": 3.0}
+#: of a run, what the tasks decide
+_OWN = ("dataset", "seed", "shots", "augment", "other_test", "search_space")
+SUITE_OPTIONS = {name: option for name, option in RUN_OPTIONS.items() if name not in _OWN}
+
+SuiteFolder = Annotated[Path, typer.Argument(help="Suite folder, as made by 'suite'.")]
+
+
+@commands.add("peft-noah suite vtab-1k/ --model google/vit-base-patch16-224-in21k --output suites/vtab")
+@clear_errors
+@with_options(SUITE_OPTIONS)
+def suite(
+    root: Annotated[
+        Path, typer.Argument(help="Folder with one folder a task: VTAB-1k, few-shot sets, or any others.")
+    ],
+    *,
+    methods: Annotated[
+        str, typer.Option(help="Methods, separated by commas; 'none' for transfers only.")
+    ] = ALL_METHODS,
+    seeds: Annotated[str, typer.Option(help="Repeats, separated by commas.")] = "0,1,2",
+    tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. Default: all that are found.")] = None,
+    shots: Annotated[str, typer.Option(help="Training images per class of few-shot sets.")] = "1,2,4,8,16",
+    groups: Annotated[Path | None, typer.Option(help="JSON file with the group of each task.")] = None,
+    transfer: Annotated[bool, typer.Option(help="Retrain each task's architecture on every other task.")] = False,
+    architecture: Annotated[
+        list[str], typer.Option(help="Retrain this one on every task; as for 'subnet'. May be repeated.")
+    ] = [],  # noqa: B006 (typer reads the default)
+    dry_run: Annotated[bool, typer.Option(help="List all cells, their parameters and cost; run nothing.")] = False,
+    retry: Annotated[bool, typer.Option(help="Try broken cells again.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for the suite; several processes may share it.")] = Path(
+        "noah-suite"
+    ),
+    **options: Any,
+) -> None:
+    """Tasks x methods x seeds as one job that can be interrupted, repeated, and shared by processes and machines.
+
+    Type the same command again to go on, or in another terminal to share the work; a finished cell is never run twice.
+    """
+    quiet()
+    from peft_noah.experiments.suite import Suite
+
+    plan = _plan(root, methods, seeds, tasks, shots, groups, transfer, architecture, options)
+    job = Suite(output, plan)
+    if dry_run:
+        _show_cost(job)
+        return
+    found = job.run(retry=retry)
+    _show_progress(found)
+    job.reporter.say(f"draw tables and figures with: peft-noah tables {output}")
+    if found.errors:
+        raise typer.Exit(1)
+
+
+def _plan(
+    root: Path,
+    methods: str,
+    seeds: str,
+    tasks: str | None,
+    shots: str,
+    groups: Path | None,
+    transfer: bool,
+    architectures: list[str],
+    options: dict[str, Any],
+) -> Plan:
+    from peft_noah.architecture_source import read_architecture, source_label
+    from peft_noah.experiments.plan import Plan
+    from peft_noah.experiments.protocols import detect_tasks, read_groups
+    from peft_noah.methods import find_method
+
+    found = detect_tasks(
+        root,
+        groups=None if groups is None else read_groups(groups),
+        shots=whole_numbers(shots, "shots"),
+    )
+    found = found if tasks is None else _chosen(found, tasks.split(","))
+    if all(task.published is None for task in found) and options["epochs"] is None:
+        searched = any(options[name] is not None for name in ("effort", "supernet_epochs", "generations"))
+        options = {**options, **QUICK, **({"effort": options["effort"]} if searched else {})}
+    return Plan(
+        tasks=found,
+        methods=() if methods == "none" else tuple(find_method(method) for method in methods.split(",")),
+        seeds=whole_numbers(seeds, "seeds"),
+        # the dataset of the template stands for the first task's; every cell sets its own
+        run=replace(run_settings(dataset=str(root), **options), dataset=None),
+        transfer=transfer,
+        architectures={source_label(source): read_architecture(source) for source in architectures},
+    )
+
+
+def _chosen(found: tuple[Task, ...], names: list[str]) -> tuple[Task, ...]:
+    if unknown := [name for name in names if name not in {task.name for task in found}]:
+        raise ValueError(f"no task is named {unknown[0]!r}; there are {', '.join(task.name for task in found)}.")
+    return tuple(task for task in found if task.name in names)
+
+
+@commands.add("peft-noah progress suites/vtab --watch")
+@clear_errors
+def progress(
+    folder: SuiteFolder,
+    watch: Annotated[bool, typer.Option(help="Look again every ten seconds, until the suite has ended.")] = False,
+) -> None:
+    """Which cells of a suite are done, running, broken or open, and how long the rest will take."""
+    from peft_noah.experiments.suite import Suite
+
+    job = Suite(folder)
+    found = job.progress()
+    _show_progress(found)
+    while watch and found.count("done") + found.count("failed") < len(found.states):
+        time.sleep(10)
+        found = job.progress()
+        _show_progress(found)
+
+
+@commands.add("peft-noah tables suites/vtab --output paper/")
+@clear_errors
+def tables(
+    folders: Annotated[list[Path], typer.Argument(help="Suite or run folders.")],
+    output: Annotated[Path | None, typer.Option(help="Where to write. Default: tables/ in the first folder.")] = None,
+) -> None:
+    """Tables (Markdown, LaTeX, CSV) and figures of a suite, from its result files alone."""
+    from peft_noah.experiments.tables import write_tables
+
+    for path in write_tables(folders, output or folders[0] / "tables"):
+        typer.echo(path)
+
+
+def _show_progress(found: Progress) -> None:
+    from rich.console import Console
+
+    console = Console()
+    table = _table(("task", "done", "failed", "open", "running"))
+    for task in dict.fromkeys(job.task.name for job, _ in found.states):
+        states = [(job, state) for job, state in found.states if job.task.name == task]
+        counts = [str(sum(state == kind for _, state in states)) for kind in ("done", "failed", "open")]
+        running = ", ".join(f"{job.method} (seed {job.seed})" for job, state in states if state == "running")
+        table.add_row(task, *counts, running)
+    console.print(table)
+    console.print(found.sentence(), highlight=False)
+    for job, error in found.errors:
+        console.print(f"{job}: {error}", markup=False, highlight=False)
+
+
+def _show_cost(suite: Suite) -> None:
+    from rich.console import Console
+
+    from peft_noah.experiments.cost import cell_costs
+
+    plan, console = suite.plan, Console()
+    tasks = _table(("task", "group", "classes", "train", "validation", "test"))
+    for task in plan.tasks:
+        found = suite.listings[task.name]
+        images = [f"{found.sizes[split]:,}" for split in ("train", "validation", "test")]
+        tasks.add_row(task.name, task.group, str(len(found.label_names)), *images)
+    console.print(tasks)
+    cells, rows = _table(("task", "method", "seeds", "prompt parameters", "fine-tunes a seed")), cell_costs(suite)
+    for row in rows:
+        parameters = f"{'' if row.exact else 'at most '}{row.parameters:,}"
+        seeds = ", ".join(map(str, plan.seeds))
+        cells.add_row(row.job.task.name, row.job.method, seeds, parameters, f"{row.cost:.1f}")
+    console.print(cells)
+    console.print(
+        f"{len(suite.jobs)} cells, {sum(row.cost for row in rows) * len(plan.seeds):,.0f} fine-tunes in all. One is "
+        f"{plan.run.epochs} epochs of one module alone on the training images. Supernet and search count once per task "
+        "and seed.",
+        highlight=False,
+    )
+    if (left := suite.progress().seconds_left) is not None:
+        console.print(f"By the cells already done: about {left / 3600:.1f} h left on one process.", highlight=False)
+
+
+def _table(columns: tuple[str, ...]) -> Table:
+    """A table for the terminal: names to the left, numbers to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("task", "group", "method", "running") else "right")
+    return table

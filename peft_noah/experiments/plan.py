@@ -1,0 +1,222 @@
+"""What a suite is asked to do: tasks x methods x seeds as plain data, and what each cell of it costs.
+
+Cost is counted in fine-tunes: one is a training of one module alone, ``epochs`` epochs on the training images. A
+training image costs a forward and a backward pass, two units of work (three where the backbone's own weights train, one
+for a linear probe, which has nothing to go back through); an image that is only classified costs one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from peft_noah.architecture import Architecture
+from peft_noah.experiments.tasks import Task
+from peft_noah.jsonfile import check_int, check_keys, dump_json, read_json, write_atomically
+from peft_noah.methods import METHODS, SINGLE_MODULES, TRANSFER
+from peft_noah.search_result import MAX_COUNT
+from peft_noah.settings import RunSettings
+
+PLAN = "suite.json"
+_PASSES = {"linear": 1, "full": 3}
+#: the methods that need a supernet, in the order in which they are best run
+_NOAH = ("noah inherited", "noah retrained", "random search")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell of a suite: a method on a task with a seed."""
+
+    task: Task
+    method: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """The run folder that it shares with the other methods of its task and seed, seen from the suite's folder."""
+        return f"{self.task.name}/seed{self.seed}"
+
+    @property
+    def source(self) -> str | None:
+        """Of a transfer, where its architecture comes from; else None."""
+        return self.method.removeprefix(TRANSFER) if self.method.startswith(TRANSFER) else None
+
+    def __str__(self) -> str:
+        return f"{self.task.name}, {self.method}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tasks x methods x seeds, and the settings that all cells share; saved as suite.json.
+
+    Args:
+        tasks: what to run on.
+        methods: names of `methods.METHODS`.
+        seeds: repeats.
+        run: the settings of every run but for its task and seed.
+        transfer: also retrain the architecture found on each task on every other one.
+        architectures: further architectures to retrain on every task, by what tables call them.
+
+    Raises:
+        ValueError: nothing to do, an unknown method, a task twice, or a seed that cannot be.
+    """
+
+    tasks: tuple[Task, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    run: RunSettings
+    transfer: bool = False
+    architectures: Mapping[str, Architecture] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in (("tasks", self.tasks), ("seeds", self.seeds)):
+            if not values:
+                raise ValueError(f"a suite needs one or more {name}.")
+        for seed in self.seeds:
+            check_int(seed, "seed", 0, MAX_COUNT)
+        for method in self.methods:
+            if method not in METHODS:
+                raise ValueError(f"method {method!r} is not known (known: {', '.join(METHODS)}).")
+        names = [task.name for task in self.tasks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"these tasks stand twice in the suite: {', '.join(twice)}. Give each a name of its own.")
+        if not (self.methods or self.transfer or self.architectures):
+            raise ValueError("a suite needs one or more methods.")
+
+    # ------------------------------------------------------------------ cells
+
+    def jobs(self) -> Iterator[Job]:
+        """All cells: every task with the first seed before any with the second; sources before their transfers."""
+        for seed in self.seeds:
+            for task in self.tasks:
+                # NOAH first: it is what others wait for
+                yield from (Job(task, method, seed) for method in sorted(self.methods, key=self._order))
+        for seed in self.seeds:
+            for task in self.tasks:
+                yield from (Job(task, f"{TRANSFER}{source}", seed) for source in self.sources(task))
+
+    @staticmethod
+    def _order(method: str) -> tuple[bool, int]:
+        return (method not in _NOAH, (_NOAH if method in _NOAH else METHODS).index(method))
+
+    def sources(self, task: Task) -> list[str]:
+        """Where the architectures that are tried on a task come from."""
+        others = [other.name for other in self.tasks if other != task] if self.transfer else []
+        return [*self.architectures, *others]
+
+    def settings(self, job: Job) -> RunSettings:
+        """The settings of the run that a cell belongs to."""
+        task = job.task
+        return replace(
+            self.run,
+            dataset=task.dataset,
+            task=task.name,
+            group=task.group or None,
+            num_classes=task.num_classes,
+            shots=task.shots,
+            augment=task.augment,
+            search_space=task.search_space,
+            other_tests=dict(task.other_tests) or None,
+            seed=job.seed,
+            baselines=(),
+        )
+
+    # ------------------------------------------------------------------ cost
+
+    def cost(self, job: Job, sizes: Mapping[str, int], *, shared: bool = True) -> float:
+        """Cost of a cell in fine-tunes.
+
+        Args:
+            job: the cell.
+            sizes: number of images by split.
+            shared: with the supernet and the search that several methods share.
+        """
+        train, validation, test = (sizes[name] for name in ("train", "validation", "test"))
+        unit = 2 * self.run.epochs * train
+        search = self.run.search()
+        scoring = search.population_size * search.generations * validation
+        supernet = 2 * self.run.training("supernet").epochs * train
+        if job.method == "best single":
+            singles = (self.cost(Job(job.task, method, job.seed), sizes) for method in SINGLE_MODULES)
+            return sum(singles) if shared else 0.0
+        own = validation + test
+        if job.method != "noah inherited":
+            own += _PASSES.get(job.method, 2) * self.run.epochs * (2 * train + validation)
+        if job.method == "random search":
+            own += scoring
+        if job.method in _NOAH and shared:
+            own += supernet + (0 if job.method == "random search" else scoring)
+        return own / unit
+
+    # ------------------------------------------------------------------ file
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write suite.json, all of it or nothing."""
+        data = {
+            "run": asdict(self.run),
+            "methods": list(self.methods),
+            "seeds": list(self.seeds),
+            "transfer": self.transfer,
+            "architectures": {name: rows.to_dict() for name, rows in self.architectures.items()},
+            "tasks": [asdict(task) for task in self.tasks],
+        }
+        write_atomically(Path(folder) / PLAN, dump_json(data))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Plan:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the folder holds no suite, or its file is broken.
+        """
+        path = Path(folder) / PLAN
+        if not path.exists():
+            raise ValueError(
+                f"{os.fspath(folder)} holds no suite: {PLAN} is missing. Start one with 'peft-noah suite'."
+            )
+        data = read_json(path)
+        try:
+            keys = ("run", "methods", "seeds", "transfer", "architectures", "tasks")
+            check_keys(data, keys, "a suite")
+            return cls(
+                tasks=tuple(_task(task) for task in data["tasks"]),
+                methods=tuple(data["methods"]),
+                seeds=tuple(data["seeds"]),
+                run=RunSettings(**data["run"]),
+                transfer=bool(data["transfer"]),
+                architectures={name: Architecture(rows) for name, rows in data["architectures"].items()},
+            )
+        except (TypeError, AttributeError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} does not describe a suite: {error}") from error
+
+    def joined(self, earlier: Plan) -> Plan:
+        """This plan and an earlier one together: a suite may grow by tasks, methods, seeds and architectures.
+
+        Raises:
+            ValueError: the runs have other settings, or a task of the same name is another.
+        """
+        if changed := [name for name, value in asdict(self.run).items() if asdict(earlier.run)[name] != value]:
+            raise ValueError(
+                f"the suite was started with other {', '.join(changed)}. Choose another --output, or the same settings."
+            )
+        known = {task.name: task for task in earlier.tasks}
+        if other := [task.name for task in self.tasks if known.get(task.name, task) != task]:
+            raise ValueError(f"the suite has other tasks by the names {', '.join(other)}. Choose another --output.")
+        return replace(
+            self,
+            tasks=tuple({**known, **{task.name: task for task in self.tasks}}.values()),
+            methods=_union(earlier.methods, self.methods),
+            seeds=_union(earlier.seeds, self.seeds),
+            transfer=self.transfer or earlier.transfer,
+            architectures={**earlier.architectures, **self.architectures},
+        )
+
+
+def _task(data: Mapping[str, object]) -> Task:
+    return Task(**{**data, "other_num_classes": tuple(data["other_num_classes"])})
+
+
+def _union(first: Iterable, second: Iterable) -> tuple:
+    return tuple(dict.fromkeys([*first, *second]))
