@@ -6,7 +6,6 @@ Every accuracy comes with its standard error, and nothing is set in bold that th
 from __future__ import annotations
 
 import json
-import math
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from peft_noah.architecture import Architecture
 from peft_noah.formatting import architecture_table, escape, facts, one_line, percent, table
 from peft_noah.jsonfile import check_int, check_keys, dump_json, read_json, write_atomically
-from peft_noah.statistics import mean_and_standard_error, standard_error
+from peft_noah.statistics import Estimate, clear_winner, mean_and_standard_error, standard_error
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -251,40 +250,23 @@ def _check_results(results: Sequence[MethodResult]) -> None:
 
 @dataclass(frozen=True)
 class _Summary:
-    """One line of the table: a method over its seeds. Accuracies are (mean, standard error), shares from 0 to 1."""
+    """One line of the table: a method over its seeds. Accuracies are shares from 0 to 1."""
 
     method: str
     results: tuple[MethodResult, ...]
 
     @property
-    def validation(self) -> tuple[float, float] | None:
+    def validation(self) -> Estimate | None:
         if any(result.validation is None for result in self.results):
             return None
-        return self._estimate([(result.validation, result.n_validation) for result in self.results])
+        return Estimate.over_seeds({result.seed: (result.validation, result.n_validation) for result in self.results})
 
     @property
-    def test(self) -> tuple[float, float]:
-        return self._estimate([(result.test, result.n_test) for result in self.results])
-
-    @staticmethod
-    def _estimate(measured: Sequence[tuple[float, int]]) -> tuple[float, float]:
-        if len(measured) == 1:
-            accuracy, images = measured[0]
-            return accuracy, standard_error(accuracy, images)
-        return mean_and_standard_error([accuracy for accuracy, _ in measured])
+    def test(self) -> Estimate:
+        return Estimate.over_seeds({result.seed: (result.test, result.n_test) for result in self.results})
 
     def mean(self, name: str) -> float:
         return mean_and_standard_error([getattr(result, name) for result in self.results])[0]
-
-    def leads(self, other: _Summary) -> bool:
-        """Whether its lead on test images is larger than the standard error of that lead."""
-        theirs = {result.seed: result.test for result in other.results}
-        paired = [result.test - theirs[result.seed] for result in self.results if result.seed in theirs]
-        if len(paired) > 1:
-            lead, error = mean_and_standard_error(paired)
-        else:
-            lead, error = self.test[0] - other.test[0], math.hypot(self.test[1], other.test[1])
-        return lead > error
 
 
 def _lines(results: Sequence[MethodResult]) -> tuple[list[tuple[list[str], bool]], list[str]]:
@@ -292,10 +274,9 @@ def _lines(results: Sequence[MethodResult]) -> tuple[list[tuple[list[str], bool]
     _check_results(results)
     methods = list(dict.fromkeys(result.method for result in results))
     summaries = [_Summary(name, tuple(r for r in results if r.method == name)) for name in methods]
-    ranked = sorted(summaries, key=lambda summary: -summary.test[0])
-    winner = ranked[0] if len(ranked) > 1 and ranked[0].leads(ranked[1]) else None
+    winner = clear_winner({summary.method: summary.test for summary in summaries})
     mixed = len({len(summary.results) == 1 for summary in summaries}) == 2
-    lines = [(_cells(summary, mixed), summary is winner) for summary in summaries]
+    lines = [(_cells(summary, mixed), summary.method == winner) for summary in summaries]
     return lines, _footnotes(summaries, mixed)
 
 
@@ -305,10 +286,14 @@ def _cells(summary: _Summary, mixed: bool) -> list[str]:
         one_line(summary.method) + (" †" if mixed and len(summary.results) == 1 else ""),
         f"{summary.mean('parameters'):,.0f}",
         f"{summary.mean('head_parameters'):,.0f}",
-        "–" if summary.validation is None else percent(*summary.validation),
-        percent(*summary.test),
+        "–" if summary.validation is None else _shown(summary.validation),
+        _shown(summary.test),
         f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.1f}",
     ]
+
+
+def _shown(estimate: Estimate) -> str:
+    return percent(estimate.mean, estimate.error)
 
 
 def _footnotes(summaries: Sequence[_Summary], mixed: bool) -> list[str]:
