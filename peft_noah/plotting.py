@@ -29,7 +29,7 @@ DPI = 150
 # Okabe and Ito's palette, which people with any colour blindness can tell apart; a module keeps its hue everywhere.
 _HUES = {"lora": "#0072B2", "adapter": "#D55E00", "vpt": "#009E73"}
 _MORE_HUES = ("#CC79A7", "#E69F00", "#56B4E9")
-_INK, _ABSENT = "#222222", (0.95, 0.95, 0.95)
+INK, _ABSENT = "#222222", (0.95, 0.95, 0.95)
 # Colour, shape and size (points squared) say the same, so that either is enough.
 _ORIGINS = dict(zip(ORIGINS, (("#999999", "o", 20), ("#0072B2", "^", 24), ("#E69F00", "s", 15)), strict=True))
 _MAX_PRINTED = 64  # blocks; beyond it the cells are too many to read: shades only
@@ -40,10 +40,10 @@ _STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "svg.hashsalt": "peft-noah",
     "figure.constrained_layout.w_pad": 0.1,
@@ -136,7 +136,7 @@ def plot_search(result: SearchResult, path: str | os.PathLike[str]) -> None:
     scores = [candidate.score * (100 if accuracy else 1) for candidate in scored]
     height = scores[scored.index(best)]
     shown = f"{height:.1f} %" if accuracy else f"{height:.4g}"
-    with _figure(path, (11, 4.6)) as figure:
+    with figure_file(path, (11, 4.6)) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         places, thousands = _places(result.candidates), [candidate.parameters / 1000 for candidate in scored]
         for axes, across in ((left, places), (right, thousands)):
@@ -144,13 +144,13 @@ def plot_search(result: SearchResult, path: str | os.PathLike[str]) -> None:
             star = {"marker": "*", "markersize": 17, "color": "#D55E00", "markeredgecolor": "white", "zorder": 5}
             label = f"best: {shown}, {best.parameters:,} parameters"
             axes.plot(across[scored.index(best)], height, linestyle="none", label=label, **star)
-        left.step(places, list(accumulate(scores, max)), where="post", color=_INK, label="best so far")
+        left.step(places, list(accumulate(scores, max)), where="post", color=INK, label="best so far")
         generations = 1 + result.candidates[-1].generation
         left.set_xticks(range(0, generations, -(-generations // 16)))
         left.set(xlabel="generation", ylabel="validation accuracy (%)" if accuracy else "score (no unit)")
         right.set(xlabel="prompt parameters (thousand)")
         _budget_line(right, result.budget, max(thousands))
-        _legend(figure, left, right)
+        legend_below(figure, left, right)
 
 
 def _budget_line(axes: Axes, budget: int, most: float) -> None:
@@ -158,7 +158,7 @@ def _budget_line(axes: Axes, budget: int, most: float) -> None:
     far = budget / 1000 > 1.5 * most
     limits = axes.get_xlim()
     label = f"budget: {budget:,} parameters" + (", beyond the axis" if far else "")
-    axes.axvline(budget / 1000, color=_INK, linestyle="--", label=label)
+    axes.axvline(budget / 1000, color=INK, linestyle="--", label=label)
     if far:
         axes.set_xlim(limits)
 
@@ -192,15 +192,21 @@ def _scatter(axes: Axes, scored: Sequence[Candidate], places: Sequence[float], s
             linewidths=0.4,
             label=origin,
         )
+    grid_behind(axes)
+
+
+def grid_behind(axes: Axes) -> None:
+    """Light lines behind what is drawn."""
     axes.grid(color="#E5E5E5", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-def _legend(figure: Figure, *panels: Axes) -> None:
+def legend_below(figure: Figure, *panels: Axes, columns: int = 3) -> None:
+    """One legend below the figure for all panels, each label once."""
     handles = {}
     for axes in panels:
         handles.update(dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _plot_rows(
@@ -215,7 +221,7 @@ def _plot_rows(
     headings = [textwrap.fill(heading, int(11 * (width - 1.5))) for heading in panels]
     lines = sum(1 + heading.count("\n") for heading in headings if heading)
     height = min(_MAX_INCHES, 0.7 + 0.23 * lines + len(panels) * (0.42 * num_rows + 0.2))
-    with _figure(path, (width, height)) as figure:
+    with figure_file(path, (width, height)) as figure:
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axes, heading, panel in zip(grid, headings, panels.values(), strict=True):
             axes.set_title(heading)
@@ -260,8 +266,13 @@ def _shade(hue: str, share: float) -> tuple[float, ...]:
 
 
 @contextmanager
-def _figure(path: str | os.PathLike[str], inches: tuple[float, float]) -> Iterator[Figure]:
-    """A figure in the house style, written to ``path`` in one piece when the block ends without an error."""
+def figure_file(path: str | os.PathLike[str], inches: tuple[float, float]) -> Iterator[Figure]:
+    """A figure in the house style, written to ``path`` in one piece when the block ends without an error.
+
+    Raises:
+        ValueError: the path does not end in ``.png`` or ``.svg``.
+        OSError: the file cannot be written.
+    """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in FORMATS:

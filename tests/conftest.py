@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 import transformers
+from matplotlib.figure import Figure
 from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, ViTForImageClassification
 
 SIZES = {
@@ -44,3 +45,16 @@ def pixels():
 def transformers_speaks():
     """The command line quietens transformers for its whole process; here many tests share one."""
     transformers.logging.set_verbosity_warning()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures a test draws, kept for a look at what is in them."""
+    kept, save = [], Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        save(figure, *args, **kwargs)
+        kept.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return kept

@@ -9,8 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib
 import matplotlib.colors
 import pytest
-from matplotlib.figure import Figure
-from matplotlib.text import Text
+from figure_checks import assert_readable
 from PIL import Image
 
 from peft_noah.architecture import Architecture, SearchSpace
@@ -19,19 +18,6 @@ from peft_noah.search import search
 from peft_noah.search_result import Candidate, SearchResult, SearchSettings
 
 MIX = Architecture(lora=[8, 0, 4], adapter=[0, 5, 0], ssf=[1, 1, 0])
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures a test draws, kept for a look at what is in them."""
-    kept, save = [], Figure.savefig
-
-    def keep(figure, *args, **kwargs):
-        save(figure, *args, **kwargs)
-        kept.append(figure)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return kept
 
 
 def count(architecture: Architecture) -> int:
@@ -79,34 +65,11 @@ DRAWINGS = {
 }
 
 
-def visible_texts(figure) -> list[Text]:
-    """The texts of a figure as it is drawn."""
-    figure.draw_without_rendering()
-    drawn = figure.findobj(Text)
-    # Ticks outside the limits of their axis are kept by matplotlib and not drawn.
-    hidden = {
-        id(label)
-        for axes in figure.axes
-        for axis in (axes.xaxis, axes.yaxis)
-        for tick in axis.get_major_ticks()
-        for label in (tick.label1, tick.label2)
-        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
-    }
-    return [text for text in drawn if text.get_visible() and text.get_text().strip() and id(text) not in hidden]
-
-
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_no_text_is_cut_tiny_or_covered_by_another(name, figures, tmp_path):
     DRAWINGS[name](tmp_path / "figure.png")
     (figure,) = figures
-    boxes = []
-    for text in visible_texts(figure):
-        box = text.get_window_extent()
-        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, text
-        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, text
-        assert text.get_fontsize() >= 9, text
-        assert not any(box.overlaps(other) for other in boxes), text
-        boxes.append(box)
+    assert_readable(figure)
 
 
 @pytest.mark.parametrize("name", ["mix", "published", "wide dims", "mean"])

@@ -1,0 +1,196 @@
+"""A table as plain data, written as Markdown, LaTeX, CSV, or for the terminal.
+
+Names come from files and may be hostile: each writer escapes them for its own format.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from peft_noah.formatting import escape, one_line, table
+from peft_noah.statistics import Estimate
+
+if TYPE_CHECKING:
+    import rich.table
+
+MISSING = "–"
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    # After the end of a row these two would be read as its options.
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
+    "–": "--",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
+    **{char: f"\\{char}" for char in "&%$#_"},
+}
+_LATEX_TABLE = str.maketrans(_LATEX)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number in a table.
+
+    Attributes:
+        value: in the unit that the table names.
+        error: its standard error, in the same unit; None where there is none.
+        bold: whether it is set in bold.
+        mark: a footnote mark.
+        decimals: digits behind the point.
+        signed: whether a positive number carries its sign, as a difference does.
+    """
+
+    value: float
+    error: float | None = None
+    bold: bool = False
+    mark: str = ""
+    decimals: int = 1
+    signed: bool = False
+
+    def __str__(self) -> str:
+        text = f"{self.value:{'+' if self.signed else ''},.{self.decimals}f}"
+        if float(text.replace(",", "")) == 0:  # no "-0.0"
+            text = f"{0:.{self.decimals}f}"
+        text = text.replace("-", "−")
+        return text + ("" if self.error is None else f" ± {self.error:.{self.decimals}f}") + self.mark
+
+    @classmethod
+    def percent(cls, estimate: Estimate, bold: bool = False, mark: str = "") -> Number:
+        """A share from 0 to 1 and its standard error, in percent."""
+        error = None if estimate.error is None else 100 * estimate.error
+        return cls(100 * estimate.mean, error, bold, mark)
+
+
+Entry = str | Number | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as plain data.
+
+    Attributes:
+        name: its file name without suffix.
+        title: a line above it.
+        header: the names of the columns.
+        rows: per row one entry per column; None is missing and shown as a dash.
+        notes: sentences below it.
+        rules: the rows, from 0, that a line is drawn above.
+    """
+
+    name: str
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    notes: tuple[str, ...] = ()
+    rules: tuple[int, ...] = ()
+
+    def to_markdown(self) -> str:
+        """The table in Markdown, with its title as a heading and its notes below."""
+        rows = [[_markdown(entry) for entry in row] for row in self.rows]
+        parts = [f"## {escape(self.title)}", table([escape(name) for name in self.header], rows)]
+        return "\n\n".join([*parts, *(escape(note) for note in self.notes)]) + "\n"
+
+    def to_latex(self) -> str:
+        """The table as a LaTeX ``table`` with rules of the package booktabs; the notes stand below it in small print."""
+        alignments = ["l" if self._is_text(column) else "r" for column in range(len(self.header))]
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex(self.title)}}}"]
+        lines += [rf"\begin{{tabular}}{{{''.join(alignments)}}}", r"\toprule"]
+        lines += [_latex_row(self.header), r"\midrule"]
+        for index, row in enumerate(self.rows):
+            lines += [r"\midrule"] * (index in self.rules and index > 0) + [_latex_row(row)]
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        lines += [rf"\par\smallskip{{\footnotesize {latex(note)}\par}}" for note in self.notes]
+        return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+    def to_csv(self) -> str:
+        """The table as CSV: full numbers, the standard errors in a column of their own, missing entries empty.
+
+        A text that a spreadsheet would run as a formula gets an apostrophe before it.
+        """
+        width = range(len(self.header))
+        errors = [any(isinstance(row[i], Number) and row[i].error is not None for row in self.rows) for i in width]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        header = [_csv_text(name) for name in self.header]
+        writer.writerow([cell for i in width for cell in [header[i], f"{header[i]} s.e."][: 1 + errors[i]]])
+        for row in self.rows:
+            writer.writerow([cell for i in width for cell in _csv_cells(row[i])[: 1 + errors[i]]])
+        return text.getvalue()
+
+    def to_rich(self) -> rich.table.Table:
+        """The table for the terminal, with its notes below."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        # A Text is shown as it is: a name cannot bring markup of its own.
+        notes = Text("\n".join(one_line(note) for note in self.notes))
+        result = RichTable(title=Text(one_line(self.title)), caption=notes, caption_justify="left", box=SIMPLE_HEAD)
+        for column, name in enumerate(self.header):
+            result.add_column(
+                Text(one_line(name)), justify="left" if self._is_text(column) else "right", overflow="fold"
+            )
+        for index, row in enumerate(self.rows):
+            bold = [isinstance(entry, Number) and entry.bold for entry in row]
+            cells = [Text(_plain(entry), style="bold" if b else "") for entry, b in zip(row, bold, strict=True)]
+            result.add_row(*cells, end_section=index + 1 in self.rules)
+        return result
+
+    def _is_text(self, column: int) -> bool:
+        return column == 0 or all(isinstance(row[column], str) for row in self.rows)
+
+
+def latex(text: object) -> str:
+    """``text`` as LaTeX prints it literally, on one line.
+
+    Examples:
+        >>> latex("50 % of a_b")
+        '50 \\\\% of a\\\\_b'
+    """
+    return one_line(text).translate(_LATEX_TABLE)
+
+
+def _plain(entry: Entry) -> str:
+    return MISSING if entry is None else one_line(entry)
+
+
+def _markdown(entry: Entry) -> str:
+    text = escape(_plain(entry))
+    return f"**{text}**" if isinstance(entry, Number) and entry.bold else text
+
+
+def _latex_row(entries: Sequence[Entry]) -> str:
+    cells = [latex(_plain(entry)) for entry in entries]
+    bold = [isinstance(entry, Number) and entry.bold for entry in entries]
+    # \boldmath: what stands between dollar signs is bold too.
+    cells = [rf"{{\boldmath\textbf{{{c}}}}}" if b else c for c, b in zip(cells, bold, strict=True)]
+    return " & ".join(cells) + r" \\"
+
+
+def _csv_text(text: str) -> str:
+    text = one_line(text)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
+def _csv_cells(entry: Entry) -> list[str]:
+    """What stands in the column of an entry, and in that of its standard error."""
+    if isinstance(entry, Number):
+        error = "" if entry.error is None else f"{entry.error:.6g}"
+        return [f"{entry.value:.10g}", error]
+    return ["" if entry is None else _csv_text(entry), ""]
