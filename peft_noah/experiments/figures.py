@@ -43,7 +43,7 @@ ALL_TASKS = "All tasks"
 def plot_groups(cells: Iterable[Cell], path: str | os.PathLike[str]) -> None:
     """Draw the mean test accuracy of each method over each group of tasks, and both means over all (Fig. 3).
 
-    The bars are standard errors. A method that lacks a task of a group has no point there.
+    The bars are standard errors. Each panel has its own scale. A method that lacks a task of a group has no point there.
 
     Args:
         cells: of a suite; few-shot, domain generalisation and transfer are left out.
@@ -57,22 +57,23 @@ def plot_groups(cells: Iterable[Cell], path: str | os.PathLike[str]) -> None:
     points = dict(grid.mean_rows())
     if all(estimate is None for column in points.values() for estimate in column.values()):
         raise ValueError("no method has been run on all tasks of a group: there is no mean to draw yet.")
-    with figure_file(path, (min(_MAX_INCHES, max(7.0, 2.2 * len(points))), 4.8)) as figure:
-        axes = figure.subplots()
-        step = 0.75 / max(1, len(grid.methods) - 1)
-        for index, method in enumerate(grid.methods):
-            shift = index * step - 0.375 if len(grid.methods) > 1 else 0
-            places = [(at + shift, column[method]) for at, column in enumerate(points.values())]
-            _draw_points(axes, method, [(x, estimate) for x, estimate in places if estimate is not None], "none")
-        axes.set_xticks(range(len(points)), [textwrap.fill(one_line(name), 20) for name in points])
-        axes.set_xlim(-0.5, len(points) - 0.5)
-        for border in range(1, len(points)):
-            axes.axvline(border - 0.5, color="#CCCCCC", linewidth=0.8)
-        axes.set_ylabel("test accuracy (%)")
-        axes.tick_params(axis="x", length=0)
-        grid_behind(axes)
-        axes.grid(visible=False, axis="x")
-        legend_below(figure, axes, columns=min(5, len(grid.methods)))
+    columns = min(5, len(points))
+    lines = -(-len(points) // columns)
+    with figure_file(path, (max(5.0, 2.3 * columns), min(_MAX_INCHES, 0.8 + 3 * lines))) as figure:
+        every = list(figure.subplots(lines, columns, squeeze=False).flat)
+        for place, (axes, (name, means)) in enumerate(zip(every, points.items(), strict=False)):
+            for at, method in enumerate(grid.methods):
+                if (estimate := means[method]) is not None:
+                    _draw_points(axes, method, [(at, estimate)])
+            axes.set_title("\n".join(textwrap.wrap(one_line(name), 20)))
+            axes.set_xlim(-0.7, len(grid.methods) - 0.3)
+            axes.set_xticks([])
+            grid_behind(axes)
+            if place % columns == 0:
+                axes.set_ylabel("test accuracy (%)")
+        for axes in every[len(points) :]:
+            axes.set_visible(False)
+        legend_below(figure, *every, columns=min(5, len(grid.methods)))
 
 
 def plot_few_shot(cells: Iterable[Cell], path: str | os.PathLike[str]) -> None:
@@ -163,18 +164,30 @@ def plot_published_architectures(path: str | os.PathLike[str], protocol: str = "
         ValueError: the protocol has another name, or the path ends otherwise.
         OSError: the file cannot be written.
     """
+    plot_mean_architecture(published_architectures(protocol), path)
+
+
+def published_architectures(protocol: str) -> dict[str, list[Architecture]]:
+    """The architectures that the authors published, by group or number of shots, and all of them together.
+
+    Args:
+        protocol: ``"vtab"`` or ``"few_shot"``.
+
+    Raises:
+        ValueError: the protocol has another name.
+    """
     if protocol not in ("vtab", "few_shot"):
         raise ValueError(f"no architectures of the protocol {protocol!r} are published; give 'vtab' or 'few_shot'.")
     groups: dict[str, list[Architecture]] = defaultdict(list)
     for name in Architecture.published_names():
         if name.startswith(f"{protocol}/"):
             with warnings.catch_warnings():
-                # Two repeat a row, see Architecture.published; the paper's own figure has them in its mean too.
+                # Two repeat a row, see Architecture.published. They are shown as they were published.
                 warnings.simplefilter("ignore", UserWarning)
                 groups[_published_group(name)].append(Architecture.published(name))
     order = VTAB_GROUPS if protocol == "vtab" else sorted(groups, key=lambda name: int(name.split()[0]))
     named = {group: groups[group] for group in order}
-    plot_mean_architecture(named | {ALL_TASKS: [one for group in named.values() for one in group]}, path)
+    return named | {ALL_TASKS: [one for group in named.values() for one in group]}
 
 
 def _published_group(name: str) -> str:
@@ -227,9 +240,10 @@ def plot_best(shares: BestShare, path: str | os.PathLike[str]) -> None:
     """
     names, blocks = module_order(shares.space.dims), shares.space.num_blocks
     heights = [1 + len(shares.space.dims[name]) for name in names]
-    inches = (min(_MAX_INCHES, 5.2 + 0.5 * blocks), min(_MAX_INCHES, 1.3 + sum(0.4 * h + 0.85 for h in heights)))
+    across = max(3.4, 0.5 * blocks)
+    inches = (min(_MAX_INCHES, 5.2 + across), min(_MAX_INCHES, 1.3 + sum(0.4 * h + 0.85 for h in heights)))
     with figure_file(path, inches) as figure:
-        ratios = {"width_ratios": [0.5 * blocks, 3.6], "height_ratios": [h + 2 for h in heights]}
+        ratios = {"width_ratios": [across, 3.6], "height_ratios": [h + 2 for h in heights]}
         grid = figure.subplots(len(names), 2, squeeze=False, gridspec_kw=ratios)
         for (left, right), name in zip(grid, names, strict=True):
             choices = (0, *shares.space.dims[name])
@@ -258,7 +272,7 @@ def _draw_depths(axes: Axes, shares: BestShare, name: str) -> None:
     axes.set_ylim(0, 105)
 
 
-def _draw_points(axes: Axes, method: str, points: Sequence[tuple[float, Estimate]], line: str = "-") -> None:
+def _draw_points(axes: Axes, method: str, points: Sequence[tuple[float, Estimate]]) -> None:
     """Estimates in percent with their standard errors, in the colour and shape of their method."""
     if not points:
         return
@@ -270,7 +284,6 @@ def _draw_points(axes: Axes, method: str, points: Sequence[tuple[float, Estimate
         color=color,
         marker=marker,
         markersize=5,
-        linestyle=line,
         linewidth=1.4,
         capsize=2.5,
         elinewidth=1.1,

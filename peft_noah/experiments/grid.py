@@ -151,14 +151,14 @@ class Grid:
         return self.mean(list(self.groups), method)
 
     def mean_rows(self) -> list[tuple[str, dict[str, Estimate | None]]]:
-        """All means by method, with their labels: per group, then both over all; the plain one alone without groups."""
+        """All means by method, with their labels and numbers of rows: per group, then both over all; the plain one alone without groups."""
         rows = []
         for group in self.group_names:
             label = f"{group} mean ({len(self.members(group))})"
             rows.append((label, {method: self.group_mean(group, method) for method in self.methods}))
         if len(rows) > 1:
             rows.append((MEAN_OF_GROUPS, {method: self.mean_of_groups(method) for method in self.methods}))
-        label = f"{PLAIN_MEAN} ({len(self.groups)} {'task' if len(self.groups) == 1 else 'tasks'})"
+        label = f"{PLAIN_MEAN} ({len(self.groups)})"
         return [*rows, (label, {method: self.plain_mean(method) for method in self.methods})]
 
 

@@ -83,7 +83,9 @@ def write_tables(
 
 def suite_tables(folders: Folders, paper: bool = False) -> list[Table]:
     """The same tables as data, such as for a terminal; arguments and errors as for :func:`write_tables`."""
-    return [table for table in _tables(load_cells(folders), {}, paper) if table is not None]
+    cells = load_cells(folders)
+    _check_backbone(cells)
+    return [table for table in _tables(cells, {}, paper) if table is not None]
 
 
 def _tables(cells: Sequence[Cell], shares: Mapping[str, BestShare], paper: bool) -> Iterator[Table | None]:
