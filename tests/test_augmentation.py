@@ -1,0 +1,107 @@
+"""Augmented batches follow Pillow's operations at timm's strengths, image by image, and the seed fixes them."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from PIL import ImageEnhance, ImageOps
+
+from peft_noah.augmentation import Augment
+
+pytest_plugins = ["image_fixtures"]
+
+
+def noise(height=24, width=32, seed=0):
+    """Bytes of an image of middling values, so that contrast and colour have room."""
+    values = np.random.default_rng(seed).integers(50, 210, (height, width, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(values)
+
+
+def tensor(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(torch.float32) / 255
+
+
+def affine(image, coefficients):
+    return image.transform(
+        image.size, PIL.Image.Transform.AFFINE, coefficients, PIL.Image.Resampling.BILINEAR, fillcolor=(128,) * 3
+    )
+
+
+def solarize_add(image):
+    return image.point([min(255, value + 99) if value < 128 else value for value in range(256)] * 3)
+
+
+# By name of our operation: what timm does at magnitude 9 of 10, positive sign.
+PILLOW = {
+    "auto_contrast": ImageOps.autocontrast,
+    "equalize": ImageOps.equalize,
+    "invert": ImageOps.invert,
+    "posterize": lambda image: ImageOps.posterize(image, 1),
+    "solarize": lambda image: ImageOps.solarize(image, 26),
+    "solarize_add": solarize_add,
+    "brightness": lambda image: ImageEnhance.Brightness(image).enhance(1.81),
+    "contrast": lambda image: ImageEnhance.Contrast(image).enhance(1.81),
+    "color": lambda image: ImageEnhance.Color(image).enhance(1.81),
+    "sharpness": lambda image: ImageEnhance.Sharpness(image).enhance(1.81),
+    "rotate": lambda image: image.rotate(27, PIL.Image.Resampling.BILINEAR, fillcolor=(128,) * 3),
+    "shear_x": lambda image: affine(image, (1, 0.27, 0, 0, 1, 0)),
+    "shear_y": lambda image: affine(image, (1, 0, 0, 0.27, 1, 0)),
+    "translate_x": lambda image: affine(image, (1, 0, 0.405 * image.width, 0, 1, 0)),
+    "translate_y": lambda image: affine(image, (1, 0, 0, 0, 1, 0.405 * image.height)),
+}
+ORDER = (
+    "auto_contrast equalize invert rotate posterize solarize solarize_add brightness contrast color sharpness shear_x "
+    "shear_y translate_x translate_y"
+).split()
+
+
+@pytest.fixture(scope="module")
+def augment():
+    pytest.importorskip("kornia")
+    return Augment(fill=(128 / 255,) * 3)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_each_operation_is_pillows_at_timms_strength(augment, name):
+    operation, image = augment._pixels.operations[ORDER.index(name)], noise()
+    ours = operation(tensor(image), torch.tensor([0.9]), torch.tensor([1.0]))
+    expected = tensor(PILLOW[name](image))
+    difference = (ours.clamp(0, 1) - expected).abs() * 255
+    if name.startswith(("rotate", "shear", "translate")):
+        # The inside is the same but for rounding; at the rim Pillow fills where we still interpolate.
+        assert (difference > 1.01).float().mean() < 0.06
+    else:
+        assert difference.max() < 1.5  # Pillow rounds or cuts to bytes, once or twice within an operation
+    assert (tensor(image) - expected).abs().mean() * 255 > 15  # so these bounds are not met by doing nothing
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"jitter": 1.5}, "jitter 1.5 is not allowed: give a number from 0 to 1"),
+        ({"magnitude": -1.0}, "magnitude -1.0 is not allowed: give a number from 0 to 10"),
+        ({"magnitude_std": float("nan")}, "magnitude_std nan is not allowed"),
+        ({"num_operations": 1.5}, "num_operations 1.5 is not allowed"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Augment(**settings)
+
+
+def test_pixels_that_are_not_bytes_are_refused(augment):
+    with pytest.raises(ValueError, match="float32 and shape .* cannot be augmented: expected uint8"):
+        augment(torch.zeros(1, 3, 4, 4))
+
+
+def test_without_kornia_the_extra_is_named(monkeypatch):
+    def missing(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ValueError, match=r"need kornia, .* pip install 'peft-noah\[augment\]'"):
+        Augment()
