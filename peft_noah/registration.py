@@ -71,8 +71,8 @@ class _Watch(MetaPathFinder):
     ``from peft_noah.config import NoahConfig``, it is only half executed when PEFT is ready, so registration waits for
     its end. Imports in other threads count too: to wait for one while PEFT's import is locked could be a deadlock.
 
-    ``find_spec`` alone, which is how transformers looks whether PEFT is installed, changes nothing, and neither does an
-    import that fails: the next one is seen again. Once NOAH is registered the watch is over.
+    ``find_spec`` alone, which is how transformers looks whether PEFT is installed, changes nothing. After an import
+    that fails the next one is seen again. Once NOAH is registered the watch is over.
     """
 
     def __init__(self) -> None:
