@@ -20,36 +20,6 @@ from peft_noah.splits import Splits
 #: dim of a module used alone, as in the paper: LoRA and Adapter 8; VPT 10, the largest of the VTAB-1k space
 SINGLE_MODULES = {"lora": 8, "adapter": 8, "vpt": 10}
 BASELINES = ("linear", *SINGLE_MODULES, "full")
-#: every method by its name, in the order of tables; "transfer <source>", an architecture found elsewhere, comes last
-METHODS = (
-    "full",
-    "linear",
-    "vpt",
-    "adapter",
-    "lora",
-    "best single",
-    "random search",
-    "noah inherited",
-    "noah retrained",
-)
-TRANSFER = "transfer "
-
-
-def find_method(name: str) -> str:
-    """A method's name as tables have it, from what a user types (``"noah-retrained"``).
-
-    Raises:
-        ValueError: if there is no such method.
-    """
-    plain = " ".join(name.replace("-", " ").replace("_", " ").lower().split())
-    if plain not in METHODS:
-        raise ValueError(f"method {name!r} is not known (known: {', '.join(m.replace(' ', '-') for m in METHODS)}).")
-    return plain
-
-
-def table_order(method: str) -> tuple[int, str]:
-    """Sorting key: where a method stands in a table."""
-    return METHODS.index(method) if method in METHODS else len(METHODS), method
 
 
 def load_backbone(model: str | os.PathLike[str], splits: Splits, seed: int) -> nn.Module:

@@ -8,7 +8,7 @@ from pathlib import Path
 from peft_noah.architecture_source import read_architecture
 from peft_noah.card import CardData, model_card
 from peft_noah.jsonfile import read_json, write_atomically
-from peft_noah.methods import TRANSFER
+from peft_noah.method_names import TRANSFER
 from peft_noah.plotting import plot_architecture, plot_search
 from peft_noah.report import RESULTS_JSON, MethodResult, RunReport
 from peft_noah.run_folder import ADAPTER, FIGURES, INHERITED, SEARCH, slug

@@ -23,10 +23,10 @@ from peft_noah.architecture_source import read_architecture
 from peft_noah.data import bundled_task, load_splits
 from peft_noah.evaluation import evaluate
 from peft_noah.images import ImageSplit
+from peft_noah.method_names import TRANSFER
 from peft_noah.methods import (
     BASELINES,
     SINGLE_MODULES,
-    TRANSFER,
     attach,
     count_trainable,
     load_adapter,
@@ -84,6 +84,15 @@ class Run:
         """The one normalisation of the run."""
         return Normalizer(self.splits.preprocessing)
 
+    @cached_property
+    def _normalize_training(self) -> Callable:
+        """The same for training batches, augmented where the run asks for it."""
+        if not self.settings.augment:
+            return self.normalize
+        from peft_noah.augmentation import Augmented
+
+        return Augmented(self.normalize)
+
     def fresh_backbone(self) -> nn.Module:
         """The pretrained backbone with a new classifier, the same each time."""
         return load_backbone(self.settings.backbone, self.splits, self.settings.seed)
@@ -96,6 +105,7 @@ class Run:
         """
         if self._prepared:
             return
+        self._normalize_training  # noqa: B018 (it checks that what augments is installed)
         supernet = self._supernet()
         if self.settings.budget is not None:
             check_budget(supernet.get_search_space(), supernet.count_parameters, self.settings.budget)
@@ -105,16 +115,12 @@ class Run:
     def _supernet(self) -> PeftModel:
         return attach(self.fresh_backbone(), "supernet", self.settings.recipe, self.settings.search_space)
 
-    def _load(self, name: str) -> PeftModel:
-        model = load_adapter(self.fresh_backbone(), self.folder / name)
-        return model.to(self.accelerator.device).eval()
-
     def _train(self, name: str, model: nn.Module, images: ImageSplit, stage: str, sampler=None) -> float:
         with self.reporter.stage(name, "steps") as update:
             log = train(
                 model,
                 images,
-                self.normalize,
+                self._normalize_training,
                 self.settings.training(stage),
                 self.accelerator,
                 sampler=sampler,
@@ -122,6 +128,21 @@ class Run:
             )
         self.accelerator.free_memory()
         return log.seconds
+
+    def load_supernet(self) -> PeftModel:
+        """The trained supernet, in evaluation mode on the run's device."""
+        model = load_adapter(self.fresh_backbone(), self.folder / SUPERNET)
+        return model.to(self.accelerator.device).eval()
+
+    def validate(self, model: nn.Module) -> float:
+        """Accuracy on the validation images, a fraction."""
+        return self._accuracy(model, self.splits.validation)
+
+    def validate_from_scratch(self, architecture: Architecture, name: str) -> float:
+        """Validation accuracy of an architecture trained on the training images alone; ``name`` shows in the progress."""
+        model = attach(self.fresh_backbone(), architecture, self.settings.recipe)
+        self._train(f"architecture {name}, on train", model, self.splits.train, "subnet")
+        return self.validate(model.eval())
 
     def _accuracy(self, model: nn.Module, images: ImageSplit) -> float:
         return evaluate(model, images, self.normalize, self.accelerator)
@@ -153,7 +174,7 @@ class Run:
         path = self.folder / file
         if path.exists():
             return SearchResult.load(path)
-        model, partial = self._load(SUPERNET), path.with_suffix(".partial.json")
+        model, partial = self.load_supernet(), path.with_suffix(".partial.json")
         started = time.perf_counter()
         with self.reporter.stage(name, "candidates") as update:
             result = find(
@@ -185,7 +206,7 @@ class Run:
                 accuracy = known[architecture]
             else:
                 model.set_architecture(architecture)
-                accuracy = self._accuracy(model, self.splits.validation)
+                accuracy = self.validate(model)
             scores.append(accuracy)
             update(len(scores), total, f"best {100 * max(scores):.1f} %")
             return accuracy
@@ -250,7 +271,7 @@ class Run:
         if self.files.result("noah inherited") is not None:
             return
         started = time.perf_counter()
-        inherited = self._load(SUPERNET).extract(architecture).eval()
+        inherited = self.load_supernet().extract(architecture).eval()
         validation = self._accuracy(inherited, self.splits.validation)
         seconds = time.perf_counter() - started
         self._save(inherited, INHERITED)

@@ -30,7 +30,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from peft_noah.jsonfile import check_keys, dump_json, read_json, write_atomically
-from peft_noah.methods import table_order
+from peft_noah.method_names import table_order
 from peft_noah.report import MethodResult, RunReport
 from peft_noah.settings import RunSettings
 

@@ -17,7 +17,7 @@ from peft_noah.experiments.figures import (
     plot_transfer,
     published_architectures,
 )
-from peft_noah.experiments.grid import METHODS
+from peft_noah.method_names import METHODS
 
 ROWS = {"lora": [1, 5, 0], "vpt": [10, 10, 10]}
 GROUPS = {"cifar100": "Natural", "eurosat": "Specialized", "dmlab": "Structured"}

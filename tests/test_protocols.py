@@ -43,7 +43,7 @@ def test_vtab_is_found_under_either_conventions_names(tmp_path, folders):
     assert [task.name for task in tasks] == NAMES
     assert [task.dataset for task in tasks] == [str(tmp_path / folder) for folder in folders]
     groups = [task.group for task in tasks]
-    assert groups == ["natural"] * 7 + ["specialized"] * 4 + ["structured"] * 8
+    assert groups == ["Natural"] * 7 + ["Specialized"] * 4 + ["Structured"] * 8
 
 
 def test_vtabs_numbers_are_table_4s(tmp_path):
@@ -87,10 +87,10 @@ def test_every_task_names_an_architecture_that_the_authors_published(tmp_path):
 def test_few_shot_tasks_are_datasets_by_shots_with_augmentation(tmp_path):
     make(tmp_path, ["food-101", "stanford_cars", "oxford_flowers", "fgvc_aircraft", "oxford_pets"])
     tasks = few_shot_tasks(tmp_path, [1, 16])
-    assert [task.name for task in tasks][:3] == ["food101_1", "food101_16", "stanford_cars_1"]
+    assert [task.folder for task in tasks][:3] == ["food101-1shot", "food101-16shot", "stanford_cars-1shot"]
     assert tasks[1].sizes == {"train": 1_616, "validation": 20_200, "test": 30_300}
     assert all(task.augment and task.search_space == "few_shot" for task in tasks)
-    assert {task.group for task in tasks} == {"food101", "stanford_cars", "flowers102", "fgvc_aircraft", "pets"}
+    assert {task.name for task in tasks} == {"food101", "stanford_cars", "flowers102", "fgvc_aircraft", "pets"}
 
 
 def test_domain_generalisation_is_imagenet_with_four_further_test_sets(tmp_path):
@@ -125,8 +125,8 @@ def test_missing_and_doubled_folders_are_said_with_the_names_they_may_have(tmp_p
     ("folders", "expected"),
     [
         (["cifar", "dtd"], ["cifar100", "dtd"]),
-        (["food101", "oxford-pets"], ["food101_2", "pets_2"]),
-        (["oxford-pets", "oxford-flowers102"], ["flowers102_2", "pets_2"]),  # VTAB's names too, but lists of shots
+        (["food101", "oxford-pets"], ["food101", "pets"]),
+        (["oxford-pets", "oxford-flowers102"], ["flowers102", "pets"]),  # VTAB's names too, but lists of shots
         (["cifar", "mine"], ["cifar", "mine"]),
     ],
 )

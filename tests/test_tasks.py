@@ -86,7 +86,7 @@ def test_shots_and_seed_choose_the_list(tmp_path):
     listings = found.listings(seed=1)
     assert listings.sizes["train"] == 6
     with pytest.raises(
-        ValueError, match="task 'food101_2' in .* has 3 classes where 101 are expected; 6 train images"
+        ValueError, match="task 'food101-2shot' in .* has 3 classes where 101 are expected; 6 train images"
     ):
         found.check(seed=1)
 

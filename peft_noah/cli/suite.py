@@ -90,7 +90,7 @@ def _plan(
     from peft_noah.architecture_source import read_architecture, source_label
     from peft_noah.experiments.plan import Plan
     from peft_noah.experiments.protocols import detect_tasks, read_groups
-    from peft_noah.methods import find_method
+    from peft_noah.method_names import find_method
 
     found = detect_tasks(
         root,
@@ -113,9 +113,9 @@ def _plan(
 
 
 def _chosen(found: tuple[Task, ...], names: list[str]) -> tuple[Task, ...]:
-    if unknown := [name for name in names if name not in {task.name for task in found}]:
-        raise ValueError(f"no task is named {unknown[0]!r}; there are {', '.join(task.name for task in found)}.")
-    return tuple(task for task in found if task.name in names)
+    if unknown := [name for name in names if name not in {task.folder for task in found}]:
+        raise ValueError(f"no task is named {unknown[0]!r}; there are {', '.join(task.folder for task in found)}.")
+    return tuple(task for task in found if task.folder in names)
 
 
 @commands.add("peft-noah progress suites/vtab --watch")
@@ -141,12 +141,27 @@ def progress(
 def tables(
     folders: Annotated[list[Path], typer.Argument(help="Suite or run folders.")],
     output: Annotated[Path | None, typer.Option(help="Where to write. Default: tables/ in the first folder.")] = None,
+    paper: Annotated[bool, typer.Option(help="Add the paper's own Table 1, marked so.")] = False,
 ) -> None:
     """Tables (Markdown, LaTeX, CSV) and figures of a suite, from its result files alone."""
-    from peft_noah.experiments.tables import write_tables
+    from peft_noah.experiments.output import write_tables
 
-    for path in write_tables(folders, output or folders[0] / "tables"):
+    for path in write_tables(folders, output or folders[0] / "tables", paper=paper):
         typer.echo(path)
+
+
+@commands.add("peft-noah rank runs/mine --architectures 20")
+@clear_errors
+def rank(
+    run_folder: Annotated[Path, typer.Argument(help="Run folder, as made by 'run', 'supernet' or 'suite'.")],
+    architectures: Annotated[int, typer.Option(help="Random architectures to train from scratch.")] = 20,
+) -> None:
+    """Whether inherited accuracy ranks architectures as retraining does: Kendall's tau; writes ranking.json."""
+    quiet()
+    from peft_noah.experiments.ranking import correlation, rank_architectures
+    from peft_noah.run import Run
+
+    typer.echo(correlation(rank_architectures(Run(run_folder), architectures)))
 
 
 def _show_progress(found: Progress) -> None:
@@ -154,8 +169,8 @@ def _show_progress(found: Progress) -> None:
 
     console = Console()
     table = _table(("task", "done", "failed", "open", "running"))
-    for task in dict.fromkeys(job.task.name for job, _ in found.states):
-        states = [(job, state) for job, state in found.states if job.task.name == task]
+    for task in dict.fromkeys(job.task.folder for job, _ in found.states):
+        states = [(job, state) for job, state in found.states if job.task.folder == task]
         counts = [str(sum(state == kind for _, state in states)) for kind in ("done", "failed", "open")]
         running = ", ".join(f"{job.method} (seed {job.seed})" for job, state in states if state == "running")
         table.add_row(task, *counts, running)
@@ -173,15 +188,15 @@ def _show_cost(suite: Suite) -> None:
     plan, console = suite.plan, Console()
     tasks = _table(("task", "group", "classes", "train", "validation", "test"))
     for task in plan.tasks:
-        found = suite.listings[task.name]
+        found = suite.listings[task.folder]
         images = [f"{found.sizes[split]:,}" for split in ("train", "validation", "test")]
-        tasks.add_row(task.name, task.group, str(len(found.label_names)), *images)
+        tasks.add_row(task.folder, task.group, str(len(found.label_names)), *images)
     console.print(tasks)
     cells, rows = _table(("task", "method", "seeds", "prompt parameters", "fine-tunes a seed")), cell_costs(suite)
     for row in rows:
         parameters = f"{'' if row.exact else 'at most '}{row.parameters:,}"
         seeds = ", ".join(map(str, plan.seeds))
-        cells.add_row(row.job.task.name, row.job.method, seeds, parameters, f"{row.cost:.1f}")
+        cells.add_row(row.job.task.folder, row.job.method, seeds, parameters, f"{row.cost:.1f}")
     console.print(cells)
     console.print(
         f"{len(suite.jobs)} cells, {sum(row.cost for row in rows) * len(plan.seeds):,.0f} fine-tunes in all. One is "

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from peft_noah.experiments.plan import Job
-from peft_noah.methods import BASELINES, SINGLE_MODULES, TRANSFER, attach, count_trainable
+from peft_noah.method_names import TRANSFER
+from peft_noah.methods import BASELINES, SINGLE_MODULES, attach, count_trainable
 from peft_noah.search import scaled_budget
 from peft_noah.settings import RunSettings
 
@@ -45,7 +46,7 @@ def cell_costs(suite: Suite) -> list[CellCost]:
     for job in suite.jobs:
         if job.seed != plan.seeds[0]:
             continue
-        listings = suite.listings[job.task.name]
+        listings = suite.listings[job.task.folder]
         classes = len(listings.label_names)
         needs_search = job.method.startswith(("noah", "random"))
         first = needs_search and job.folder not in shared

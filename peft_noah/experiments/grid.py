@@ -14,11 +14,10 @@ from functools import cached_property
 
 from peft_noah.experiments.cells import Cell
 from peft_noah.experiments.paper import VTAB_GROUPS, published_groups, vtab_name
+from peft_noah.method_names import TRANSFER, table_order
 from peft_noah.statistics import Estimate
 
 INHERITED, RETRAINED = "noah inherited", "noah retrained"
-METHODS = ("full", "linear", "vpt", "adapter", "lora", "best single", "random search", INHERITED, RETRAINED)
-TRANSFER = "transfer "
 MEAN_OF_GROUPS, PLAIN_MEAN = "mean of group means", "plain mean"
 
 Measure = Callable[[Cell], tuple[float, int] | None]
@@ -46,7 +45,7 @@ def domain_cells(cells: Iterable[Cell]) -> list[Cell]:
 
 def order_methods(names: Iterable[str]) -> list[str]:
     """Methods in the order of all tables and figures: the known ones, then others by name."""
-    return sorted(set(names), key=lambda name: (METHODS.index(name) if name in METHODS else len(METHODS), name))
+    return sorted(set(names), key=table_order)
 
 
 def order_tasks(names: Iterable[str]) -> list[str]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from peft_noah.architecture import Architecture
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import check_int, check_keys, dump_json, read_json, write_atomically
-from peft_noah.methods import METHODS, SINGLE_MODULES, TRANSFER
+from peft_noah.method_names import METHODS, TRANSFER
+from peft_noah.methods import SINGLE_MODULES
 from peft_noah.search_result import MAX_COUNT
 from peft_noah.settings import RunSettings
 
@@ -36,7 +37,7 @@ class Job:
     @property
     def folder(self) -> str:
         """The run folder that it shares with the other methods of its task and seed, seen from the suite's folder."""
-        return f"{self.task.name}/seed{self.seed}"
+        return f"{self.task.folder}/seed{self.seed}"
 
     @property
     def source(self) -> str | None:
@@ -44,7 +45,7 @@ class Job:
         return self.method.removeprefix(TRANSFER) if self.method.startswith(TRANSFER) else None
 
     def __str__(self) -> str:
-        return f"{self.task.name}, {self.method}, seed {self.seed}"
+        return f"{self.task.folder}, {self.method}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Plan:
         for method in self.methods:
             if method not in METHODS:
                 raise ValueError(f"method {method!r} is not known (known: {', '.join(METHODS)}).")
-        names = [task.name for task in self.tasks]
+        names = [task.folder for task in self.tasks]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"these tasks stand twice in the suite: {', '.join(twice)}. Give each a name of its own.")
         if not (self.methods or self.transfer or self.architectures):
@@ -103,7 +104,7 @@ class Plan:
 
     def sources(self, task: Task) -> list[str]:
         """Where the architectures that are tried on a task come from."""
-        others = [other.name for other in self.tasks if other != task] if self.transfer else []
+        others = [other.folder for other in self.tasks if other != task] if self.transfer else []
         return [*self.architectures, *others]
 
     def settings(self, job: Job) -> RunSettings:
@@ -201,12 +202,12 @@ class Plan:
             raise ValueError(
                 f"the suite was started with other {', '.join(changed)}. Choose another --output, or the same settings."
             )
-        known = {task.name: task for task in earlier.tasks}
-        if other := [task.name for task in self.tasks if known.get(task.name, task) != task]:
+        known = {task.folder: task for task in earlier.tasks}
+        if other := [task.folder for task in self.tasks if known.get(task.folder, task) != task]:
             raise ValueError(f"the suite has other tasks by the names {', '.join(other)}. Choose another --output.")
         return replace(
             self,
-            tasks=tuple({**known, **{task.name: task for task in self.tasks}}.values()),
+            tasks=tuple({**known, **{task.folder: task for task in self.tasks}}.values()),
             methods=_union(earlier.methods, self.methods),
             seeds=_union(earlier.seeds, self.seeds),
             transfer=self.transfer or earlier.transfer,

@@ -24,51 +24,51 @@ GROUPS_FILE = "tasks.json"
 
 #: VTAB-1k: task, group, classes, test images, names of its folder
 _VTAB = (
-    ("cifar100", "natural", 100, 10_000, ("cifar100", "cifar", "cifar_100")),
-    ("caltech101", "natural", 102, 6_084, ("caltech101", "caltech_101")),
-    ("dtd", "natural", 47, 1_880, ("dtd",)),
-    ("flowers102", "natural", 102, 6_149, ("oxford_flowers102", "flowers102", "oxford_flowers", "flowers")),
-    ("pets", "natural", 37, 3_669, ("oxford_pet", "oxford_iiit_pet", "pets", "oxford_pets", "pet")),
-    ("svhn", "natural", 10, 26_032, ("svhn", "svhn_cropped")),
-    ("sun397", "natural", 397, 21_750, ("sun397",)),
-    ("camelyon", "specialized", 2, 32_768, ("patch_camelyon", "camelyon", "pcam")),
-    ("eurosat", "specialized", 10, 5_400, ("eurosat",)),
-    ("resisc45", "specialized", 45, 6_300, ("resisc45",)),
+    ("cifar100", "Natural", 100, 10_000, ("cifar100", "cifar", "cifar_100")),
+    ("caltech101", "Natural", 102, 6_084, ("caltech101", "caltech_101")),
+    ("dtd", "Natural", 47, 1_880, ("dtd",)),
+    ("flowers102", "Natural", 102, 6_149, ("oxford_flowers102", "flowers102", "oxford_flowers", "flowers")),
+    ("pets", "Natural", 37, 3_669, ("oxford_pet", "oxford_iiit_pet", "pets", "oxford_pets", "pet")),
+    ("svhn", "Natural", 10, 26_032, ("svhn", "svhn_cropped")),
+    ("sun397", "Natural", 397, 21_750, ("sun397",)),
+    ("camelyon", "Specialized", 2, 32_768, ("patch_camelyon", "camelyon", "pcam")),
+    ("eurosat", "Specialized", 10, 5_400, ("eurosat",)),
+    ("resisc45", "Specialized", 45, 6_300, ("resisc45",)),
     (
         "retinopathy",
-        "specialized",
+        "Specialized",
         5,
         42_670,
         ("diabetic_retinopathy", "retinopathy", "diabetic_retinopathy_detection"),
     ),
-    ("clevr_count", "structured", 8, 15_000, ("clevr_count", "clevr_count_all")),
-    ("clevr_dist", "structured", 6, 15_000, ("clevr_dist", "clevr_distance", "clevr_closest_object_distance")),
-    ("dmlab", "structured", 6, 22_735, ("dmlab",)),
-    ("kitti", "structured", 4, 711, ("kitti", "kitti_dist", "kitti_closest_vehicle_distance")),
+    ("clevr_count", "Structured", 8, 15_000, ("clevr_count", "clevr_count_all")),
+    ("clevr_dist", "Structured", 6, 15_000, ("clevr_dist", "clevr_distance", "clevr_closest_object_distance")),
+    ("dmlab", "Structured", 6, 22_735, ("dmlab",)),
+    ("kitti", "Structured", 4, 711, ("kitti", "kitti_dist", "kitti_closest_vehicle_distance")),
     (
         "dspr_loc",
-        "structured",
+        "Structured",
         16,
         73_728,
         ("dsprites_loc", "dspr_loc", "dsprites_location", "dsprites_label_x_position"),
     ),
     (
         "dspr_ori",
-        "structured",
+        "Structured",
         16,
         73_728,
         ("dsprites_ori", "dspr_ori", "dsprites_orientation", "dsprites_label_orientation"),
     ),
     (
         "snorb_azim",
-        "structured",
+        "Structured",
         18,
         12_150,
         ("smallnorb_azi", "snorb_azim", "smallnorb_azimuth", "smallnorb_label_azimuth"),
     ),
     (
         "snorb_ele",
-        "structured",
+        "Structured",
         18,
         12_150,
         ("smallnorb_ele", "snorb_ele", "snorb_elev", "smallnorb_elevation", "smallnorb_label_elevation"),
@@ -125,7 +125,7 @@ def vtab_tasks(root: str | os.PathLike[str], names: Sequence[str] | None = None)
 def few_shot_tasks(
     root: str | os.PathLike[str], shots: Iterable[int] = SHOTS, names: Sequence[str] | None = None
 ) -> tuple[Task, ...]:
-    """The paper's few-shot tasks, `<dataset>_<shots>`, grouped by dataset, with augmented training images.
+    """The paper's few-shot tasks, one per dataset and number of shots, with augmented training images.
 
     Args:
         root: folder with one folder per dataset, in the lists of the NOAH authors or of CoOp, or anything labelled.
@@ -138,9 +138,9 @@ def few_shot_tasks(
     folders = _folders_by_task(root, {row[0]: row[4] for row in _FEW_SHOT}, names, "the few-shot datasets")
     return tuple(
         Task(
-            f"{name}_{count}",
-            str(folders[name]),
             name,
+            str(folders[name]),
+            "",
             num_classes,
             sizes={"train": count * num_classes, "validation": validation, "test": test},
             shots=count,
@@ -174,9 +174,9 @@ def domain_tasks(
         other_tests = _folders_by_task(root, {row[0]: row[-1] for row in _DOMAINS}, None, "domain generalisation")
     sizes = {f"test {name}": size for name, size, _ in _DOMAINS if name in other_tests}
     task = Task(
-        f"imagenet_{shots}",
-        str(imagenet),
         "imagenet",
+        str(imagenet),
+        "",
         1_000,
         sizes={"train": 1_000 * shots, "test": 50_000, **sizes},
         shots=shots,

@@ -182,7 +182,7 @@ class Suite:
             return None
         if job.source in self.plan.architectures:
             return self.plan.architectures[job.source]
-        task = next(task for task in self.plan.tasks if task.name == job.source)
+        task = next(task for task in self.plan.tasks if task.folder == job.source)
         source = self.files(Job(task, "noah inherited", job.seed))
         if (source / SEARCH).exists():
             return SearchResult.load(source / SEARCH).best.architecture
@@ -214,17 +214,17 @@ class Suite:
         Raises:
             ValueError: if a task is not what the plan says.
         """
-        return {task.name: task.check(self.plan.seeds[0]) for task in self.plan.tasks}
+        return {task.folder: task.check(self.plan.seeds[0]) for task in self.plan.tasks}
 
     def _seconds_left(self, states: list[tuple[Job, str]]) -> float | None:
         spent, cost, sizes = defaultdict(float), defaultdict(float), {}
         for job, state in states:
             if state == DONE:
                 report = read_json(self.files(job).result_path(job.method))
-                sizes[job.task.name] = report["task"]["sizes"]
+                sizes[job.task.folder] = report["task"]["sizes"]
                 for method in (job.method, ""):  # the latter stands for all methods
                     spent[method] += report["results"][0]["seconds"]
-                    cost[method] += self.plan.cost(job, sizes[job.task.name])
+                    cost[method] += self.plan.cost(job, sizes[job.task.folder])
         if not cost[""]:
             return None
         typical = next(iter(sizes.values()))
@@ -234,5 +234,5 @@ class Suite:
                 first = job.folder not in shared and not (self.files(job) / SEARCH).exists()
                 shared |= {job.folder} if first and "noah" in job.method else set()
                 rate = spent[job.method] / cost[job.method] if cost[job.method] else spent[""] / cost[""]
-                seconds += rate * self.plan.cost(job, sizes.get(job.task.name, typical), shared=first)
+                seconds += rate * self.plan.cost(job, sizes.get(job.task.folder, typical), shared=first)
         return seconds

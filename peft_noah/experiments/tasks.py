@@ -39,6 +39,11 @@ class Task:
     search_space: str = "vtab"
     published: str | None = None
 
+    @property
+    def folder(self) -> str:
+        """What the folder of its results is called; no two tasks of a suite share it."""
+        return self.name if self.shots is None else f"{self.name}-{self.shots}shot"
+
     def listings(self, seed: int = 0) -> Listings:
         """The task's images and labels without decoding any.
 
@@ -60,7 +65,7 @@ class Task:
         try:
             found = self.listings(seed)
         except ValueError as error:
-            raise ValueError(f"task {self.name!r}: {error}") from error
+            raise ValueError(f"task {self.folder!r}: {error}") from error
         differing = [
             f"{count:,} {what} where {expected:,} are expected"
             for what, count, expected in self._compare(found)
@@ -68,7 +73,7 @@ class Task:
         ]
         if differing:
             raise ValueError(
-                f"task {self.name!r} in {self.dataset} has {'; '.join(differing)}. Get the split that the paper uses, or "
+                f"task {self.folder!r} in {self.dataset} has {'; '.join(differing)}. Get the split that the paper uses, or "
                 "run the folder under another name, as a task of your own."
             )
         return found
