@@ -10,6 +10,7 @@ from torch import nn
 
 from peft_noah.placement import Placement
 from peft_noah.prompts import PROMPT_MODULES, Lora, PromptModule, Vpt
+from peft_noah.prompts.base import keep_in_graph
 
 
 def drop_path(y: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
@@ -97,9 +98,15 @@ class NoahLayer(nn.Module, BaseTunerLayer):
             if self.merged:
                 self.unmerge()
             return self.base_layer(x, *args, **kwargs)
-        y = self.base_layer(x, *args, **kwargs)
+        return self.adapt(x, self.base_layer(x, *args, **kwargs))
+
+    def adapt(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """What the active adapters make of the leaf's own output ``y`` (B, T, out_features) for input ``x``."""
+        if self.disable_adapters:
+            return y
         if self.batch_adapters is not None:
             return self._forward_mixed(x, y)
+        idle = []
         for name in self.active_adapters:
             if name in self.merged_adapters:
                 continue
@@ -107,9 +114,9 @@ class NoahLayer(nn.Module, BaseTunerLayer):
             for module in self.prompt_modules(name):
                 if module.dim:
                     y = module(x, y)
-                elif self.training and torch.is_grad_enabled():
-                    y = y + module.no_op()
-        return y
+                else:
+                    idle.extend(module.parameters())
+        return keep_in_graph(y, idle) if idle and self.training else y
 
     def _forward_mixed(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         self._check_batch(len(x))

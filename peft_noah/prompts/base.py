@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from math import prod
 from typing import ClassVar
 
@@ -80,9 +81,11 @@ class PromptModule(nn.Module):
         shapes = self.shapes(dim) if dim else {}
         return {name: getattr(self, name).detach()[: shape[0]].clone() for name, shape in shapes.items()}
 
-    def no_op(self) -> torch.Tensor:
-        """A zero that keeps every weight in the graph, so that DistributedDataParallel finds no unused parameter."""
-        return sum((weight[:0].sum() for weight in self.parameters()), torch.zeros(()))
+    @property
+    def is_random(self) -> bool:
+        """Whether the module draws numbers of its own for each sample now, so that no two get the same output."""
+        dropout = getattr(self, "dropout", None)
+        return bool(self.dim) and dropout is not None and dropout.training and dropout.p > 0.0
 
     def delta_weight(self) -> torch.Tensor | None:
         """What adding the module to a frozen Linear's weight (out, in) would be; None where it is not linear."""
@@ -91,6 +94,30 @@ class PromptModule(nn.Module):
     def extra_repr(self) -> str:
         """Shown in the model's printout."""
         return f"block={self.block}, dim={self.dim}, max_dim={self.max_dim}"
+
+
+class _KeepInGraph(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        ctx.weights = weights
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        zeros = (
+            torch.zeros_like(weight) if needed else None
+            for weight, needed in zip(ctx.weights, ctx.needs_input_grad[1:], strict=True)
+        )
+        return grad, *zeros
+
+
+def keep_in_graph(y: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``y`` itself, whose backward pass gives ``weights`` gradients of zero.
+
+    DistributedDataParallel then finds no unused parameter among the modules that the active subnet leaves out. A sum with
+    zeros would do the same, but costs a pass over ``y``.
+    """
+    return _KeepInGraph.apply(y, *weights) if torch.is_grad_enabled() else y
 
 
 def init_normal(weight: torch.Tensor, init_weights: bool) -> None:

@@ -52,10 +52,17 @@ class Lora(PromptModule):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         hidden = F.linear(self.dropout(x).to(self.up.dtype), self._down())  # (B, T, r)
+        if hidden.dtype == y.dtype:  # one pass over y instead of three
+            rows = y.reshape(-1, y.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
+            return torch.addmm(*rows, self.active("up"), alpha=self.scale).view(y.shape)
         update = hidden @ self.active("up")  # (B, T, out)
         if self.scale != 1.0:
             update = update * self.scale
         return y + update.to(y.dtype)
+
+    def versions(self) -> tuple[int, ...]:
+        """Numbers that change when a weight is written to or replaced."""
+        return tuple(x for weight in (self._down(), self.up) for x in (weight.data_ptr(), weight._version))
 
     def as_peft_lora(self, rank: int) -> dict[str, torch.Tensor]:
         """Copies of the weights at ``rank`` under PEFT's names: ``lora_A`` (r, in) and ``lora_B`` (out, r)."""
