@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -21,6 +21,12 @@ class Backbone:
         norm: name of the first norm of a block, a direct child of it; the leaf that holds VPT's tokens.
         head: name of the classifier on the model.
         prefix_tokens: number of class tokens before the patches; no unit.
+        norm_after: name of the second norm of a block, before the MLP. Only where it is given does `fast_forward` know the
+            block: ``x + drop(scale(attention(norm(x))))``, then ``x + drop(scale(mlp(norm_after(x))))``.
+        attention: name of a block's attention, the parent of the projections and of ``o_proj``.
+        mlp: name of a block's MLP.
+        drop: name of what drops out a branch before it is added, called twice.
+        head_tokens: number of leading tokens that the classifier reads; None: all.
     """
 
     blocks: str
@@ -36,6 +42,11 @@ class Backbone:
     attention_output: str = "attention.o_proj"
     head: str = "classifier"
     prefix_tokens: int = 1
+    norm_after: str | None = None
+    attention: str = "attention"
+    mlp: str = "mlp"
+    drop: str = "dropout"
+    head_tokens: int | None = None
 
     def block_names(self, model: nn.Module) -> list[str]:
         """Names of the blocks in ``model``, in order."""
@@ -43,13 +54,22 @@ class Backbone:
         return [name for name, _ in model.named_modules() if pattern.fullmatch(name)]
 
 
-_VIT = Backbone(blocks="layers", mlp_output="mlp.fc2", norm="layernorm_before")
-_DINOV2 = Backbone(blocks="encoder.layer", mlp_output="layer_scale2", norm="norm1", attention_output="layer_scale1")
+_VIT = Backbone(
+    blocks="layers", mlp_output="mlp.fc2", norm="layernorm_before", norm_after="layernorm_after", head_tokens=1
+)
+_DINOV2 = Backbone(
+    blocks="encoder.layer",
+    mlp_output="layer_scale2",
+    norm="norm1",
+    attention_output="layer_scale1",
+    norm_after="norm2",
+    drop="drop_path",
+)
 
 BACKBONES: dict[str, Backbone] = {
     "vit": _VIT,
     "vit_msn": _VIT,
-    "deit": Backbone(blocks="layers", mlp_output="mlp.fc2", norm="layernorm_before", prefix_tokens=2),
+    "deit": replace(_VIT, prefix_tokens=2),
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
 }

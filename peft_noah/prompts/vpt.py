@@ -10,6 +10,9 @@ from torch import nn
 
 from peft_noah.prompts.base import PromptModule, init_normal
 
+#: keyword argument of a block whose fast forward reads the tokens itself, so that the hooks have nothing to do
+FAST_CALL = "noah_fast_call"
+
 #: tokens in the stream as a block is entered and left: plain data, so that a hook needs no state of its own
 Stream = tuple[int, int]
 
@@ -50,6 +53,12 @@ class Vpt(PromptModule):
         """Number of tokens that the block processes: its own, else those that run on."""
         return self.dim or self.stream[0]
 
+    def own_tokens(self, size: int, batch: list[Vpt] | None = None) -> torch.Tensor:
+        """This block's tokens for ``size`` samples, (size, m, D), each sample with dropout of its own."""
+        if batch is None:
+            return self.dropout(self.active("tokens").expand(size, -1, -1))
+        return self.dropout(torch.stack([vpt.active("tokens") for vpt in batch]))
+
     def insert(self, hidden: torch.Tensor, prefix: int, batch: list[Vpt] | None = None) -> torch.Tensor:
         """Put this block's tokens where the previous ones were; ``hidden`` (B, T, D), ``prefix`` class tokens.
 
@@ -57,11 +66,7 @@ class Vpt(PromptModule):
         """
         if not self.dim:
             return hidden
-        if batch is None:
-            tokens = self.active("tokens").expand(hidden.shape[0], -1, -1)
-        else:
-            tokens = torch.stack([vpt.active("tokens") for vpt in batch])
-        tokens = self.dropout(tokens).to(hidden.dtype)
+        tokens = self.own_tokens(hidden.shape[0], batch).to(hidden.dtype)
         clean = self.strip(hidden, prefix, self.stream[0])
         if self.position == "last":
             return torch.cat([clean, tokens], dim=1)
@@ -109,7 +114,7 @@ def insert_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], *, site
     """Forward pre-hook of a block. A plain function that looks its layer up: a copied model finds its own weights."""
     layer = block.get_submodule(site)
     vpt = layer.active_vpt()
-    if vpt is None or not vpt.passing:
+    if vpt is None or not vpt.passing or FAST_CALL in kwargs:
         return None
     args, kwargs = list(args), dict(kwargs)
     # shape[0], not len: torch.export would take a length for a constant
@@ -125,26 +130,27 @@ def insert_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], *, site
     return tuple(args), kwargs
 
 
-def strip_tokens(block: nn.Module, args: tuple, output: Any, *, site: str, prefix: int) -> Any:
+def strip_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any, *, site: str, prefix: int) -> Any:
     """Forward hook of a block: takes out the tokens that do not run on."""
     vpt = block.get_submodule(site).active_vpt()
-    if vpt is None or not vpt.passing or vpt.stream[1]:
+    if vpt is None or not vpt.passing or vpt.stream[1] or FAST_CALL in kwargs:
         return None
     if isinstance(output, torch.Tensor):
         return vpt.strip(output, prefix, vpt.passing)
     return (vpt.strip(output[0], prefix, vpt.passing), *output[1:])
 
 
-def _is_ours(hook: Any) -> bool:
+def is_vpt_hook(hook: Any) -> bool:
+    """Whether a hook is one of the two that VPT places on a block."""
     return isinstance(hook, partial) and hook.func in (insert_tokens, strip_tokens)
 
 
 def attach_hooks(block: nn.Module, site: str, prefix: int) -> None:
     """Hook ``block`` once, whatever the number of adapters."""
-    if not any(map(_is_ours, block._forward_pre_hooks.values())):
+    if not any(map(is_vpt_hook, block._forward_pre_hooks.values())):
         block.register_forward_pre_hook(partial(insert_tokens, site=site, prefix=prefix), with_kwargs=True)
         # first of all hooks: whoever records outputs then sees hidden states of the usual length
-        block.register_forward_hook(partial(strip_tokens, site=site, prefix=prefix), prepend=True)
+        block.register_forward_hook(partial(strip_tokens, site=site, prefix=prefix), prepend=True, with_kwargs=True)
 
 
 def remove_hooks(block: nn.Module) -> None:
@@ -156,6 +162,6 @@ def remove_hooks(block: nn.Module) -> None:
         (block._forward_pre_hooks, block._forward_pre_hooks_with_kwargs),
         (block._forward_hooks, block._forward_hooks_with_kwargs),
     ):
-        for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
+        for key in [key for key, hook in hooks.items() if is_vpt_hook(hook)]:
             del hooks[key]
             extra.pop(key, None)

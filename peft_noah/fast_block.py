@@ -1,0 +1,221 @@
+"""One block of the fast forward, computed from the block's own modules; `fast` says when."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from peft_noah.backbones import Backbone
+from peft_noah.layer import NoahLayer
+from peft_noah.packed import FrozenLinears, is_frozen_linear
+from peft_noah.prompts import Lora, PromptModule
+from peft_noah.prompts.vpt import FAST_CALL, insert_tokens, strip_tokens
+
+Rows = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class FastOptions:
+    """Which of the gains to take; all are exact but for the order of sums.
+
+    Args:
+        prompts_as_keys: VPT's tokens as keys and values only.
+        head_tokens_only: in the last block, only the tokens that the classifier reads.
+        fuse_projections: one matrix product for query, key and value.
+        pack_weights: frozen weights in oneDNN's layout, cast once; costs up to twice their memory.
+        merge_lora: LoRA added to copies of the weights, in evaluation mode without gradients.
+    """
+
+    prompts_as_keys: bool = True
+    head_tokens_only: bool = True
+    fuse_projections: bool = True
+    pack_weights: bool = True
+    merge_lora: bool = True
+
+
+@dataclass(frozen=True)
+class FastCall:
+    """What the blocks must know of one call of the model.
+
+    Args:
+        reads: number of leading tokens that are read from the last block; None: all.
+    """
+
+    reads: int | None
+
+
+class FastBlock:
+    """Mixed into a block's class for the time in which ``noah_fast`` says how to run it."""
+
+    noah_fast: BlockPlan | None = None
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
+        """``hidden_states`` (B, T, D) to (B, T', D), T' smaller where fewer tokens are read."""
+        call = kwargs.pop(FAST_CALL, None)
+        if call is None or self.noah_fast is None:
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        if attention_mask is not None:
+            plain = super().forward
+            return self.noah_fast.run_masked(self, plain, (hidden_states, attention_mask), kwargs)
+        return self.noah_fast.run(self, hidden_states, call, kwargs)
+
+
+@functools.cache
+def fast_class(cls: type) -> type:
+    """A block's class with `FastBlock` in front."""
+    return type(f"Fast{cls.__name__}", (FastBlock, cls), {"__module__": __name__})
+
+
+def plain_class(cls: type) -> type:
+    """The class that a block had before; a copy made inside a context has kept the fast one."""
+    return cls.__mro__[2] if issubclass(cls, FastBlock) else cls
+
+
+class _Entered(NamedTuple):
+    """A block's input: the ``stream`` (B, T, D), and what is special about some of its tokens.
+
+    ``keys`` (1 or B, m, D) are VPT's tokens that only serve as keys and values. ``rows`` selects the tokens of the stream
+    that the block computes, ``after`` those that it passes on; None: all.
+    """
+
+    stream: torch.Tensor
+    keys: torch.Tensor | None = None
+    rows: Rows | None = None
+    after: Rows | None = None
+
+
+@dataclass
+class BlockPlan:
+    """How one block runs."""
+
+    options: FastOptions
+    linears: FrozenLinears
+    backbone: Backbone
+    last: bool
+
+    def __reduce__(self):
+        return type(None), ()  # a copy of the model, made inside a context, is a plain one
+
+    def run(self, block: nn.Module, hidden: torch.Tensor, call: FastCall, kwargs: dict[str, Any]) -> torch.Tensor:
+        """The block's output for ``hidden`` (B, T, D)."""
+        part, layout = block.get_submodule, self.backbone
+        norm, drop = part(layout.norm), part(layout.drop)
+        stream, keys, rows, after = self._enter(block, norm, hidden, call)
+        y = self._attend(block, norm(stream), None if keys is None else norm(keys), rows, kwargs)
+        x = drop(y) + (stream if rows is None else rows(stream))
+        y = part(layout.mlp)(part(layout.norm_after)(x))
+        if not layout.mlp_output.startswith(f"{layout.mlp}."):
+            y = part(layout.mlp_output)(y)
+        x = drop(y) + x
+        return x if after is None else after(x)
+
+    def run_masked(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+        """The plain block, with a mask that grows with VPT's tokens; here their hooks have left them to us."""
+        site = {"site": self.backbone.norm, "prefix": self.backbone.prefix_tokens}
+        layer = block.get_submodule(self.backbone.norm)
+        if not isinstance(layer, NoahLayer):
+            return plain(*args, **kwargs)
+        args, kwargs = insert_tokens(block, args, kwargs, **site) or (args, kwargs)
+        output = plain(*args, **kwargs)
+        stripped = strip_tokens(block, args, kwargs, output, **site)
+        return output if stripped is None else stripped
+
+    def _enter(self, block: nn.Module, norm: nn.Module, hidden: torch.Tensor, call: FastCall) -> _Entered:
+        reads = call.reads if self.last else None
+        first = None if reads is None else lambda x: x[:, :reads]
+        vpt = norm.active_vpt() if isinstance(norm, NoahLayer) else None
+        if vpt is None or not vpt.passing:
+            return _Entered(hidden, rows=first)
+        prefix, (entering, leaving) = self.backbone.prefix_tokens, vpt.stream
+        strip = functools.partial(vpt.strip, prefix=prefix, count=vpt.passing)
+        if leaving:  # the next block reads them: they are tokens like all others
+            return _Entered(vpt.insert(hidden, prefix))
+        if not self.options.prompts_as_keys:
+            return _Entered(vpt.insert(hidden, prefix), rows=first, after=strip if first is None else None)
+        if not vpt.dim:  # those of an earlier block leave here
+            return _Entered(hidden, rows=first or strip)
+        # one set of keys and values serves all samples, unless dropout makes them differ
+        sites = (norm, *(block.get_submodule(path) for path in self._projections()[1:]))
+        tokens = vpt.own_tokens(len(hidden) if any(map(_is_random, sites)) else 1)
+        return _Entered(vpt.strip(hidden, prefix, entering), tokens.to(hidden.dtype), rows=first)
+
+    def _projections(self) -> list[str]:
+        return [self.backbone.projections[name] for name in ("query", "key", "value")]
+
+    def _attend(
+        self, block: nn.Module, h: torch.Tensor, keys: torch.Tensor | None, rows: Rows | None, kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        """Attention of ``rows`` of ``h`` (B, T, D) to all of it and to ``keys`` (1 or B, m, D), with its output's leaf."""
+        attention = block.get_submodule(self.backbone.attention)
+        sites = [block.get_submodule(path) for path in self._projections()]
+        if rows is None:
+            query, key, value = self._project(h, sites)
+        else:
+            (query,), (key, value) = self._project(rows(h), sites[:1]), self._project(h, sites[1:])
+        if keys is not None:
+            # with a query of no use where three weights are stacked: a fourth copy of them would cost more
+            more = self._project(keys, sites if rows is None else sites[1:])[-2:]
+            key, value = (torch.cat([a, b.expand(len(a), -1, -1)], 1) for a, b in zip((key, value), more, strict=True))
+        heads = (x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for x in (query, key, value))
+        y, _ = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation](
+            attention,
+            *heads,
+            None,
+            dropout=attention.attention_dropout if attention.training else 0.0,
+            scaling=attention.scaling,
+            **kwargs,
+        )
+        y = attention.o_proj(y.flatten(2))
+        if not self.backbone.attention_output.startswith(f"{self.backbone.attention}."):
+            y = block.get_submodule(self.backbone.attention_output)(y)
+        return y
+
+    def _project(self, x: torch.Tensor, sites: list[nn.Module]) -> tuple[torch.Tensor, ...]:
+        """Outputs of some of the projections for one input ``x`` (B, T, D)."""
+        leaves = tuple(map(_frozen_leaf, sites))
+        if None in leaves or not self.options.fuse_projections:
+            return tuple(site(x) for site in sites)
+        sizes = [leaf.out_features for leaf in leaves]
+        updates = self._updates(sites)
+        if updates is not None:
+            return self.linears(x, leaves, updates, lambda: [_merged(site) for site in sites]).split(sizes, -1)
+        outputs = self.linears(x, leaves).split(sizes, -1)
+        pairs = zip(sites, outputs, strict=True)
+        return tuple(site.adapt(x, y) if isinstance(site, NoahLayer) else y for site, y in pairs)
+
+    def _updates(self, sites: list[nn.Module]) -> tuple | None:
+        """What merged weights of ``sites`` depend on; None where nothing is to be merged."""
+        if not self.options.merge_lora or torch.is_grad_enabled() or sites[0].training:
+            return None
+        modules = [module for site in sites for module in _active_modules(site)]
+        if not modules or not all(isinstance(module, Lora) for module in modules):
+            return None
+        return tuple((id(module), module.dim, module.scale, *module.versions()) for module in modules)
+
+
+def _frozen_leaf(site: nn.Module) -> nn.Linear | None:
+    leaf = site.base_layer if isinstance(site, NoahLayer) and not site.merged else site
+    return leaf if is_frozen_linear(leaf) else None
+
+
+def _active_modules(site: nn.Module) -> list[PromptModule]:
+    if not isinstance(site, NoahLayer) or site.disable_adapters:
+        return []
+    return [module for name in site.active_adapters for module in site.prompt_modules(name) if module.dim]
+
+
+def _merged(site: nn.Module) -> torch.Tensor:
+    weight = site.merged_weight(site.active_adapters, False) if _active_modules(site) else None
+    return _frozen_leaf(site).weight if weight is None else weight
+
+
+def _is_random(site: nn.Module) -> bool:
+    if isinstance(site, (NoahLayer, nn.LayerNorm, nn.Linear)):
+        return any(module.is_random for module in _active_modules(site))
+    return site.training  # a layer of another tuner

@@ -1,0 +1,146 @@
+"""Frozen Linears, several at a time, on weights that are laid out or cast once instead of at every call.
+
+On a CPU, oneDNN's matrix kernels read weights in blocks of their own; a plain Linear rearranges them at every call. Under
+autocast, a frozen weight is cast at every call, since only weights that are trained are cached. `FrozenLinears` keeps
+both: forward weights (out, in), and where gradients run through, transposed ones (in, out). They are copies: up to twice
+the frozen weights' memory in the compute dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+#: what makes a kept copy stale: storage and version of each weight it was made from, and whatever the caller adds
+Stamp = tuple
+
+
+def is_frozen_linear(leaf: nn.Module) -> bool:
+    """Whether a leaf is an ordinary Linear (not quantised, sharded or replaced) that is not trained."""
+    if type(leaf) not in (nn.Linear, PackedLinear) or "forward" in leaf.__dict__:
+        return False
+    weight = leaf.weight
+    plain = type(weight) is nn.Parameter and weight.is_floating_point() and not weight.is_inference()
+    return plain and not weight.requires_grad and (leaf.bias is None or not leaf.bias.requires_grad)
+
+
+def can_pack(weight: torch.Tensor) -> bool:
+    """Whether oneDNN has kernels for a weight of this device and dtype."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        return False
+    bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32 or bfloat16
+
+
+@dataclass
+class _Entry:
+    """A weight (out, in), as it is or in oneDNN's layout, and the transposed one once a gradient has run through."""
+
+    stamp: Stamp
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    packed: bool
+    transposed: _Entry | None = None
+
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.packed:
+            return F.linear(x, self.weight, self.bias)
+        return _Packed.apply(x, self) if torch.is_grad_enabled() and x.requires_grad else self.product(x)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, "none", [], "")
+
+    def transpose(self) -> _Entry:
+        if self.transposed is None:
+            weight = _pack(self.weight.to_dense().t())
+            without_bias = _Entry(self.stamp, self.weight, None, packed=True)
+            self.transposed = without_bias.transposed = _Entry(self.stamp, weight, None, True, without_bias)
+        return self.transposed
+
+
+class _Packed(torch.autograd.Function):
+    """``x W^T + b`` of a frozen, packed weight: the only gradient is that of ``x``, ``g W``."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, entry: _Entry) -> torch.Tensor:
+        ctx.entry = entry
+        return entry.product(x)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.entry.transpose().linear(grad), None
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+
+
+class FrozenLinears:
+    """The kept weights of a model, made when first asked for and again when a weight has changed.
+
+    Args:
+        pack: use oneDNN's layout where there is one; False: only stack and cast.
+    """
+
+    def __init__(self, pack: bool = True) -> None:
+        self.pack = pack
+        self._entries: dict[tuple, _Entry] = {}
+
+    def __reduce__(self):
+        return FrozenLinears, (self.pack,)  # a copy of the model starts with nothing kept
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        leaves: tuple[nn.Linear, ...],
+        version: Stamp = (),
+        weights: Callable[[], list[torch.Tensor]] | None = None,
+    ) -> torch.Tensor:
+        """Outputs of ``leaves`` for one input side by side: ``x`` (..., in) to (..., sum of their outputs).
+
+        Args:
+            version: what ``weights`` depends on besides the leaves' own weights.
+            weights: the weights (out, in) to use in place of the leaves' own, such as merged ones.
+        """
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else leaves[0].weight.dtype
+        if dtype == torch.float64 or leaves[0].weight.dtype == torch.float64:  # autocast leaves float64 alone
+            dtype = leaves[0].weight.dtype
+        stamp = (tuple((leaf.weight.data_ptr(), leaf.weight._version) for leaf in leaves), version)
+        key = (tuple(map(id, leaves)), dtype, weights is not None)
+        entry = self._entries.get(key)
+        if entry is None or entry.stamp != stamp:
+            own = [leaf.weight for leaf in leaves]
+            entry = self._entries[key] = self._make(stamp, own if weights is None else weights(), leaves, dtype)
+        return entry.linear(x.to(dtype))
+
+    def _make(self, stamp: Stamp, weights: list[torch.Tensor], leaves: tuple[nn.Linear, ...], dtype) -> _Entry:
+        with torch.inference_mode(False), torch.no_grad():
+            weight = torch.cat(weights) if len(weights) > 1 else weights[0].detach()
+            weight, bias = weight.to(dtype), _stacked_bias(leaves)
+            bias = None if bias is None else bias.to(dtype)
+        packed = self.pack and can_pack(weight)
+        return _Entry(stamp, _pack(weight) if packed else weight, bias, packed)
+
+
+def _stacked_bias(leaves: tuple[nn.Linear, ...]) -> torch.Tensor | None:
+    if all(leaf.bias is None for leaf in leaves):
+        return None
+    biases = [leaf.weight.new_zeros(leaf.out_features) if leaf.bias is None else leaf.bias.detach() for leaf in leaves]
+    return torch.cat(biases) if len(biases) > 1 else biases[0]
+
+
+class PackedLinear(nn.Linear):
+    """An ordinary Linear, for the time in which ``noah_packed`` keeps its weight in another layout."""
+
+    noah_packed: FrozenLinears | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` (..., in) to (..., out)."""
+        store = self.noah_packed
+        return super().forward(x) if store is None or self.weight.requires_grad else store(x, (self,))

@@ -1,0 +1,126 @@
+"""Frozen Linears on weights that are stacked, laid out and cast once: the same numbers as from plain ones."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from peft_noah.packed import FrozenLinears, PackedLinear, can_pack, is_frozen_linear
+
+
+def frozen(inputs, outputs, bias=True):
+    return nn.Linear(inputs, outputs, bias=bias).requires_grad_(False)
+
+
+@pytest.fixture
+def leaves():
+    torch.manual_seed(0)
+    return frozen(24, 16), frozen(24, 8, bias=False), frozen(24, 32)
+
+
+def plain(x, leaves):
+    return torch.cat([F.linear(x, leaf.weight, leaf.bias) for leaf in leaves], -1)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outputs_and_gradients_equal_plain_linears(leaves, pack, dtype):
+    leaves = tuple(leaf.to(dtype) for leaf in leaves)
+    x = torch.randn(2, 5, 24, dtype=dtype, requires_grad=True)
+    linears = FrozenLinears(pack)
+    for inputs in (x, x[:, :1], x.transpose(0, 1)):
+        y, expected = linears(inputs, leaves), plain(inputs, leaves)
+        torch.testing.assert_close(y, expected)
+        g = torch.randn_like(y)
+        torch.testing.assert_close(torch.autograd.grad(y, x, g), torch.autograd.grad(expected, x, g))
+
+
+def test_float32_weights_are_packed_on_a_cpu_with_onednn(leaves):
+    assert can_pack(leaves[0].weight) == torch.backends.mkldnn.is_available()
+    assert not can_pack(leaves[0].weight.double())
+
+
+def test_gradients_of_gradients_exist(leaves):
+    x = torch.randn(5, 24, requires_grad=True)
+    linears = FrozenLinears()
+
+    def penalty(y):
+        (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), x)[0]
+
+    torch.testing.assert_close(penalty(linears(x, leaves)), penalty(plain(x, leaves)))
+
+
+def test_a_changed_weight_is_seen(leaves):
+    linears, x = FrozenLinears(), torch.randn(5, 24)
+    linears(x, leaves)
+    with torch.no_grad():
+        leaves[2].weight.mul_(2)
+    torch.testing.assert_close(linears(x, leaves), plain(x, leaves))
+    leaves[0].weight.data = torch.randn(16, 24)
+    torch.testing.assert_close(linears(x, leaves), plain(x, leaves))
+
+
+def test_other_weights_are_used_until_their_version_changes(leaves):
+    linears, x = FrozenLinears(), torch.randn(5, 24)
+    calls = []
+
+    def weights():
+        calls.append(0)
+        return [leaf.weight + 1 for leaf in leaves]
+
+    first = linears(x, leaves, (1,), weights)
+    linears(x, leaves, (1,), weights)
+    assert len(calls) == 1
+    linears(x, leaves, (2,), weights)
+    assert len(calls) == 2
+    torch.testing.assert_close(first, plain(x, leaves) + x.sum(-1, keepdim=True))
+    torch.testing.assert_close(linears(x, leaves), plain(x, leaves))
+
+
+def test_weights_first_used_without_gradients_serve_with_them(leaves):
+    linears, x = FrozenLinears(), torch.randn(5, 24, requires_grad=True)
+    with torch.inference_mode():
+        linears(x.detach(), leaves)
+    y = linears(x, leaves)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x), torch.autograd.grad(plain(x, leaves).sum(), x))
+
+
+def test_autocast_rounds_as_a_plain_linear_does(leaves):
+    x = torch.randn(5, 24, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = FrozenLinears()(x, leaves), plain(x, leaves)
+    assert y.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(y, expected, atol=1e-2, rtol=1e-2)  # one unit in the last of 8 bits
+    g = torch.ones_like(y)
+    gradients = torch.autograd.grad(y, x, g), torch.autograd.grad(expected, x, g)
+    torch.testing.assert_close(*gradients, atol=5e-2, rtol=1e-2)
+
+
+def test_a_copy_keeps_nothing(leaves):
+    linears = FrozenLinears()
+    linears(torch.randn(5, 24), leaves)
+    assert not copy.deepcopy(linears)._entries
+
+
+def test_what_is_trained_quantised_or_of_another_class_is_not_frozen():
+    class Own(nn.Linear):
+        pass
+
+    assert is_frozen_linear(frozen(3, 3))
+    assert not is_frozen_linear(nn.Linear(3, 3))
+    assert not is_frozen_linear(Own(3, 3).requires_grad_(False))
+    assert not is_frozen_linear(nn.LayerNorm(3))
+    half_trained = frozen(3, 3)
+    half_trained.bias.requires_grad_(True)
+    assert not is_frozen_linear(half_trained)
+
+
+def test_a_packed_linear_that_is_unfrozen_is_plain_again():
+    leaf = frozen(24, 8)
+    leaf.__class__, leaf.noah_packed = PackedLinear, FrozenLinears()
+    leaf.weight.requires_grad_(True)
+    leaf(torch.randn(5, 24)).sum().backward()
+    assert leaf.weight.grad is not None
