@@ -1,36 +1,63 @@
 """One visible Accelerate loop for supernets, subnets and baselines.
 
     for epoch:
-        for batch:
-            architecture = sampler(step)          # supernet only
-            loss = cross_entropy(model(batch))
-            backward, clip, AdamW, cosine
+        for global batch:
+            architecture = sampler(step)              # supernet only
+            for micro-batch of this process:
+                loss = cross_entropy(model(micro-batch))
+                backward
+            clip, AdamW, cosine
 
 Every step updates every trainable weight: where a slice was not sampled its gradient is zero, and AdamW's weight decay
 and momentum still act on it, on one process and on many alike.
+
+The global batch is fixed: N processes or micro-batches share it, and each loss is weighted so that their gradients add
+up to those of the whole batch. Results differ from one process's by the order of sums alone, and by dropout, which each
+process draws for itself.
+
+The seed fixes the order of the images, augmentation and dropout (torch's generators), the sampled architectures and so
+the weights: on one machine and one process two trainings give the same bytes, interrupted or not. On a GPU that is out
+of our hands: some of its kernels add in an order that varies (attention's backward, for one), and other cards, drivers
+and versions of torch choose other kernels; ``torch.use_deterministic_algorithms(True)`` asks for those that do not vary.
 """
 
 from __future__ import annotations
 
 import math
-import random
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import set_seed
+from accelerate import Accelerator
+from accelerate.utils import send_to_device, set_seed
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import BatchSampler, DataLoader, Sampler
-from transformers import TrainerCallback
+from torch.utils.data import DataLoader
 
-from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.architecture import Architecture
+from peft_noah.batches import Shares
+from peft_noah.checkpoint import CheckpointFolder
 from peft_noah.images import ImageSplit
+from peft_noah.interruption import Interruption
 from peft_noah.preprocessing import Normalizer
+from peft_noah.processes import make_accelerator, total
+from peft_noah.sampling import ArchitectureSampler, SampleArchitectureCallback
+from peft_noah.training_state import TrainingState, identity_of
+
+__all__ = [
+    "ArchitectureSampler",
+    "NonFiniteLossError",
+    "SampleArchitectureCallback",
+    "TrainingLog",
+    "TrainingSettings",
+    "make_accelerator",
+    "train",
+]
+
+#: which subnets the processes of a step train: all the same one, or each its own
+SAMPLING = ("shared", "per-process")
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -52,6 +79,9 @@ class TrainingSettings:
         label_smoothing: share of the target spread over all classes.
         max_grad_norm: global gradient norm to clip to; None: no clipping, as in the paper.
         seed: order of the images, dropout, and the sampled architectures.
+        accumulate: micro-batches that a process splits its share of a batch into, to save memory; they share the subnet.
+        sampling: ``"shared"``: all processes train one subnet per step; ``"per-process"``: each its own, so that a step
+            averages gradients over several subnets. No difference on one process.
 
     Raises:
         ValueError: on a value out of range.
@@ -67,9 +97,11 @@ class TrainingSettings:
     label_smoothing: float = 0.0
     max_grad_norm: float | None = None
     seed: int = 0
+    accumulate: int = 1
+    sampling: str = "shared"
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+        for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("accumulate", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}.")
@@ -80,8 +112,10 @@ class TrainingSettings:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate!r}.")
         if self.label_smoothing >= 1.0:
             raise ValueError(f"label_smoothing must be below 1, got {self.label_smoothing!r}.")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0.0:
+        if self.max_grad_norm is not None and not 0.0 < self.max_grad_norm < math.inf:
             raise ValueError(f"max_grad_norm must be above 0, or None for no clipping, got {self.max_grad_norm!r}.")
+        if self.sampling not in SAMPLING:
+            raise ValueError(f"sampling must be one of {', '.join(SAMPLING)}, got {self.sampling!r}.")
 
     @classmethod
     def named(cls, recipe: str, stage: str, protocol: str = "vtab", **changes) -> TrainingSettings:
@@ -120,74 +154,19 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """What a training run reports: mean loss per epoch, steps, seconds."""
+    """What a training run reports.
+
+    Args:
+        losses: mean loss per epoch.
+        steps: optimiser steps.
+        seconds: over all interruptions.
+        peak_memory: bytes, as `peft_noah.memory.peak_memory` has it.
+    """
 
     losses: tuple[float, ...]
     steps: int
     seconds: float
-
-
-class ArchitectureSampler:
-    """The subnet of a training step: a function of seed and step alone, so that resuming needs no state.
-
-    Args:
-        space: what to sample from, uniformly as in the paper: a depth per module, then a dim per block.
-        seed: of the stream.
-    """
-
-    def __init__(self, space: SearchSpace, seed: int = 0) -> None:
-        self.space, self.seed = space, seed
-
-    def __call__(self, step: int) -> Architecture:
-        """The architecture of optimiser step ``step``."""
-        return self.space.sample(random.Random(f"noah:{self.seed}:{step}"))
-
-
-class SampleArchitectureCallback(TrainerCallback):
-    """For ``transformers.Trainer``: activates a random subnet at every optimiser step, the largest while evaluating.
-
-    Args:
-        seed: of the stream of architectures.
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-
-    @staticmethod
-    def _core(model: nn.Module) -> nn.Module:
-        return model.module if hasattr(model, "module") else model
-
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
-        """Sample before the forward pass; all micro-batches of a step share the subnet."""
-        core = self._core(model)
-        core.set_architecture(ArchitectureSampler(core.get_search_space(), self.seed)(state.global_step))
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        """Leave the largest subnet behind, so that evaluation and saving meet one that is always the same."""
-        core = self._core(model)
-        core.set_architecture(core.get_search_space().largest())
-
-
-class EpochSampler(Sampler[int]):
-    """A permutation of the images that depends on seed and epoch alone."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.epoch = size, seed, 0
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.size, generator=generator).tolist())
-
-
-def make_accelerator(mixed_precision: str = "no") -> Accelerator:
-    """An Accelerator whose batch size counts over all processes, so that their number does not change the training."""
-    return Accelerator(
-        mixed_precision=mixed_precision,
-        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=True),
-    )
+    peak_memory: int = 0
 
 
 def train(
@@ -199,6 +178,8 @@ def train(
     *,
     sampler: Callable[[int], Architecture] | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
+    checkpoint: CheckpointFolder | None = None,
+    interruption: Interruption | None = None,
 ) -> TrainingLog:
     """Train whatever in ``model`` requires gradients, on cross-entropy.
 
@@ -209,54 +190,112 @@ def train(
         settings: epochs, rates and the rest.
         accelerator: devices, processes and precision.
         sampler: the architecture of each step, for a supernet.
-        on_step: called with (step, steps in all, loss) after each step.
+        on_step: called with (step, steps in all, mean loss of the global batch) after each step.
+        checkpoint: where to go on from, if something is there, and where to save; the last step is saved too. The caller
+            removes it with ``finish()`` once the model has been saved.
+        interruption: asked after each step whether to save and stop.
 
     Raises:
-        ValueError: if nothing in the model is trainable.
+        ValueError: if nothing in the model is trainable, or the checkpoint belongs to another training.
         NonFiniteLossError: on a NaN or infinite loss; names step and architecture.
+        CheckpointError: if a checkpoint cannot be written.
+        Interrupted: if a signal came; says how to go on.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("nothing in the model requires gradients: attach an adapter, or unfreeze the classifier.")
-    order = EpochSampler(len(images), settings.seed)
-    batches = BatchSampler(order, settings.batch_size, drop_last=False)
-    loader = DataLoader(images, batch_sampler=batches, collate_fn=images.collate)
+    shares = Shares(
+        len(images),
+        settings.batch_size,
+        settings.seed,
+        accumulate=settings.accumulate,
+        process=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
     optimizer = AdamW(trainable, lr=1.0, weight_decay=settings.weight_decay)
-    schedule = LambdaLR(optimizer, lambda step: settings.rate_at(step, len(batches)))
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    model, optimizer = accelerator.prepare(model, optimizer)
     core = accelerator.unwrap_model(model)
+    identity = {} if checkpoint is None else identity_of(images, settings.to_dict(), sampler)
+    state = TrainingState(core, optimizer, accelerator, identity, checkpoint, interruption)
+    work = _Work(model, normalize, settings, accelerator)
 
     set_seed(settings.seed, device_specific=True)
+    progress = state.load()
     model.train()
-    total, step, losses, started = settings.epochs * len(batches), 0, [], time.perf_counter()
-    for epoch in range(settings.epochs):
-        order.epoch = epoch
-        sums, count = 0.0, 0
-        for batch in loader:
+    steps = settings.epochs * shares.steps
+    for epoch in range(len(progress.losses), settings.epochs):
+        start = progress.step - epoch * shares.steps
+        batches = iter(DataLoader(images, batch_sampler=shares.start_at(epoch, start), collate_fn=images.collate))
+        state.restore_generators()  # not before the loader is there: it draws a seed from torch's generator
+        for position in range(start, shares.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rate_at(progress.step, shares.steps)
             if sampler is not None:
-                core.set_architecture(sampler(step))
-            logits = model(pixel_values=normalize(batch["pixel_values"])).logits
-            loss = F.cross_entropy(logits.float(), batch["labels"], label_smoothing=settings.label_smoothing)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise NonFiniteLossError(_describe_non_finite(value, step, core, sampler, batch, normalize))
-            accelerator.backward(loss)
+                core.set_architecture(sampler(_stream(settings.sampling, progress.step, accelerator)))
+            mine = work.gradients(batches, shares.counts(position), shares.batch(position))
+            loss, stop, due = total(accelerator, mine, *state.wishes(progress.step + 1))
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(work.describe_non_finite(loss, progress.step, core if sampler else None))
             if settings.max_grad_norm is not None:
                 accelerator.clip_grad_norm_(trainable, settings.max_grad_norm)
             optimizer.step()
-            schedule.step()
             optimizer.zero_grad()
-            step, sums, count = step + 1, sums + value * len(batch["labels"]), count + len(batch["labels"])
+            progress.step += 1
+            progress.loss_sum += loss
             if on_step is not None:
-                on_step(step, total, value)
-        losses.append(sums / count)
-    return TrainingLog(tuple(losses), step, time.perf_counter() - started)
+                on_step(progress.step, steps, loss / shares.batch(position))
+            state.after_step(progress, stop, due or progress.step == steps)
+        progress.losses.append(progress.loss_sum / len(images))
+        progress.loss_sum = 0.0
+    state.measure(progress)
+    return TrainingLog(tuple(progress.losses), progress.step, progress.seconds, progress.peak_memory)
 
 
-def _describe_non_finite(value: float, step: int, model: nn.Module, sampler, batch: dict, normalize) -> str:
-    if not torch.isfinite(normalize(batch["pixel_values"])).all():
-        cause = "The images of this batch hold NaN or infinite values: check mean, std and the image files."
-    else:
-        cause = "Lower the learning rate, clip gradients with max_grad_norm, or train in float32."
-    where = f" with {model.get_architecture()!r}" if sampler is not None else ""
-    return f"the loss is {value} at step {step}{where}; nothing was saved from this step. {cause}"
+def _stream(sampling: str, step: int, accelerator: Accelerator) -> int:
+    """Place in the stream of architectures: one per step, or one per step and process."""
+    if sampling == "shared":
+        return step
+    return step * accelerator.num_processes + accelerator.process_index
+
+
+class _Work:
+    """Forward and backward passes of one process."""
+
+    def __init__(
+        self, model: nn.Module, normalize: Normalizer, settings: TrainingSettings, accelerator: Accelerator
+    ) -> None:
+        self.model, self.normalize, self.settings, self.accelerator = model, normalize, settings, accelerator
+        self._broken_images = False
+
+    def gradients(self, batches: Iterator[dict], counts: list[int], size: int) -> float:
+        """Leave the global batch's mean gradient in the weights; returns the sum of the losses of this process's images.
+
+        Args:
+            batches: this process's micro-batches.
+            counts: how many images of each count; 0: the batch only takes part in the exchange of gradients.
+            size: images of the global batch. Processes average their gradients, so a micro-batch's mean loss weighs
+                ``count * processes / size``.
+        """
+        loss_sum = 0.0
+        for index, count in enumerate(counts):
+            batch = send_to_device(next(batches), self.accelerator.device)
+            exchange = index == len(counts) - 1
+            with nullcontext() if exchange else self.accelerator.no_sync(self.model):
+                logits = self.model(pixel_values=self.normalize(batch["pixel_values"])).logits
+                smoothing = self.settings.label_smoothing
+                loss = F.cross_entropy(logits.float(), batch["labels"], label_smoothing=smoothing)
+                self.accelerator.backward(loss * (count * self.accelerator.num_processes / size))
+            value = loss.item()  # not before the backward pass is queued: this waits for the device
+            if not math.isfinite(value):
+                self._broken_images |= not torch.isfinite(self.normalize(batch["pixel_values"])).all()
+            loss_sum += value * count
+        return loss_sum
+
+    def describe_non_finite(self, value: float, step: int, model: nn.Module | None) -> str:
+        """Why the loss of a step may be ``value``; ``model`` is a supernet."""
+        if self._broken_images:
+            cause = "The images of this batch hold NaN or infinite values: check mean, std and the image files."
+        else:
+            cause = "Lower the learning rate, clip gradients with max_grad_norm, or train in float32."
+        where = "" if model is None else f" with {model.get_architecture()!r}"
+        return f"the loss is {value} at step {step}{where}; nothing was saved from this step. {cause}"
