@@ -18,6 +18,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -111,7 +112,8 @@ class CheckpointFolder:
             os.replace(draft, self.folder / f"{checkpoint.step:08d}-{digest}.safetensors")
             _sync_folder(self.folder)
         except (OSError, SafetensorError) as error:  # safetensors has no OSError for a full disk
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
             raise CheckpointError(
                 f"the checkpoint of step {checkpoint.step:,} cannot be written to {self.folder} ({error}). Earlier ones "
                 "are intact: make room, then type the same command again to go on from there."

@@ -27,7 +27,7 @@ def make_accelerator(mixed_precision: str = "no", **kwargs) -> Accelerator:
 
     Args:
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
-        **kwargs: further arguments of `accelerate.Accelerator`.
+        **kwargs: further arguments of `accelerate.Accelerator`, such as ``log_with`` and ``project_dir`` of trackers.
 
     Raises:
         ValueError: if a launcher started several processes and they did not find each other.

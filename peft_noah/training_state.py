@@ -163,9 +163,10 @@ class TrainingState:
             logger.warning("the number of processes has changed: dropout will draw otherwise from here on")
             return
         device, process = self.accelerator.device, self.accelerator.process_index
-        torch.set_rng_state(checkpoint.tensors["random.cpu"][process])
+        # clones: set_rng_state reads a row of a matrix from the matrix's start
+        torch.set_rng_state(checkpoint.tensors["random.cpu"][process].clone())
         if device.type != "cpu":
-            state = checkpoint.tensors[f"random.{device.type}"][process]
+            state = checkpoint.tensors[f"random.{device.type}"][process].clone()
             torch.get_device_module(device).set_rng_state(state, device)
 
     def _check_agreement(self, folder: CheckpointFolder, checkpoint: Checkpoint | None) -> None:

@@ -1,0 +1,111 @@
+"""Trainings that tests run here and in other processes.
+
+``python launched_training.py FOLDER``, under a launcher, leaves ``<case>-<process>.safetensors`` with the final weights
+and the loss of each step.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from conftest import make_model
+from peft import get_peft_model
+from safetensors.torch import save_file
+
+from peft_noah import NoahConfig
+from peft_noah.checkpoint import CheckpointFolder
+from peft_noah.images import ImageSplit
+from peft_noah.interruption import Interrupted, Interruption
+from peft_noah.training import ArchitectureSampler, TrainingSettings, make_accelerator, train
+
+#: 33 images in batches of 16: the last batch has one image, so that one of two processes has none
+SETTINGS = {"epochs": 2, "batch_size": 16, "learning_rate": 5e-4, "seed": 1}
+CASES = {
+    "plain": {},
+    "accumulated and clipped": {"accumulate": 3, "max_grad_norm": 0.1, "label_smoothing": 0.1},
+    "per-process": {"sampling": "per-process"},
+}
+
+
+def normalize(pixels):
+    return pixels.float() / 255 - 0.5
+
+
+def make_images(number=33):
+    """Images whose class is their brightness: learnable in a few steps."""
+    labels = torch.arange(number) % 5
+    noise = torch.randint(0, 20, (number, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    return ImageSplit((labels.view(-1, 1, 1, 1) * 50 + noise).to(torch.uint8), labels)
+
+
+def make_supernet(recipe="paper"):
+    return get_peft_model(make_model(), NoahConfig(recipe=recipe))
+
+
+def fit(accelerator, recipe="paper", on_step=lambda *args: None, checkpoint=None, interruption=None, **changes):
+    """Train a supernet; returns its weights and losses."""
+    model, losses = make_supernet(recipe), []
+
+    def note(step, steps, loss):
+        losses.append(loss)
+        on_step(step, steps, loss)
+
+    train(
+        model,
+        make_images(),
+        normalize,
+        TrainingSettings(**{**SETTINGS, **changes}),
+        accelerator,
+        sampler=ArchitectureSampler(model.get_search_space(), seed=3),
+        on_step=note,
+        checkpoint=checkpoint,
+        interruption=interruption,
+    )
+    accelerator.free_memory()
+    weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    return weights | {"losses": torch.tensor(losses, dtype=torch.float64)}
+
+
+def fit_to_file(folder, steps):
+    """The released recipe (dropout in every module) with a checkpoint every few steps; leaves weights.safetensors.
+
+    For processes that a test kills.
+    """
+    checkpoint = CheckpointFolder(folder / "checkpoint", every_seconds=None, every_steps=steps)
+    weights = fit(make_accelerator(), "released", checkpoint=checkpoint, epochs=8)
+    del weights["losses"]
+    draft = folder / "draft"
+    save_file(weights, draft)
+    os.replace(draft, folder / "weights.safetensors")
+
+
+def interrupted_fit(accelerator, folder):
+    """The last process alone gets a signal in step 3; all stop, and go on from what was saved."""
+
+    def stop(step, steps, loss):
+        if step == 3 and accelerator.process_index == accelerator.num_processes - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    checkpoint = CheckpointFolder(folder / "checkpoint", every_seconds=None, every_steps=2)
+    try:
+        with Interruption() as interruption:
+            fit(accelerator, checkpoint=checkpoint, interruption=interruption, on_step=stop)
+    except Interrupted as error:
+        assert "after step 4, which is saved" in str(error), error
+        return fit(accelerator, checkpoint=checkpoint)
+    raise AssertionError("it was not interrupted")
+
+
+def main(folder):
+    accelerator = make_accelerator()
+    results = {case: fit(accelerator, **changes) for case, changes in CASES.items()}
+    results["interrupted"] = interrupted_fit(accelerator, folder)
+    for case, tensors in results.items():
+        save_file(tensors, folder / f"{case}-{accelerator.process_index}.safetensors")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

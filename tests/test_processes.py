@@ -1,0 +1,115 @@
+"""Several processes, started by the launchers that a user types, give the results of one."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_model
+from launched_training import CASES, SETTINGS, fit, make_images, make_supernet, normalize
+from safetensors.torch import load_file
+from test_run import SMALL, write_task
+
+from peft_noah.batches import Shares
+from peft_noah.processes import make_accelerator, total
+from peft_noah.run import Run
+from peft_noah.settings import RunSettings
+from peft_noah.training import ArchitectureSampler, TrainingSettings
+
+HERE = Path(__file__).parent
+#: the order of sums differs, and AdamW divides by gradients that may be small
+TOLERANCE = {"rtol": 0, "atol": 1e-5}
+
+
+def launch(*command):
+    """Start a launcher's module; its output joins the test's."""
+    path = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return subprocess.Popen([sys.executable, "-m", *map(str, command)], env=environment)
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory):
+    """What `launched_training.py` leaves on two machines of one process each, which here are two launchers."""
+    folder, port = tmp_path_factory.mktemp("two-nodes"), free_port()
+    where = ("--nnodes", 2, "--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", port)
+    nodes = [
+        launch("torch.distributed.run", *where, "--node_rank", rank, HERE / "launched_training.py", folder)
+        for rank in (0, 1)
+    ]
+    assert [node.wait(300) for node in nodes] == [0, 0]
+    return folder
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "per-process"])
+def test_two_machines_train_what_one_process_trains(case, two_nodes):
+    expected = fit(make_accelerator(), **CASES[case])
+    for process in (0, 1):
+        torch.testing.assert_close(load_file(two_nodes / f"{case}-{process}.safetensors"), expected, **TOLERANCE)
+
+
+def test_processes_stop_together_and_go_on_where_they_were(two_nodes):
+    expected = load_file(two_nodes / "plain-0.safetensors")
+    expected["losses"] = expected["losses"][4:]
+    for process in (0, 1):
+        found = load_file(two_nodes / f"interrupted-{process}.safetensors")
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_processes_with_subnets_of_their_own_average_their_gradients(two_nodes):
+    model = make_supernet()
+    sampler = ArchitectureSampler(model.get_search_space(), seed=3)
+    images, settings = make_images(), TrainingSettings(**SETTINGS)
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    optimizer = torch.optim.AdamW(weights.values(), weight_decay=settings.weight_decay)
+    batches = [rows for epoch in range(settings.epochs) for rows in Shares(33, 16, settings.seed).start_at(epoch, 0)]
+    for step, rows in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = settings.rate_at(step, 3)
+        for process in (0, 1):
+            model.set_architecture(sampler(2 * step + process))
+            share = rows[len(rows) * process // 2 : len(rows) * (process + 1) // 2]
+            if not share:
+                continue
+            mine = images.__getitems__(share)
+            logits = model(pixel_values=normalize(mine["pixel_values"])).logits
+            (F.cross_entropy(logits, mine["labels"], reduction="sum") / len(rows)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for process in (0, 1):
+        found = load_file(two_nodes / f"per-process-{process}.safetensors")
+        torch.testing.assert_close({name: found[name] for name in weights}, dict(weights), **TOLERANCE)
+
+
+def test_the_documented_command_trains_the_supernet_of_one_process(tmp_path):
+    task = write_task(tmp_path / "task")
+    make_model().save_pretrained(tmp_path / "vit")
+    data = ("--model", tmp_path / "vit", "--dataset", task, *SMALL)
+    command = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", free_port())
+    options = ("--mixed_precision", "no", "--num_machines", 1, "--dynamo_backend", "no")
+    launched = launch(*command, *options, "-m", "peft_noah", "supernet", *data, "--output", tmp_path / "two")
+    assert launched.wait(300) == 0
+    Run(tmp_path / "one", RunSettings.load(tmp_path / "two" / "settings.json")).supernet()
+    one, two = (load_file(tmp_path / name / "supernet" / "adapter_model.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(two, one, **TOLERANCE)
+
+
+def test_a_launcher_whose_processes_do_not_meet_is_an_error(monkeypatch):
+    make_accelerator()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # Accelerate makes no CPU group then
+    with pytest.raises(ValueError, match="a launcher started 2 processes, but this one sees 1"):
+        make_accelerator()
+
+
+def test_the_total_over_one_process_is_the_value_itself():
+    assert total(make_accelerator(), 0.1, True) == [0.1, True]
