@@ -13,8 +13,8 @@ class Shares(Sampler[list[int]]):
 
     An epoch is one permutation of the images that depends on seed and epoch alone, cut into global batches; the last one
     may be short. A global batch is cut into one share per process, and a share into micro-batches; sizes differ by one
-    at most, and no image is repeated or left out. A process with nothing to do in a short batch is given its first image
-    with a count of 0: it must take part in the exchange of gradients, with zeros.
+    at most, and no image is repeated or left out. All processes have equally many micro-batches: one that would be empty
+    holds the batch's first image with a count of 0, so that its process takes part in every exchange, with zeros.
 
     Args:
         size: images in all.
@@ -43,10 +43,12 @@ class Shares(Sampler[list[int]]):
         return min(self.batch_size, self.size - step * self.batch_size)
 
     def counts(self, step: int) -> list[int]:
-        """Images of each micro-batch of this process at ``step``; only the last may be empty."""
+        """Images of each micro-batch of this process at ``step``."""
         low, high = self._cut(0, self.batch(step), self.process, self.num_processes)
-        *others, last = (self._cut(low, high, part, self.accumulate) for part in range(self.accumulate))
-        return [end - begin for begin, end in others if begin < end] + [last[1] - last[0]]
+        largest_share = -(-self.batch(step) // self.num_processes)
+        parts = min(self.accumulate, largest_share)
+        cuts = (self._cut(low, high, part, parts) for part in range(parts))
+        return [end - begin for begin, end in cuts]
 
     @staticmethod
     def _cut(low: int, high: int, part: int, parts: int) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -31,7 +32,14 @@ def evaluate(
     Raises:
         ValueError: the model has fewer outputs than `images.classes` asks for.
     """
-    loader = accelerator.prepare_data_loader(DataLoader(images, batch_size, collate_fn=images.collate))
+    # not the accelerator's own method: it keeps every loader that it has made, and a search makes thousands
+    loader = prepare_data_loader(
+        DataLoader(images, max(1, batch_size // accelerator.num_processes), collate_fn=images.collate),
+        accelerator.device,
+        accelerator.num_processes,
+        accelerator.process_index,
+        put_on_device=True,
+    )
     metric, was_training = Accuracy(), model.training
     model.eval()
     for batch in loader:

@@ -23,13 +23,12 @@ def split(shares):
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
 def test_processes_and_micro_batches_share_the_batches_of_one_process(size, batch_size, processes, accumulate, epoch):
     whole = split(Shares(size, batch_size, seed=7).start_at(epoch, 0))
-    parts = [
-        split(
-            Shares(size, batch_size, 7, accumulate=accumulate, process=p, num_processes=processes).start_at(epoch, 0)
-        )
-        for p in range(processes)
+    samplers = [
+        Shares(size, batch_size, 7, accumulate=accumulate, process=p, num_processes=processes) for p in range(processes)
     ]
+    parts = [split(sampler.start_at(epoch, 0)) for sampler in samplers]
     for step, (batch,) in enumerate(whole):
+        assert len({len(part.counts(step)) for part in samplers}) == 1
         shares = [sum(part[step], []) for part in parts]
         assert sum(shares, []) == batch
         assert max(map(len, shares)) - min(map(len, shares)) <= 1

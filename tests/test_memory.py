@@ -1,0 +1,62 @@
+"""A long run does not grow."""
+
+import gc
+import tracemalloc
+
+import pytest
+import torch
+from launched_training import make_images, make_supernet, normalize
+
+from peft_noah.evaluation import evaluate
+from peft_noah.memory import peak_memory, start_measuring
+from peft_noah.processes import make_accelerator
+from peft_noah.training import ArchitectureSampler
+
+
+def growth(work, times):
+    """Bytes and objects that ``times`` calls leave behind, after as many that fill Python's free lists and caches."""
+    tracemalloc.start()
+    try:
+        marks = []
+        for index in range(2 * times):
+            work(index)
+            if index % times == times - 1:
+                gc.collect()
+                marks.append((tracemalloc.get_traced_memory()[0], len(gc.get_objects())))
+    finally:
+        tracemalloc.stop()
+    return [after - before for before, after in zip(*marks, strict=True)]
+
+
+def test_sampling_and_training_leave_nothing_behind():
+    model = make_supernet().train()
+    sampler, pixels = ArchitectureSampler(model.get_search_space()), torch.rand(2, 3, 16, 16)
+
+    def step(index):
+        model.set_architecture(sampler(index))
+        model(pixel_values=pixels).logits.sum().backward()
+        model.zero_grad()
+
+    size, objects = growth(step, 100)
+    assert size < 20_000 and objects < 50  # a tensor a step would be more
+
+
+def test_scoring_candidates_leaves_nothing_behind():
+    model, accelerator, images = make_supernet(), make_accelerator(), make_images()
+    sampler = ArchitectureSampler(model.get_search_space())
+
+    def score(index):
+        model.set_architecture(sampler(index))
+        evaluate(model, images, normalize, accelerator)
+
+    size, objects = growth(score, 50)
+    assert size < 50_000 and objects < 25
+
+
+def test_the_peak_counts_what_was_given_back():
+    pytest.importorskip("resource")
+    device = torch.device("cpu")
+    start_measuring(device)
+    before = peak_memory(device)
+    torch.ones(before // 4 + 100_000_000)  # more than what the process has freed so far, and then freed
+    assert peak_memory(device) >= before
