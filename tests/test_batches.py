@@ -24,7 +24,8 @@ def split(shares):
 def test_processes_and_micro_batches_share_the_batches_of_one_process(size, batch_size, processes, accumulate, epoch):
     whole = split(Shares(size, batch_size, seed=7).start_at(epoch, 0))
     samplers = [
-        Shares(size, batch_size, 7, accumulate=accumulate, process=p, num_processes=processes) for p in range(processes)
+        Shares(size, batch_size, 7, accumulate=accumulate, process=p, num_processes=processes)
+        for p in range(processes)
     ]
     parts = [split(sampler.start_at(epoch, 0)) for sampler in samplers]
     for step, (batch,) in enumerate(whole):
