@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -154,13 +155,15 @@ def read_listings(
         )  # drawn by the lists' authors already
     else:
         listings = _from_tables(source, names, image_column, label_column, num_classes)
+    others = {
+        name: read_other_test(name, other, listings.label_names, image_column, label_column)
+        for name, other in (other_tests or {}).items()
+    }
+    listings = replace(listings, other_tests=others)
     listings.check()
     if shots is not None:
         listings = listings.with_shots(shots, seed)
-    listings = listings.with_validation(validation_fraction, seed)
-    for name, other in (other_tests or {}).items():
-        listings.other_tests[name] = read_other_test(name, other, listings.label_names, image_column, label_column)
-    return listings
+    return listings.with_validation(validation_fraction, seed)
 
 
 def _from_tables(

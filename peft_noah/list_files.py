@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 from peft_noah.listings import Listing
 
@@ -60,7 +60,13 @@ def find_lists(folder: Path, shots: int | None = None, seed: int = 0) -> dict[st
     if len(found := sorted(folder.glob("split_*.json"))) == 1:
         return dict.fromkeys(("train", "validation", "test"), found[0])
     lists = {path.stem: path for path in sorted(folder.glob("*.txt"))}
-    return lists if {"train", "train800", "train800val200", "test"} & set(lists) else {}
+    # A folder of images by split and class may hold lists of its own, without labels.
+    plain = {"train", "test"} if not all(map(_has_folders, (folder / "train", folder / "test"))) else set()
+    return lists if (plain | {"train800", "train800val200"}) & set(lists) else {}
+
+
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(entry.is_dir() for entry in os.scandir(folder))
 
 
 def _find_metas(folder: Path, files: Mapping[str, Path], shots: int | None, seed: int) -> dict[str, Path]:
@@ -125,7 +131,7 @@ def read_entries(file: Path, split: str, num_classes: int | None = None) -> list
 
 
 def _text_lines(file: Path) -> Iterable[tuple[str, str, str, None]]:
-    for number, line in enumerate(_read(file).splitlines(), 1):
+    for number, line in enumerate(_read(file).split("\n"), 1):
         if not line.strip():
             continue
         where = f"line {number} of {file}"
@@ -167,22 +173,19 @@ def _read(file: Path) -> str:
 
 
 def _inside(path: str, where: str) -> str:
-    parts = PurePosixPath(path).parts
-    if not parts or "\0" in path or PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive or ".." in parts:
+    parts = re.split(r"[/\\]", path)
+    if parts[0] == "" or ".." in parts or ":" in parts[0] or "\0" in path:
         raise ValueError(
             f"{where} names {path!r}, which is absolute or leads out of the task's folder: this is refused. Give a path "
             "relative to that folder."
         )
-    return str(PurePosixPath(path))
+    return path if not {"", "."} & set(parts) else "/".join(part for part in parts if part not in ("", "."))
 
 
 def _label(label: object, limit: int, where: str, path: str) -> int:
-    try:
-        number = int(label) if isinstance(label, str) else label
-    except ValueError:
-        number = None
+    number = int(label) if isinstance(label, str) and re.fullmatch(r"-?[0-9]{1,18}", label) else label
     if isinstance(number, bool) or not isinstance(number, int):
-        raise ValueError(f"{where} gives {path!r} the label {label!r}: expected a whole number from 0.")
+        raise ValueError(f"{where} gives {path!r} the label {repr(label)[:40]}: expected a whole number from 0.")
     if not 0 <= number < limit:
         raise ValueError(f"{where} gives {path!r} the label {number}: allowed are 0 to {limit - 1}. Repair the label.")
     return number
@@ -192,8 +195,7 @@ def list_images(entries: Sequence[Entry], folder: Path) -> Listing:
     """The images of a list, looked up below the task's folder.
 
     Paths are relative to the folder, or to one below it (`images/`, `jpg/`, `train/`, ...): the one that has most of a
-    sample of them. Where images lie one folder deeper than listed, as ImageNet's validation images by class, they are
-    found by their names.
+    sample of them. ImageNet's validation images are also found by their names one folder deeper, by class.
 
     Raises:
         ValueError: an image is missing; list, line and image are named.
@@ -203,13 +205,15 @@ def list_images(entries: Sequence[Entry], folder: Path) -> Listing:
     images = []
     for entry in entries:
         path = os.path.join(base, entry.path)
-        if not os.path.isfile(path) and "/" not in entry.path:
-            nested = _one_deeper(base) if nested is None else nested
-            path = nested.get(entry.path, path)
         if not os.path.isfile(path):
-            raise ValueError(
-                f"{entry.where} names the image {entry.path!r}, which is not in {base}. Add the image, or remove the line."
-            )
+            if nested is None and _is_imagenets(entry.path):
+                nested = _one_deeper(base)
+            path = (nested or {}).get(entry.path, path)
+            if not os.path.isfile(path):
+                raise ValueError(
+                    f"{entry.where} names the image {entry.path!r}, which is not in {base}. Add the image, or remove "
+                    "the line."
+                )
         images.append({"bytes": None, "path": path})
     return Listing(images, [entry.label for entry in entries])
 
@@ -219,7 +223,8 @@ def _find_base(entries: Sequence[Entry], folder: Path) -> str:
     best, most = str(folder), 0
     for base in _bases(folder):
         found = sum(
-            os.path.isfile(os.path.join(base, entry.path)) or ("/" not in entry.path and _is_deeper(base, entry.path))
+            os.path.isfile(os.path.join(base, entry.path))
+            or (_is_imagenets(entry.path) and _is_deeper(base, entry.path))
             for entry in sample
         )
         if found > most:
@@ -237,10 +242,12 @@ def _bases(folder: Path) -> Iterable[str]:
         yield from sorted(entry.path for entry in os.scandir(parent) if entry.is_dir())
 
 
-def _is_deeper(base: str, name: str) -> bool:
+def _is_imagenets(name: str) -> bool:
     # ILSVRC2012_val_00000293.JPEG lies in val/<class>/; nothing else that circulates is flat in its list only.
-    if not name.startswith("ILSVRC2012_val_"):
-        return False
+    return name.startswith("ILSVRC2012_val_")
+
+
+def _is_deeper(base: str, name: str) -> bool:
     return any(os.path.isfile(os.path.join(entry.path, name)) for entry in os.scandir(base) if entry.is_dir())
 
 
@@ -267,15 +274,15 @@ def name_classes(lists: Iterable[Sequence[Entry]]) -> tuple[str, ...]:
             raise ValueError(
                 f"{entry.where} names class {entry.label} {entry.name!r}, but {first.where} {first.name!r}."
             )
-    folders: dict[int, set[str]] = {}
+    folders: dict[int, set[str]] = {label: set() for label in given}
     for entry in entries:
-        folders.setdefault(entry.label, set()).add(PurePosixPath(entry.path).parent.name)
+        folders[entry.label].update(entry.path.split("/")[-2:-1])  # nothing for an image listed without a folder
     if missing := count - len(given):
         logger.warning("%d of %d classes have no image in any list; is a label wrong?", missing, count)
     elif all(entry.name for entry in given.values()):
         return tuple(given[label].name for label in range(count))
     elif all(len(names) == 1 for names in folders.values()):
-        names = tuple(folders[label].copy().pop() for label in range(count))
-        if len(set(names)) == count and all(names):
+        names = tuple(next(iter(folders[label])) for label in range(count))
+        if len(set(names)) == count:
             return names
     return tuple(map(str, range(count)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,16 @@ class Listing:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def is_jpeg(self, row: int) -> bool:
+        """Whether the image at `row` is a JPEG file, by its first bytes."""
+        image = self.images[row] or {}
+        if image.get("bytes") is not None:
+            return image["bytes"][:2] == b"\xff\xd8"
+        if not os.path.isfile(image.get("path") or ""):
+            return False
+        with open(image["path"], "rb") as file:
+            return file.read(2) == b"\xff\xd8"
 
     def take(self, rows: Sequence[int], split: str | None = None) -> Listing:
         """The images at `rows`; they keep the numbers that they have in the source, for error messages."""

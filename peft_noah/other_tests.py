@@ -49,7 +49,7 @@ def read_other_test(
         listing = list_images(entries, folder)
     else:
         listing = _from_class_folders(name, folder, label_names)
-    classes = tuple(sorted(set(listing.labels)))
+    classes = tuple(sorted(set(listing.labels) - {None}))
     return Listing(listing.images, listing.labels, classes if len(classes) < len(label_names) else None)
 
 

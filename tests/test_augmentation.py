@@ -8,9 +8,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from image_files import whole, write_task
 from PIL import ImageEnhance, ImageOps
 
-from peft_noah.augmentation import Augment
+from peft_noah.augmentation import Augment, Augmented
+from peft_noah.data import Normalizer, load_splits
 
 pytest_plugins = ["image_fixtures"]
 
@@ -77,6 +79,61 @@ def test_each_operation_is_pillows_at_timms_strength(augment, name):
     else:
         assert difference.max() < 1.5  # Pillow rounds or cuts to bytes, once or twice within an operation
     assert (tensor(image) - expected).abs().mean() * 255 > 15  # so these bounds are not met by doing nothing
+
+
+def test_operations_treat_every_image_by_its_own_level_and_sign(augment):
+    images = torch.cat([tensor(noise(seed=seed)) for seed in range(4)])
+    level, sign = torch.tensor([0.9, 0.5, 0.85, 0.95]), torch.tensor([1.0, -1.0, -1.0, 1.0])
+    for name, operation in zip(ORDER, augment._pixels.operations, strict=True):
+        alone = [operation(images[row : row + 1], level[row : row + 1], sign[row : row + 1]) for row in range(4)]
+        torch.testing.assert_close(operation(images, level, sign), torch.cat(alone), msg=name)
+
+
+def test_the_seed_fixes_the_images_and_the_input_stays(augment):
+    images = (torch.rand(16, 3, 16, 20) * 255).to(torch.uint8)
+    before = images.clone()
+    torch.manual_seed(3)
+    first, after = augment(images), torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(augment(images), first) and torch.equal(torch.rand(1), after)
+    assert not torch.equal(augment(images), first)
+    assert torch.equal(images, before)
+    assert first.dtype == torch.uint8 and first.shape == images.shape
+
+
+def test_two_of_fifteen_operations_are_done_half_of_the_time_each():
+    pytest.importorskip("kornia")
+    torch.manual_seed(0)
+    images = torch.cat([tensor(noise()) * 255] * 600).to(torch.uint8)
+    changed = (Augment(jitter=0)(images) != images).flatten(1).any(1).float().mean()
+    # Untouched are 1/4, and the few where one operation undoes another; 600 draws have a standard error of 0.018.
+    assert abs(changed - 0.75) < 0.06
+
+
+def test_nothing_asked_for_changes_nothing():
+    pytest.importorskip("kornia")
+    images = (torch.rand(4, 3, 8, 8) * 255).to(torch.uint8)
+    assert torch.equal(Augment(jitter=0, num_operations=0)(images), images)
+
+
+def test_jitter_alone_keeps_every_factor_within_its_bounds():
+    pytest.importorskip("kornia")
+    torch.manual_seed(0)
+    grey = torch.full((500, 3, 4, 4), 100, dtype=torch.uint8)  # without contrast and colour: brightness alone shows
+    ratio = Augment(num_operations=0)(grey).float().mean((1, 2, 3)) / 100
+    assert 0.595 <= ratio.min() < 0.63 and 1.37 < ratio.max() <= 1.405
+
+
+def test_augmented_is_a_normaliser_for_training(tmp_path, preprocessing):
+    pytest.importorskip("kornia")
+    images = whole(load_splits(write_task(tmp_path / "task"), preprocessing).train)
+    normalize = Normalizer(preprocessing)
+    augmented = Augmented(normalize)
+    torch.manual_seed(1)
+    result = augmented(images)
+    torch.manual_seed(1)
+    assert torch.equal(result, normalize(augmented.augment(images)))
+    assert result.dtype == torch.float32 and not torch.equal(result, normalize(images))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import json
 import datasets
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from image_files import (
     encode,
     lines_of,
@@ -14,6 +16,7 @@ from image_files import (
     refused,
     whole,
     write_few_shot_task,
+    write_image_folder,
     write_list,
     write_task,
     write_vtab_task,
@@ -114,7 +117,7 @@ def test_class_folders_of_a_list_name_the_classes(tmp_path):
     assert files(listings.test)[0] == "dish 2/test 0.jpg"
 
 
-def test_imagenets_lists_find_train_and_val_by_class_and_the_authors_held_out_images(tmp_path, caplog):
+def test_imagenets_lists_find_train_and_val_by_class_and_the_authors_held_out_images(tmp_path):
     pattern = "n0{label}/{split}_{number}.JPEG"
     train = lines_of("train", [0, 1], pattern)
     write_list(tmp_path, "annotations/train_meta.list.num_shot_16.seed_1", train, "images/train")
@@ -133,6 +136,7 @@ def test_imagenets_lists_find_train_and_val_by_class_and_the_authors_held_out_im
     assert files(listings.train) == ["n00/train_0.JPEG", "n01/train_1.JPEG"]
     assert files(listings.validation) == ["n00/held_0.JPEG", "n01/held_1.JPEG"]
     assert files(listings.test) == ["n01/ILSVRC2012_val_00000000.JPEG", "n00/ILSVRC2012_val_00000001.JPEG"]
+    assert listings.label_names == ("n00", "n01")  # so that further test sets by class folder can be matched
 
 
 def write_coop(folder, base="jpg", **changes):
@@ -196,6 +200,8 @@ def test_a_split_file_cut_short_is_refused(tmp_path):
             "line 7 of .*train800.txt names the image 'images/train/gone.png', which is not in",
         ),
         ("images/train/000000.png", "line 7 of .*train800.txt is 'images/train/000000.png': expected the path"),
+        ("images/train/000000.png 1_0", "line 7 of .*train800.txt gives .* the label '1_0': expected a whole number"),
+        (r"images\..\secret.png 1", "line 7 of .*train800.txt names .* which is absolute or leads out"),
         ("images/train/000000.png one", "line 7 of .*train800.txt gives .* the label 'one': expected a whole number"),
         ("images/train/000000.png -1", "line 7 .* the label -1: allowed are 0 to 99999"),
         ("images/train/000000.png 1000000000", "line 7 .* the label 1000000000: allowed are 0 to 99999"),
@@ -251,6 +257,26 @@ def test_a_corrupt_image_of_a_list_is_named_by_its_path(tmp_path, preprocessing)
     task = write_vtab_task(tmp_path / "cifar")
     (task / "images/test/000001.png").write_bytes(b"no image")
     refused(task, preprocessing, r"image 1 of split 'test' \(.*images/test/000001.png\) cannot be used")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.one_of(st.binary(max_size=60), st.text(alphabet="images/tr0.png -1\n\0\\:\u2028", max_size=60)))
+def test_whatever_a_list_holds_only_a_clear_error_comes_of_it(tmp_path, content):
+    task = tmp_path / "cifar"
+    if not task.exists():
+        write_vtab_task(task)
+    (task / "test.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    try:
+        read_listings(task)
+    except ValueError as error:
+        assert type(error) is ValueError and "cifar" in str(error)
+
+
+def test_a_folder_of_images_by_class_may_hold_lists_of_its_own(tmp_path):
+    folder = write_image_folder(tmp_path / "pets")
+    for split in ("train", "test"):
+        (folder / f"{split}.txt").write_text("0\n1\n")
+    assert read_listings(folder).label_names == ("ant", "owl")
 
 
 def test_lists_are_read_without_decoding(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datasets
 import pytest
 from datasets import Value
-from image_files import lines_of, rows, write_few_shot_task, write_list, write_split, write_vtab_task
+from image_files import encode, lines_of, pixels, rows, write_few_shot_task, write_list, write_split, write_vtab_task
 
 from peft_noah.experiments.protocols import detect_tasks, vtab_tasks
 from peft_noah.experiments.tasks import Task
@@ -99,3 +99,17 @@ def test_a_real_vtab_folder_is_checked_against_table_4(tmp_path):
         "3 validation images where 200 are expected; 3 test images where 711 are expected",
     ):
         found.check()
+
+
+def test_a_jpeg_copy_of_lossless_images_is_warned_of(tmp_path, caplog):
+    folder = write_vtab_task(tmp_path / "cifar")
+    task(folder, lossless=True).check()
+    assert caplog.text == ""
+    for image in folder.rglob("*.png"):
+        image.write_bytes(encode(pixels(0), "JPEG"))
+    task(folder, lossless=False).check()
+    assert caplog.text == ""
+    task(folder, lossless=True).check()
+    assert (
+        "task 'cifar100': the images in" in caplog.text and "are JPEG, but the originals are lossless" in caplog.text
+    )

@@ -74,6 +74,10 @@ _VTAB = (
         ("smallnorb_ele", "snorb_ele", "snorb_elev", "smallnorb_elevation", "smallnorb_label_elevation"),
     ),
 )
+#: what is not JPEG in the original; JPEG copies of them circulate
+_LOSSLESS = frozenset(
+    "cifar100 svhn camelyon clevr_count clevr_dist kitti dspr_loc dspr_ori snorb_azim snorb_ele".split()
+)
 #: Table 4 prints 18 classes for SmallNORB's elevation; the data has nine elevations
 _OTHER_NUM_CLASSES = {"snorb_ele": (9,)}
 
@@ -115,6 +119,7 @@ def vtab_tasks(root: str | os.PathLike[str], names: Sequence[str] | None = None)
             num_classes,
             _OTHER_NUM_CLASSES.get(name, ()),
             {"train": 800, "validation": 200, "test": test},
+            lossless=name in _LOSSLESS,
             published=f"vtab/{aliases[0]}",
         )
         for name, group, num_classes, test, aliases in _VTAB

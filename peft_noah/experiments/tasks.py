@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from peft_noah.data import Listings, read_listings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Task:
         other_tests: further test sets by name: folders or Hub ids.
         augment: whether training images are augmented (few-shot and domain generalisation).
         search_space: name of the paper's search space and learning rates, "vtab" or "few_shot".
+        lossless: whether the original images are lossless, so that a JPEG copy of them is another task.
         published: name of the authors' architecture for this task, for `Architecture.published`; None: there is none.
     """
 
@@ -37,6 +41,7 @@ class Task:
     other_tests: Mapping[str, str] = field(default_factory=dict)
     augment: bool = False
     search_space: str = "vtab"
+    lossless: bool = False
     published: str | None = None
 
     @property
@@ -57,7 +62,8 @@ class Task:
     def check(self, seed: int = 0) -> Listings:
         """Read the listings, and compare number of classes and sizes with the expected ones; nothing is decoded.
 
-        A validation split that had to be split off the training images is counted with them.
+        A validation split that had to be split off the training images is counted with them. JPEG copies of lossless
+        images are warned of: accuracies on them cannot be compared, those of CIFAR-100 move by ten points.
 
         Raises:
             ValueError: the data cannot be used, or a number differs; the message names the task and every such number.
@@ -76,6 +82,12 @@ class Task:
                 f"task {self.folder!r} in {self.dataset} has {'; '.join(differing)}. Get the split that the paper uses, or "
                 "run the folder under another name, as a task of your own."
             )
+        if self.lossless and found.test.is_jpeg(0):
+            logger.warning(
+                "task %r: the images in %s are JPEG, but the originals are lossless; accuracies on this copy cannot be "
+                "compared with those on another",
+                *(self.name, self.dataset),
+            )
         return found
 
     def _compare(self, found: Listings) -> list[tuple[str, int, int]]:
@@ -87,5 +99,4 @@ class Task:
         if found.validation is not None and found.validation.split is not None and "validation" in expected:
             sizes["train"] += sizes.pop("validation")
             expected["train"] = expected.get("train", 0) + expected.pop("validation")
-            return [*pairs, *((f"{name} images", sizes[name], size) for name, size in expected.items())]
         return [*pairs, *((f"{name} images", sizes.get(name, 0), size) for name, size in expected.items())]
