@@ -39,13 +39,29 @@ def load_from_hub(source: str | os.PathLike[str]) -> Mapping[str, datasets.Datas
     Raises:
         ValueError: it is no Hub id but a folder that does not exist, or it cannot be read.
     """
-    is_path = isinstance(source, os.PathLike) or Path(source).expanduser().exists() or str(source).startswith(".")
-    if is_path or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", str(source)):
+    if not is_hub_id(source):
         raise ValueError(
             f"there is no folder {str(source)!r}. Give a folder of parquet files or images, or a dataset's Hub id."
         )
     with _reading(f"{source} (no folder here, so a Hub id)"):
         return datasets.load_dataset(*str(source).split(":"))
+
+
+def hub_configs(source: str) -> list[str]:
+    """The names of a Hub dataset's configs.
+
+    Raises:
+        ValueError: the dataset cannot be reached.
+    """
+    with _reading(f"{source} (no folder here, so a Hub id)"):
+        return list(datasets.get_dataset_config_names(source))
+
+
+def is_hub_id(source: str | os.PathLike[str]) -> bool:
+    """Whether a source can only be a Hub id: `owner/name` or `owner/name:config`, and no path."""
+    if isinstance(source, os.PathLike) or Path(source).expanduser().exists() or source.startswith("."):
+        return False
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", source) is not None
 
 
 def parquet_files(folder: Path) -> dict[str, list[Path]]:

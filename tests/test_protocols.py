@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import pytest
 from image_files import lines_of, write_few_shot_task, write_image_folder, write_list, write_task, write_vtab_task
 
@@ -86,7 +87,10 @@ def test_every_task_names_an_architecture_that_the_authors_published(tmp_path):
 
 def test_few_shot_tasks_are_datasets_by_shots_with_augmentation(tmp_path):
     make(tmp_path, ["food-101", "stanford_cars", "oxford_flowers", "fgvc_aircraft", "oxford_pets"])
-    tasks = few_shot_tasks(tmp_path, [1, 16])
+    tasks = few_shot_tasks(tmp_path, iter([1, 16]))
+    assert tasks == few_shot_tasks(tmp_path, (1, 16)) and len(tasks) == 10
+    with pytest.raises(ValueError, match="shots 0 is not allowed"):
+        few_shot_tasks(tmp_path, [0])
     assert [task.folder for task in tasks][:3] == ["food101-1shot", "food101-16shot", "stanford_cars-1shot"]
     assert tasks[1].sizes == {"train": 1_616, "validation": 20_200, "test": 30_300}
     assert all(task.augment and task.search_space == "few_shot" for task in tasks)
@@ -115,7 +119,7 @@ def test_missing_and_doubled_folders_are_said_with_the_names_they_may_have(tmp_p
     with pytest.raises(ValueError, match="'mnist' is no task of VTAB-1k: known are cifar100, "):
         vtab_tasks(tmp_path, ["mnist"])
     make(tmp_path, ["cifar", "cifar100"])
-    with pytest.raises(ValueError, match="two folders for task 'cifar100': cifar and cifar100"):
+    with pytest.raises(ValueError, match="two folders for task 'cifar100': .*cifar and .*cifar100"):
         vtab_tasks(tmp_path)
     with pytest.raises(ValueError, match="there is no folder"):
         vtab_tasks(tmp_path / "gone")
@@ -136,6 +140,20 @@ def test_the_protocol_is_told_by_the_names_of_the_folders(tmp_path, folders, exp
     assert [task.name for task in detect_tasks(tmp_path, shots=[2])] == expected
     if expected[0] == "cifar100":
         assert "17 of VTAB-1k's tasks are not there: caltech101, flowers102, pets, " in caplog.text
+
+
+def test_a_hub_dataset_with_one_config_per_task_is_a_folder_of_tasks(monkeypatch):
+    configs = {"someone/vtab-1k": COMMUNITY, "someone/few": ["food101", "pets"], "me/own": ["x", "dtd"]}
+    monkeypatch.setattr(datasets, "get_dataset_config_names", configs.__getitem__)
+    assert [task.name for task in detect_tasks("someone/vtab-1k")] == NAMES
+    assert vtab_tasks("someone/vtab-1k", ["cifar100"])[0].dataset == "someone/vtab-1k:cifar"
+    assert [task.dataset for task in detect_tasks("someone/few", shots=[1])] == [
+        "someone/few:food101",
+        "someone/few:pets",
+    ]
+    assert [(task.name, task.dataset) for task in detect_tasks("me/own")] == [("x", "me/own:x"), ("dtd", "me/own:dtd")]
+    with pytest.raises(ValueError, match="someone/gone .no folder here, so a Hub id"):
+        vtab_tasks("someone/gone")
 
 
 def test_groups_make_the_tasks_the_users_own_in_their_order(tmp_path):

@@ -14,7 +14,8 @@ from pathlib import Path
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import read_json
 from peft_noah.list_files import find_lists
-from peft_noah.tables import parquet_files
+from peft_noah.listings import check_shots
+from peft_noah.tables import hub_configs, is_hub_id, parquet_files
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def vtab_tasks(root: str | os.PathLike[str], names: Sequence[str] | None = None)
     """VTAB-1k's tasks in the paper's order: 800 training, 200 validation images, the original test set.
 
     Args:
-        root: folder with one folder per task, in lists or parquet.
+        root: folder with one folder per task, in lists or parquet; or the Hub id of a dataset with one config per task.
         names: which tasks, by any of their names; None: all 19.
 
     Raises:
@@ -114,7 +115,7 @@ def vtab_tasks(root: str | os.PathLike[str], names: Sequence[str] | None = None)
     return tuple(
         Task(
             name,
-            str(folders[name]),
+            folders[name],
             group,
             num_classes,
             _OTHER_NUM_CLASSES.get(name, ()),
@@ -138,13 +139,16 @@ def few_shot_tasks(
         names: which datasets, by any of their names; None: all five.
 
     Raises:
-        ValueError: a dataset has no folder, or two; or a name is unknown.
+        ValueError: a dataset has no folder, or two; a name is unknown; or a number of shots is below 1.
     """
+    shots = tuple(shots)
+    for count in shots:
+        check_shots(count)
     folders = _folders_by_task(root, {row[0]: row[4] for row in _FEW_SHOT}, names, "the few-shot datasets")
     return tuple(
         Task(
             name,
-            str(folders[name]),
+            folders[name],
             "",
             num_classes,
             sizes={"train": count * num_classes, "validation": validation, "test": test},
@@ -180,7 +184,7 @@ def domain_tasks(
     sizes = {f"test {name}": size for name, size, _ in _DOMAINS if name in other_tests}
     task = Task(
         "imagenet",
-        str(imagenet),
+        imagenet,
         "",
         1_000,
         sizes={"train": 1_000 * shots, "test": 50_000, **sizes},
@@ -197,14 +201,14 @@ def task_folder(root: str | os.PathLike[str], groups: Mapping[str, str] | None =
     """Any folder of tasks, one folder each, of whatever classes and sizes.
 
     Args:
-        root: folder of the tasks.
+        root: folder of the tasks; or the Hub id of a dataset with one config per task.
         groups: the group of each task, in which order tasks come; None: from `tasks.json` in the folder, an object of
             group by task; where that is missing too, tasks have no group and come by name.
 
     Raises:
         ValueError: there is no task, a grouped one has no folder, or one has no group while others have.
     """
-    folders = {path.name: path for path in _task_folders(root)}
+    folders = _sources(root)
     if groups is None and (Path(root).expanduser() / GROUPS_FILE).is_file():
         groups = read_groups(Path(root).expanduser() / GROUPS_FILE)
     groups = dict.fromkeys(folders, "") if groups is None else groups
@@ -212,7 +216,7 @@ def task_folder(root: str | os.PathLike[str], groups: Mapping[str, str] | None =
         raise ValueError(f"{root} has no task {missing!r}, which has a group; it has {', '.join(folders)}.")
     for missing in [name for name in folders if name not in groups]:
         raise ValueError(f"task {missing!r} of {root} has no group. Add it to the groups, or leave all out.")
-    return tuple(Task(name, str(folders[name]), group) for name, group in groups.items())
+    return tuple(Task(name, folders[name], group) for name, group in groups.items())
 
 
 def read_groups(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -235,19 +239,19 @@ def detect_tasks(
     Where some of a benchmark's tasks are missing, a warning names them, and the others are taken.
 
     Args:
-        root: folder of the tasks.
+        root: folder of the tasks; or the Hub id of a dataset with one config per task.
         groups: as for `task_folder`; where given, the tasks are the user's own, whatever they are called.
         shots: as for `few_shot_tasks`.
 
     Raises:
         ValueError: there is no task in the folder.
     """
-    folders = _task_folders(root)
-    names = {_plain(path.name) for path in folders}
+    sources = _sources(root)
+    names = set(map(_plain, sources))
     if groups is None and not (Path(root).expanduser() / GROUPS_FILE).exists():
         vtab, few_shot = {row[0]: row[-1] for row in _VTAB}, {row[0]: row[4] for row in _FEW_SHOT}
         domains = {"imagenet": ("imagenet",), **{row[0]: row[-1] for row in _DOMAINS}}
-        if names <= _all(few_shot) and (not names <= _all(vtab) or any(map(_lists_shots, folders))):
+        if names <= _all(few_shot) and (not names <= _all(vtab) or any(map(_lists_shots, sources.values()))):
             return few_shot_tasks(root, shots, _present(few_shot, names, root, "the few-shot datasets"))
         if names <= _all(vtab):
             return vtab_tasks(root, _present(vtab, names, root, "VTAB-1k's tasks"))
@@ -273,53 +277,59 @@ def _present(aliases: Mapping[str, Sequence[str]], names: set[str], root: object
     return there
 
 
-def _lists_shots(folder: Path) -> bool:
+def _lists_shots(source: str | Path) -> bool:
+    folder = Path(source)
     return (folder / "annotations").is_dir() or any(folder.glob("split_*.json"))
 
 
-def _task_folders(root: str | os.PathLike[str]) -> list[Path]:
-    """The folders of `root` that hold a task, by name."""
-    folder = Path(root).expanduser()
+def _sources(root: str | os.PathLike[str]) -> dict[str, str]:
+    """The source of every task of a folder by its name; of a Hub dataset, of every config."""
+    below, folder = _below(root), Path(root).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {str(root)!r}. Give a folder with one folder per task.")
-    below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = [path for path in below if _is_task(path)]
+        return below
+    found = {name: source for name, source in below.items() if _is_task(Path(source))}
     if not found:
         hint = "It is a task itself: run it alone. " if _is_task(folder) else ""
         raise ValueError(f"{folder} holds no folder of a task. {hint}Give a folder with one folder per task.")
-    if left := [path.name for path in below if path not in found]:
+    if left := [name for name in below if name not in found]:
         logger.warning("%s: no task in %s, left out", folder, ", ".join(left))
     return found
 
 
+def _below(root: str | os.PathLike[str]) -> dict[str, str]:
+    """What may be a task in a folder, or in a Hub dataset with one config per task: its source by its name."""
+    folder = Path(root).expanduser()
+    if folder.is_dir():
+        below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return {path.name: str(path) for path in below}
+    if "/" in str(root) and is_hub_id(root):
+        return {config: f"{root}:{config}" for config in hub_configs(str(root))}
+    raise ValueError(f"there is no folder {str(root)!r}. Give a folder with one folder per task.")
+
+
 def _is_task(folder: Path) -> bool:
     """Whether a folder looks like a task: parquet files, lists, or folders of images by split (or by class)."""
-    if parquet_files(folder) or (folder / "annotations").is_dir() or any(folder.glob("split_*.json")):
+    if parquet_files(folder) or _lists_shots(folder):
         return True
     return bool(find_lists(folder)) or any(path.is_dir() for path in folder.iterdir())
 
 
 def _folders_by_task(
     root: str | os.PathLike[str], aliases: Mapping[str, Sequence[str]], names: Sequence[str] | None, what: str
-) -> dict[str, Path]:
-    """The folder of each task that is wanted, found by any of its names."""
+) -> dict[str, str]:
+    """The source of each task that is wanted, found by any of its names."""
     wanted = list(aliases) if names is None else [_canonical(name, aliases, what) for name in names]
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {str(root)!r}. Give a folder with one folder per task of {what}.")
-    found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+    found: dict[str, str] = {}
+    for below, source in _below(root).items():
         for name in wanted:
-            if _plain(path.name) not in aliases[name]:
+            if _plain(below) not in aliases[name]:
                 continue
             if name in found:
-                raise ValueError(f"{folder} has two folders for task {name!r}: {found[name].name} and {path.name}.")
-            found[name] = path
+                raise ValueError(f"{root} has two folders for task {name!r}: {found[name]} and {source}.")
+            found[name] = source
     if missing := [name for name in wanted if name not in found]:
         known = "; ".join(f"{name} (as {' or '.join(aliases[name])})" for name in missing)
-        raise ValueError(
-            f"{folder} misses {len(missing)} of {len(wanted)} tasks of {what}: {known}. Add their folders."
-        )
+        raise ValueError(f"{root} misses {len(missing)} of {len(wanted)} tasks of {what}: {known}. Add their folders.")
     return {name: found[name] for name in wanted}
 
 
