@@ -95,8 +95,12 @@ def test_a_missing_or_empty_folder_and_one_with_too_many_files_are_refused(tmp_p
         load_cells(tmp_path)
     write_cell(tmp_path, seed=0)
     write_cell(tmp_path, seed=1)
-    monkeypatch.setattr(cells_module, "MAX_CELLS", 1)
-    with pytest.raises(ValueError, match="more than 1 files"):
+    with monkeypatch.context() as few:
+        few.setattr(cells_module, "MAX_CELLS", 1)
+        with pytest.raises(ValueError, match="more than 1 files"):
+            load_cells(tmp_path)
+    monkeypatch.setattr(cells_module, "MAX_BYTES", 100)
+    with pytest.raises(ValueError, match="more than 100 bytes together"):
         load_cells(tmp_path)
 
 

@@ -34,8 +34,13 @@ GRID = Grid.from_cells(
 
 def test_tasks_groups_and_methods_stand_in_the_papers_order_and_others_by_name():
     assert list(GRID.groups) == ["cifar100", "svhn", "dmlab"] and GRID.methods == ["vpt", "lora"]
-    assert order_tasks(["zebra", "oxford_pet", "ant", "cifar"]) == ["cifar", "oxford_pet", "ant", "zebra"]
-    assert order_groups(["mine", "Structured", "Natural"]) == ["Natural", "Structured", "mine"]
+    assert order_tasks(["zebra", "vtab/oxford_pet", "ant", "cifar100"]) == [
+        "cifar100",
+        "vtab/oxford_pet",
+        "ant",
+        "zebra",
+    ]
+    assert order_groups(["mine", "structured", "Natural"]) == ["Natural", "structured", "mine"]
     assert order_methods(["x", "noah retrained", "full", "a", "full"]) == ["full", "noah retrained", "a", "x"]
 
 

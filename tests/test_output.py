@@ -76,6 +76,18 @@ def test_a_suite_with_one_cell_gives_what_it_can(tmp_path):
     assert names == ["tables.md", "fig3_groups.png", "table1.md", "table1.tex", "table1.csv"]
 
 
+def test_cells_of_one_method_with_other_settings_are_said(tmp_path):
+    for seed in range(2):
+        write_cell(tmp_path / "suite", "mine", "vpt", seed)
+    path = write_cell(tmp_path / "suite", "mine", "lora", 0)
+    assert "differ in" not in write_tables(tmp_path / "suite", tmp_path / "out")[0].read_text()
+    path.with_name("vpt.json").write_text(
+        path.with_name("vpt.json").read_text().replace('"epochs": 10', '"epochs": 90')
+    )
+    text = write_tables(tmp_path / "suite", tmp_path / "out")[0].read_text()
+    assert "**Cells of one method differ in epochs: compare with care.**" in text and "- epochs" not in text
+
+
 def test_nothing_is_written_where_a_cell_cannot_be_read(tmp_path):
     suite = write_suite(tmp_path / "suite")
     path = next(suite.glob("dmlab/seed1/results/*.json"))

@@ -46,8 +46,15 @@ def test_there_are_nineteen_tasks_in_three_groups():
     assert all(list(rows) == list(published_groups()) for rows in published_rows().values())
 
 
+def test_tasks_and_groups_are_those_of_the_protocols():
+    from peft_noah.experiments.protocols import _VTAB
+
+    assert {row[0]: row[1] for row in _VTAB} == published_groups()
+    assert [row[0] for row in _VTAB] == list(published_groups())
+    assert [vtab_name(f"vtab/{row[-1][0]}") for row in _VTAB] == [row[0] for row in _VTAB]
+
+
 def test_every_published_architecture_of_vtab_has_its_task():
     names = [name for name in Architecture.published_names() if name.startswith("vtab/")]
     assert sorted(map(vtab_name, names)) == sorted(published_groups())
     assert vtab_name("few_shot/food101_1") is None
-    assert vtab_name("Oxford-IIIT-Pet") == "pets"

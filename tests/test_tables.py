@@ -84,7 +84,7 @@ def test_few_shot_domain_and_transfer_cells_are_in_tables_of_their_own():
 
 
 def test_the_papers_columns_stand_beside_ones_own_without_errors_and_never_in_bold():
-    cells = over_seeds("oxford_pet", "lora", 0.5, 0.6, group="Natural")
+    cells = over_seeds("pets", "lora", 0.5, 0.6, group="Natural")
     table = main_table(cells, paper=True)
     row = dict(zip(table.header, table.rows[0], strict=True))
     assert show(row["noah retrained (paper)"]) == "90.4" and show(row["full (paper)"]) == "86.9"

@@ -20,6 +20,7 @@ from peft_noah.report import MAX_NAME, MethodResult, RunReport
 from peft_noah.search_result import SearchResult
 
 MAX_CELLS = 20_000
+MAX_BYTES = 512 * 1024**2  # of all files together; a cell has some kilobytes
 MAX_SHOTS = 1_000_000
 FAILED = ".error.json"
 
@@ -95,7 +96,7 @@ def load_cells(folders: Folders) -> list[Cell]:
         folders: one suite folder, or a sequence of them.
 
     Raises:
-        ValueError: a folder is missing, holds no cells, or more than 20,000; a file cannot be read, is cut short, or
+        ValueError: a folder is missing, holds no cells, or more than 20,000 files or 512 MiB; a file cannot be read, is cut short, or
             holds something else; two files hold different results of one task, method and seed.
     """
     found: dict[tuple, tuple[Cell, Path]] = {}
@@ -158,6 +159,11 @@ def _listed(folders: Folders, pattern: str) -> list[Path]:
         paths += sorted(islice(matching, MAX_CELLS + 1))
         if len(paths) > MAX_CELLS:
             raise ValueError(f"{os.fspath(folder)} holds more than {MAX_CELLS:,} files of results. Read it in parts.")
+    if sum(path.stat().st_size for path in paths if path.is_file()) > MAX_BYTES:
+        raise ValueError(
+            f"the files of {', '.join(map(os.fspath, _as_list(folders)))} have more than {MAX_BYTES:,} bytes together, "
+            "which no suite has. Read it in parts."
+        )
     return paths
 
 

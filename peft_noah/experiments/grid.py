@@ -55,8 +55,8 @@ def order_tasks(names: Iterable[str]) -> list[str]:
 
 
 def order_groups(names: Iterable[str]) -> list[str]:
-    """Groups in the paper's order, then others by name."""
-    return sorted(set(names), key=lambda name: (_place(name, VTAB_GROUPS), name))
+    """Groups in the paper's order, whatever their case, then others by name."""
+    return sorted(set(names), key=lambda name: (_place(name.capitalize(), VTAB_GROUPS), name))
 
 
 def _place(name: str | None, known: Sequence[str]) -> int:

@@ -37,6 +37,9 @@ from peft_noah.search_result import SearchResult
 
 TABLES_MARKDOWN = "tables.md"
 
+# What says which cell it is, and where its files lie.
+_OF_THE_TASK = {"task", "group", "dataset", "shots", "seed", "num_classes", "other_tests", "model", "baselines"}
+
 Drawing = tuple[str, str, Callable[[Path], None]]
 
 
@@ -166,6 +169,20 @@ def _check_backbone(cells: Sequence[Cell]) -> None:
         )
 
 
+def _settings(cells: Sequence[Cell]) -> tuple[dict[str, object], list[str]]:
+    """What all cells share, and the names of what differs between cells of one method in one protocol."""
+    asked = [{name: value for name, value in cell.settings.items() if name not in _OF_THE_TASK} for cell in cells]
+    everywhere = [name for name in asked[0] if all(other.get(name) == asked[0][name] for other in asked)]
+    differing = set()
+    for _, chosen, _ in _protocols(cells):
+        first: dict[str, Mapping[str, object]] = {}
+        for cell in chosen:
+            other = first.setdefault(cell.method, cell.settings)
+            names = (cell.settings.keys() | other.keys()) - _OF_THE_TASK
+            differing |= {name for name in names if cell.settings.get(name) != other.get(name)}
+    return {name: asked[0][name] for name in everywhere if asked[0][name] is not None}, sorted(differing)
+
+
 def _model_name(cell: Cell) -> str:
     """The last part of a backbone's name: its folder may lie elsewhere on another machine."""
     return str(cell.backbone.get("model", "not named")).replace("\\", "/").rstrip("/").rpartition("/")[2]
@@ -183,13 +200,11 @@ def _markdown(cells: Sequence[Cell], failed: int, tables: Sequence[Table], drawi
         **{f"backbone {name}": value for name, value in cells[0].backbone.items() if name != "model"},
     }
     parts = ["# Results of a suite\n", facts(run) + "\n"]
-    common = {
-        name: value
-        for name, value in cells[0].settings.items()
-        if all(name in cell.settings and cell.settings[name] == value for cell in cells)
-    }
-    if common:
-        parts.append(f"Settings that all cells share:\n\n{facts(common)}\n")
+    same, differing = _settings(cells)
+    if same:
+        parts.append(f"Settings that all cells share:\n\n{facts(same)}\n")
+    if differing:
+        parts.append(f"**Cells of one method differ in {escape(', '.join(differing))}: compare with care.**\n")
     # A note that several tables need stands once.
     counts = Counter(note for table in tables for note in table.notes)
     shared = [note for note, count in counts.items() if count > 1]

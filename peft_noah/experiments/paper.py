@@ -34,18 +34,21 @@ def published_groups() -> dict[str, str]:
 
 
 def vtab_name(name: str) -> str | None:
-    """A VTAB-1k task as the paper's Table 1 is keyed, from any name in use (with or without ``vtab/``); None: no such.
+    """A VTAB-1k task as the paper's Table 1 is keyed, from its own name or that of its published architecture.
+
+    Returns:
+        The name; None for any other task.
 
     Examples:
-        >>> vtab_name("vtab/oxford_pet"), vtab_name("cifar"), vtab_name("mine")
+        >>> vtab_name("vtab/oxford_pet"), vtab_name("cifar100"), vtab_name("mine")
         ('pets', 'cifar100', None)
     """
-    return _names().get(name.lower().removeprefix("vtab/").replace("-", "_"))
+    return _names().get(name)
 
 
 @cache
 def _names() -> dict[str, str]:
-    return {alias: task["name"] for task in _paper()["tasks"] for alias in (task["name"], *task["aliases"])}
+    return {key: task["name"] for task in _paper()["tasks"] for key in (task["name"], task["architecture"])}
 
 
 @cache

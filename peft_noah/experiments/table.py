@@ -36,6 +36,7 @@ _LATEX = {
     "–": "--",
     "−": "$-$",
     "±": r"$\pm$",
+    "→": r"$\rightarrow$",
     "†": r"$\dagger$",
     "‡": r"$\ddagger$",
     **{char: f"\\{char}" for char in "&%$#_"},
