@@ -61,6 +61,13 @@ def test_the_terminal_shows_the_same_cells():
     assert ["A", "note."] in lines
 
 
+def test_errors_stand_below_their_values_where_a_terminal_is_narrow():
+    console = Console(file=io.StringIO(), width=80)
+    console.print(TABLE.to_rich(20))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert lines[lines.index(["first", "12.3", "–"]) + 1] == ["±", "0.7"]
+
+
 @pytest.mark.parametrize(
     ("number", "text"),
     [

@@ -134,22 +134,32 @@ class Table:
             writer.writerow([cell for i in width for cell in _csv_cells(row[i])[: 1 + errors[i]]])
         return text.getvalue()
 
-    def to_rich(self) -> rich.table.Table:
-        """The table for the terminal, with its notes below."""
+    def to_rich(self, width: int | None = None) -> rich.table.Table:
+        """The table for the terminal, with its notes below.
+
+        Args:
+            width: letters a line has; where the table has more, errors stand below their values. None: any number.
+        """
         from rich.box import SIMPLE_HEAD
         from rich.table import Table as RichTable
         from rich.text import Text
 
         # A Text is shown as it is: a name cannot bring markup of its own.
         notes = Text("\n".join(one_line(note) for note in self.notes))
-        result = RichTable(title=Text(one_line(self.title)), caption=notes, caption_justify="left", box=SIMPLE_HEAD)
+        look = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False, "caption_justify": "left"}
+        result = RichTable(title=Text(one_line(self.title)), caption=notes, **look)
+        shown = [[_plain(entry) for entry in row] for row in self.rows]
+        columns = zip(map(one_line, self.header), *shown, strict=True)
+        stacked = width is not None and sum(max(map(len, column)) + 2 for column in columns) > width
         for column, name in enumerate(self.header):
-            result.add_column(
-                Text(one_line(name)), justify="left" if self._is_text(column) else "right", overflow="fold"
-            )
-        for index, row in enumerate(self.rows):
-            bold = [isinstance(entry, Number) and entry.bold for entry in row]
-            cells = [Text(_plain(entry), style="bold" if b else "") for entry, b in zip(row, bold, strict=True)]
+            justify = "left" if self._is_text(column) else "right"
+            result.add_column(Text(one_line(name)), justify=justify, overflow="fold")
+        for index, (row, texts) in enumerate(zip(self.rows, shown, strict=True)):
+            cells = []
+            for entry, text in zip(row, texts, strict=True):
+                number = isinstance(entry, Number)
+                text = text.replace(" ±", "\n±") if number and stacked else text
+                cells.append(Text(text, style="bold" if number and entry.bold else ""))
             result.add_row(*cells, end_section=index + 1 in self.rules)
         return result
 
