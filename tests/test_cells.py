@@ -49,6 +49,12 @@ def test_several_folders_are_read_together_and_equal_results_count_once(tmp_path
     assert [cell.seed for cell in load_cells(folders)] == [0, 1]
 
 
+def test_the_folder_of_one_run_is_read_too(tmp_path):
+    path = write_cell(tmp_path, "pets", seed=3)
+    write_cell(tmp_path, "dtd", seed=3)
+    assert [cell.task for cell in load_cells(path.parents[1])] == ["pets"]
+
+
 def test_two_files_with_different_results_of_one_cell_are_refused(tmp_path):
     first = write_cell(tmp_path / "one", "food101", shots=2)
     second = write_cell(tmp_path / "two", "food101", shots=2, test=0.1)
@@ -89,7 +95,7 @@ def test_a_broken_file_is_named_with_what_to_do(text, message, tmp_path):
 
 
 def test_a_missing_or_empty_folder_and_one_with_too_many_files_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="there is no suite folder"):
+    with pytest.raises(ValueError, match="there is no folder"):
         load_cells(tmp_path / "none")
     with pytest.raises(ValueError, match="no finished cell in"):
         load_cells(tmp_path)

@@ -60,7 +60,7 @@ def test_equal_cells_give_equal_bytes_wherever_they_lie(written, tmp_path):
 def test_one_page_holds_all_tables_and_says_what_was_run(written):
     suite, paths = written
     text = paths[0].read_text()
-    assert "- finished cells: 18\n- failed cells: 1\n" in text
+    assert "- finished cells: 18\n- failed cells: 1\n- searches: 1\n" in text
     assert "- backbone: vit-tiny\n" in text and "models/" not in text
     assert "- epochs: 10\n" in text and "- lr" not in text  # lr is not the same in all cells
     for table in suite_tables(suite):

@@ -93,11 +93,11 @@ def load_cells(folders: Folders) -> list[Cell]:
     hold with the same result is taken once.
 
     Args:
-        folders: one suite folder, or a sequence of them.
+        folders: one suite folder, or a sequence of them; the folder of a single run is read too.
 
     Raises:
-        ValueError: a folder is missing, holds no cells, or more than 20,000 files or 512 MiB; a file cannot be read, is cut short, or
-            holds something else; two files hold different results of one task, method and seed.
+        ValueError: a folder is missing, holds no cells, or more than 20,000 files or 512 MiB; a file cannot be read,
+            is cut short, or holds something else; two files hold different results of one task, method and seed.
     """
     found: dict[tuple, tuple[Cell, Path]] = {}
     for path in _paths(folders):
@@ -122,9 +122,9 @@ def count_failed(folders: Folders) -> int:
     """How many cells of these suite folders ended in an error and have no result yet.
 
     Raises:
-        ValueError: a folder is missing, or holds more than 20,000 files.
+        ValueError: a folder is missing, or holds more than 20,000 files or 512 MiB.
     """
-    failed = _listed(folders, f"*/seed*/results/*{FAILED}")
+    failed = _listed(folders, f"results/*{FAILED}")
     return sum(not path.with_name(path.name.removesuffix(FAILED) + ".json").exists() for path in failed)
 
 
@@ -134,7 +134,7 @@ def load_searches(folders: Folders) -> list[SearchResult]:
     Raises:
         ValueError: a folder is missing, or a search cannot be read; the message names the file.
     """
-    return [SearchResult.load(path) for path in _listed(folders, "*/seed*/search.json")]
+    return [SearchResult.load(path) for path in _listed(folders, "search.json")]
 
 
 def _load_cell(path: Path) -> Cell:
@@ -146,16 +146,17 @@ def _load_cell(path: Path) -> Cell:
 
 
 def _paths(folders: Folders) -> Iterator[Path]:
-    return (path for path in _listed(folders, "*/seed*/results/*.json") if not path.name.endswith(FAILED))
+    return (path for path in _listed(folders, "results/*.json") if not path.name.endswith(FAILED))
 
 
 def _listed(folders: Folders, pattern: str) -> list[Path]:
-    """Sorted, folder by folder, so that neither the file system nor the machine decides the order of anything."""
+    """The files of a run or of all runs of a suite, sorted, folder by folder, so that neither the file system nor the machine decides the order of anything."""
     paths: list[Path] = []
     for folder in _as_list(folders):
         if not Path(folder).is_dir():
-            raise ValueError(f"there is no suite folder {os.fspath(folder)}. Name the folder that a suite was run in.")
-        matching: Iterable[Path] = (path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
+            raise ValueError(f"there is no folder {os.fspath(folder)}. Name the folder that a suite was run in.")
+        both = (path for place in ("", "*/seed*/") for path in Path(folder).glob(f"{place}{pattern}"))
+        matching: Iterable[Path] = (path for path in both if not path.name.startswith("."))
         paths += sorted(islice(matching, MAX_CELLS + 1))
         if len(paths) > MAX_CELLS:
             raise ValueError(f"{os.fspath(folder)} holds more than {MAX_CELLS:,} files of results. Read it in parts.")

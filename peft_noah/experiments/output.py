@@ -66,10 +66,11 @@ def write_tables(
     """
     cells, failed = load_cells(folders), count_failed(folders)
     _check_backbone(cells)
-    shares = _shared(load_searches(folders), top)
+    searches = load_searches(folders)
+    shares = _shared(searches, top)
     tables = [table for table in _tables(cells, shares, paper) if table is not None]
     drawings = list(_drawings(cells, shares))
-    text = _markdown(cells, failed, tables, drawings)
+    text = _markdown(cells, failed, len(searches), tables, drawings)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -188,12 +189,15 @@ def _model_name(cell: Cell) -> str:
     return str(cell.backbone.get("model", "not named")).replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
-def _markdown(cells: Sequence[Cell], failed: int, tables: Sequence[Table], drawings: Sequence[Drawing]) -> str:
+def _markdown(
+    cells: Sequence[Cell], failed: int, searches: int, tables: Sequence[Table], drawings: Sequence[Drawing]
+) -> str:
     """All tables and figures on one page, below what was run."""
     seeds = sorted({cell.seed for cell in cells})
     run = {
         "finished cells": len(cells),
         "failed cells": failed,
+        "searches": searches,
         "tasks": len({(cell.task, cell.shots) for cell in cells}),
         "seeds": seeds,
         "backbone": _model_name(cells[0]),
