@@ -148,8 +148,10 @@ class CheckpointFolder:
         return None
 
     def finish(self) -> None:
-        """Remove the folder, once what was trained has been saved."""
+        """Remove the folder, and the one above if it is empty, once what was trained has been saved."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # there may be others beside it
+            self.folder.parent.rmdir()
 
     def _newest_first(self) -> list[Path]:
         """Checkpoint files, the last step first; of one step, the last written first."""

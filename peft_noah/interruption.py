@@ -20,6 +20,10 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: a launcher hands the terminal's Ctrl-C on to processes that have it already; seconds
@@ -83,14 +87,23 @@ class Interruption:
         if not self.signal:
             self.signal, self._at = int(number), time.monotonic()
 
-    def check(self, what: str = "stopped") -> None:
+    def check(self, what: str = "stopped", accelerator: Accelerator | None = None) -> None:
         """Raise if a signal has come.
+
+        Args:
+            what: what has stopped.
+            accelerator: whose processes must all call this; they stop together. None: this process alone.
 
         Raises:
             Interrupted: says ``what`` and how to go on.
         """
-        if self.signal:
-            raise interrupted(what, self.signal)
+        stop = self.signal != 0
+        if accelerator is not None and accelerator.num_processes > 1:
+            from peft_noah.processes import total
+
+            (stop,) = total(accelerator, stop)
+        if stop:
+            raise interrupted(what, self.signal or signal.SIGTERM)
 
 
 def interrupted(what: str, number: int) -> Interrupted:

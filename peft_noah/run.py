@@ -20,9 +20,11 @@ from torch import nn
 
 from peft_noah.architecture import Architecture
 from peft_noah.architecture_source import read_architecture
+from peft_noah.checkpoint import CheckpointFolder
 from peft_noah.data import bundled_task, load_splits
 from peft_noah.evaluation import evaluate
 from peft_noah.images import ImageSplit
+from peft_noah.interruption import Interruption
 from peft_noah.method_names import TRANSFER
 from peft_noah.methods import (
     BASELINES,
@@ -38,11 +40,24 @@ from peft_noah.preprocessing import Normalizer, Preprocessing
 from peft_noah.progress import Reporter
 from peft_noah.publish import draw_figures, write_cards
 from peft_noah.report import MethodResult, RunReport
-from peft_noah.run_folder import ADAPTER, INHERITED, RANDOM_SEARCH, SEARCH, SETTINGS, SUPERNET, RunFolder, slug
+from peft_noah.run_folder import (
+    ADAPTER,
+    CHECKPOINTS,
+    INHERITED,
+    LOGS,
+    RANDOM_SEARCH,
+    SEARCH,
+    SETTINGS,
+    SUPERNET,
+    TRACKING,
+    RunFolder,
+    slug,
+)
 from peft_noah.search import SearchResult, check_budget, random_search, scaled_budget, search
 from peft_noah.settings import RunSettings
 from peft_noah.splits import Splits
 from peft_noah.statistics import standard_error
+from peft_noah.tracking import StepLog, check_tracker, start_trackers
 from peft_noah.training import ArchitectureSampler, make_accelerator, train
 
 #: the lock under which a supernet is trained and searched: what several methods share
@@ -56,20 +71,33 @@ class Run:
         folder: created if missing.
         settings: None: read from the folder.
         reporter: shows progress.
+        checkpoint_seconds: time between two checkpoints of a training; results do not depend on it.
+        log_with: a tracker of Accelerate's, such as ``"tensorboard"``, for losses and rates.
 
     Raises:
-        ValueError: if the folder holds another run, or none where settings are to be read; or the data cannot be used.
+        ValueError: if the folder holds another run, or none where settings are to be read; or the data cannot be used;
+            or the tracker is not known or not installed.
     """
 
     def __init__(
-        self, folder: str | os.PathLike, settings: RunSettings | None = None, reporter: Reporter | None = None
+        self,
+        folder: str | os.PathLike,
+        settings: RunSettings | None = None,
+        reporter: Reporter | None = None,
+        *,
+        checkpoint_seconds: float = 60.0,
+        log_with: str | None = None,
     ):
+        check_tracker(log_with)
         self.files = RunFolder(folder)
         self.folder = self.files.path
         self.settings = self.files.agree(settings)
         # settings.json is written once all is checked; asked before the processes meet, so that all see the same
         self._prepared = (self.folder / SETTINGS).exists()
-        self.accelerator: Accelerator = make_accelerator(self.settings.mixed_precision)
+        self.accelerator: Accelerator = make_accelerator(
+            self.settings.mixed_precision, log_with=log_with, project_dir=self.folder / TRACKING
+        )
+        self._checkpoint_seconds = checkpoint_seconds
         self.reporter = reporter or Reporter(enabled=self.accelerator.is_main_process)
 
     # ------------------------------------------------------------------ data and models
@@ -116,18 +144,39 @@ class Run:
         return attach(self.fresh_backbone(), "supernet", self.settings.recipe, self.settings.search_space)
 
     def _train(self, name: str, model: nn.Module, images: ImageSplit, stage: str, sampler=None) -> float:
-        with self.reporter.stage(name, "steps") as update:
-            log = train(
+        """Train, going on from a checkpoint if there is one; `_forget` removes it once the result has been saved."""
+        settings = self.settings.training(stage)
+        if self.accelerator.log_with and not self.accelerator.trackers:
+            start_trackers(self.accelerator, asdict(self.settings))
+        log = StepLog(self.folder / LOGS / f"{slug(name)}.jsonl", name, settings, self.accelerator)
+
+        with self.reporter.stage(name, "steps") as update, Interruption() as interruption:
+
+            def on_step(step: int, total: int, loss: float) -> None:
+                log(step, total, loss)
+                update(step, total, f"loss {loss:.3f}")
+
+            done = train(
                 model,
                 images,
                 self._normalize_training,
-                self.settings.training(stage),
+                settings,
                 self.accelerator,
                 sampler=sampler,
-                on_step=lambda step, total, loss: update(step, total, f"loss {loss:.3f}"),
+                on_step=on_step,
+                checkpoint=self._checkpoint(name),
+                interruption=interruption,
             )
         self.accelerator.free_memory()
-        return log.seconds
+        return done.seconds
+
+    def _checkpoint(self, name: str) -> CheckpointFolder:
+        return CheckpointFolder(self.folder / CHECKPOINTS / slug(name), every_seconds=self._checkpoint_seconds)
+
+    def _forget(self, *names: str) -> None:
+        """Remove the checkpoints of trainings whose results have been saved."""
+        for name in names:
+            self._on_main(self._checkpoint(name).finish)
 
     def load_supernet(self) -> PeftModel:
         """The trained supernet, in evaluation mode on the run's device."""
@@ -141,8 +190,11 @@ class Run:
     def validate_from_scratch(self, architecture: Architecture, name: str) -> float:
         """Validation accuracy of an architecture trained on the training images alone; ``name`` shows in the progress."""
         model = attach(self.fresh_backbone(), architecture, self.settings.recipe)
-        self._train(f"architecture {name}, on train", model, self.splits.train, "subnet")
-        return self.validate(model.eval())
+        name = f"architecture {name}, on train"
+        self._train(name, model, self.splits.train, "subnet")
+        validation = self.validate(model.eval())
+        self._forget(name)
+        return validation
 
     def _accuracy(self, model: nn.Module, images: ImageSplit) -> float:
         return evaluate(model, images, self.normalize, self.accelerator)
@@ -160,6 +212,7 @@ class Run:
         model.set_architecture(model.get_search_space().largest())
         self._on_main(self.files.note_seconds, "supernet", seconds)
         self._save(model, SUPERNET)
+        self._forget("supernet")
 
     def search(self) -> SearchResult:
         """Find the best architecture under the budget, by accuracy on the validation split."""
@@ -176,10 +229,10 @@ class Run:
             return SearchResult.load(path)
         model, partial = self.load_supernet(), path.with_suffix(".partial.json")
         started = time.perf_counter()
-        with self.reporter.stage(name, "candidates") as update:
+        with self.reporter.stage(name, "candidates") as update, Interruption() as interruption:
             result = find(
                 model.get_search_space(),
-                self._scorer(model, partial, update),
+                self._scorer(model, partial, update, interruption),
                 model.count_parameters,
                 self.budget(model),
                 how,
@@ -196,7 +249,9 @@ class Run:
         self._on_main(partial.unlink, missing_ok=True)
         return result
 
-    def _scorer(self, model: PeftModel, partial: Path, update: Callable) -> Callable[[Architecture], float]:
+    def _scorer(
+        self, model: PeftModel, partial: Path, update: Callable, interruption: Interruption
+    ) -> Callable[[Architecture], float]:
         known = {c.architecture: c.score for c in SearchResult.load(partial).candidates} if partial.exists() else {}
         search, scores = self.settings.search(), []
         total = search.population_size * search.generations
@@ -208,6 +263,7 @@ class Run:
                 model.set_architecture(architecture)
                 accuracy = self.validate(model)
             scores.append(accuracy)
+            interruption.check("search stopped", self.accelerator)
             update(len(scores), total, f"best {100 * max(scores):.1f} %")
             return accuracy
 
@@ -341,13 +397,15 @@ class Run:
         stage = "full" if method == "full" else "subnet"
         everything = self.splits.train + self.splits.validation
         model = attach(self.fresh_backbone(), method, self.settings.recipe)
-        seconds = self._train(f"{name}, on train", model, self.splits.train, stage)
+        first, second = f"{name}, on train", f"{name}, on train + validation"
+        seconds = self._train(first, model, self.splits.train, stage)
         validation = self._accuracy(model.eval(), self.splits.validation)
         model = attach(self.fresh_backbone(), method, self.settings.recipe)
-        seconds += self._train(f"{name}, on train + validation", model, everything, stage)
+        seconds += self._train(second, model, everything, stage)
         if keep is not None:
             self._save(model, keep)
         self._add(name, model.eval(), validation, seconds, after)
+        self._forget(first, second)
 
     # ------------------------------------------------------------------ files
 

@@ -10,6 +10,9 @@
     adapter-inherited/            the best architecture, cut out of the supernet
     adapter/                      the best architecture, trained again on train + validation: the result
     figures/                      architecture and search, drawn from the files above
+    logs/<training>.jsonl         loss, learning rate and time of each step
+    checkpoints/<training>/       where an interrupted training goes on; removed when its result is there
+    tracking/                     files of a tracker such as tensorboard, if one was asked for
     .locks/                       what a process is at work on
 
 A file or adapter folder that is there is complete. Several processes may share a folder: each takes a lock that the
@@ -37,6 +40,7 @@ from peft_noah.settings import RunSettings
 SETTINGS, SECONDS, RESULTS, LOCKS = "settings.json", "seconds.json", "results", ".locks"
 SUPERNET, SEARCH, RANDOM_SEARCH = "supernet", "search.json", "random-search.json"
 ADAPTER, INHERITED, FIGURES = "adapter", "adapter-inherited", "figures"
+LOGS, CHECKPOINTS, TRACKING = "logs", "checkpoints", "tracking"
 _MAX_ERROR = 10_000
 _A_LOOK = 0.2  # seconds; longer than whoever only looks holds a lock
 

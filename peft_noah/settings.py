@@ -46,6 +46,8 @@ class RunSettings:
         image_mean, image_std: None: from the backbone's image processor.
         image_column, label_column: None: found by their types.
         mixed_precision: Accelerate's ``"no"``, ``"fp16"`` or ``"bf16"``.
+        accumulate, sampling: micro-batches per step, and which subnets several processes train: as `TrainingSettings` has
+            them.
 
     Raises:
         ValueError: on a value that is not allowed.
@@ -76,6 +78,8 @@ class RunSettings:
     image_column: str | None = None
     label_column: str | None = None
     mixed_precision: str = "no"
+    accumulate: int = 1
+    sampling: str = "shared"
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -121,7 +125,15 @@ class RunSettings:
         if supernet_epochs is None:
             supernet_epochs = max(1, round(5 * self.epochs * self._share))
         epochs = supernet_epochs if stage == "supernet" else self.epochs
-        return TrainingSettings.named(self.recipe, stage, self.protocol, epochs=epochs, seed=self.seed)
+        return TrainingSettings.named(
+            self.recipe,
+            stage,
+            self.protocol,
+            epochs=epochs,
+            seed=self.seed,
+            accumulate=self.accumulate,
+            sampling=self.sampling,
+        )
 
     def search(self) -> SearchSettings:
         """The settings of the search; children keep their shares of a population of another size."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import time
@@ -28,7 +29,7 @@ class StepLog:
     of later steps are cut first, so that the file is the one of an uninterrupted run, but for the seconds.
 
     Args:
-        path: file of JSON lines; several stages share one.
+        path: file of JSON lines; stages that follow each other may share one.
         stage: the name of this training in it.
         settings: of the training, for its learning rate.
         accelerator: of the training.
@@ -51,6 +52,7 @@ class StepLog:
             self._cut = True
         seconds = round(time.perf_counter() - self._began, 3)
         line = {"stage": self.stage, "step": step, "loss": loss, "rate": rate, "seconds": seconds}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab", buffering=0) as file:
             file.write(json.dumps(line).encode() + b"\n")
 
@@ -97,10 +99,12 @@ def check_tracker(name: str | None) -> None:
 
 
 def start_trackers(accelerator: Accelerator, config: Mapping[str, object]) -> None:
-    """Open the trackers that the accelerator was made with; ``accelerator.end_training()`` closes them.
+    """Open the trackers that the accelerator was made with; they are closed when the process ends.
 
     Args:
         config: settings to show with the run; what is no number, text or None is shown as text.
     """
     plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
     accelerator.init_trackers("peft-noah", plain)
+    for tracker in accelerator.trackers:
+        atexit.register(tracker.finish)

@@ -80,6 +80,10 @@ RUN_OPTIONS = {
     "augment": option(bool, False, "Colour jitter and RandAugment on training images, as for few-shot learning."),
     "other_test": option(list[str], [], "A further test set as NAME=FOLDER or NAME=HUB-ID; may be repeated."),
     "mixed_precision": option(str, "no", "no, fp16 or bf16, through Accelerate."),
+    "accumulate": option(int, 1, "Micro-batches per step and process, to save memory."),
+    "sampling": option(
+        str, "shared", "With several processes: shared (one subnet per step), or per-process (each its own)."
+    ),
     "output": option(Path, Path("noah-run"), "New folder for the run."),
 }
 
@@ -103,10 +107,11 @@ def with_options(options: dict[str, tuple[Any, Any]]) -> Callable:
 
 
 def clear_errors(command: Callable) -> Callable:
-    """Errors of the user become one sentence and exit code 2; anything else keeps its traceback."""
+    """Errors of the user become one sentence and exit code 2, a signal one and 128 + its number; else a traceback."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from peft_noah.interruption import Interrupted
         from peft_noah.training import NonFiniteLossError
 
         try:
@@ -114,6 +119,9 @@ def clear_errors(command: Callable) -> Callable:
         except (ValueError, NonFiniteLossError, OSError) as error:
             typer.secho(f"error: {error}", fg="red", err=True)
             raise typer.Exit(2) from error
+        except Interrupted as stopped:
+            typer.echo(stopped, err=True)
+            raise typer.Exit(stopped.exit_code) from stopped
 
     return wrapped
 

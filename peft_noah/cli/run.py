@@ -15,11 +15,15 @@ commands = Commands()
 RunFolder = Annotated[Path, typer.Argument(help="Run folder, as made by 'run' or 'supernet'.")]
 
 
-def _open(folder: Path, settings: Any = None):
+CheckpointSeconds = Annotated[float, typer.Option(help="Seconds between two checkpoints of a training.")]
+LogWith = Annotated[str | None, typer.Option(help="A tracker for losses and rates, such as tensorboard.")]
+
+
+def _open(folder: Path, settings: Any = None, **options: Any):
     quiet()
     from peft_noah.run import Run
 
-    return Run(folder, settings)
+    return Run(folder, settings, **options)
 
 
 def _show(run: Any) -> None:
@@ -37,13 +41,16 @@ def run(
     baselines: Annotated[
         str, typer.Option(help="Methods to compare with, separated by commas; 'none' for none.")
     ] = "linear,lora,adapter,vpt",
+    checkpoint_seconds: CheckpointSeconds = 60.0,
+    log_with: LogWith = None,
     **options: Any,
 ) -> None:
     """The whole job: supernet, search, subnet, baselines, table and figures.
 
     With no option it uses the bundled ViT and task, needs no network, and takes a few minutes on two CPU cores.
     """
-    job = _open(options.pop("output"), run_settings(baselines=baselines, **options))
+    folder, settings = options.pop("output"), run_settings(baselines=baselines, **options)
+    job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with)
     job.everything()
     _show(job)
     job.reporter.say(f"adapter, table and figures are in {job.folder}")
@@ -52,9 +59,10 @@ def run(
 @commands.add("peft-noah supernet --dataset my-images/ --output runs/mine")
 @clear_errors
 @with_options(RUN_OPTIONS)
-def supernet(**options: Any) -> None:
+def supernet(*, checkpoint_seconds: CheckpointSeconds = 60.0, log_with: LogWith = None, **options: Any) -> None:
     """Start a run folder and train its supernet."""
-    _open(options.pop("output"), run_settings(**options)).supernet()
+    folder, settings = options.pop("output"), run_settings(**options)
+    _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with).supernet()
 
 
 @commands.add("peft-noah search runs/mine")
