@@ -68,19 +68,6 @@ def fit(accelerator, recipe="paper", on_step=lambda *args: None, checkpoint=None
     return weights | {"losses": torch.tensor(losses, dtype=torch.float64)}
 
 
-def fit_to_file(folder, steps):
-    """The released recipe (dropout in every module) with a checkpoint every few steps; leaves weights.safetensors.
-
-    For processes that a test kills.
-    """
-    checkpoint = CheckpointFolder(folder / "checkpoint", every_seconds=None, every_steps=steps)
-    weights = fit(make_accelerator(), "released", checkpoint=checkpoint, epochs=8)
-    del weights["losses"]
-    draft = folder / "draft"
-    save_file(weights, draft)
-    os.replace(draft, folder / "weights.safetensors")
-
-
 def interrupted_fit(accelerator, folder):
     """The last process alone gets a signal in step 3; all stop, and go on from what was saved."""
 

@@ -26,6 +26,7 @@ def pretraining_data(folder):
 
 ARGUMENTS = {
     "add_backbone.py": lambda folder: [],
+    "fault_drill.py": lambda folder: ["--kills", "3", "--others", "0"],
     "pretrain_backbone.py": lambda folder: [*pretraining_data(folder), "--output", folder / "out"],
     "quickstart.py": lambda folder: ["--epochs", "1", "--generations", "1", "--output", folder / "out"],
     "with_trainer.py": lambda folder: ["--epochs", "0.1", "--output", folder / "out"],
