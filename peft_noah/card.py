@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 
 from peft_noah.architecture import Architecture
 from peft_noah.formatting import architecture_table, code, escape, facts, one_line, percent, table
-from peft_noah.jsonfile import check_int
+from peft_noah.jsonfile import check_int, write_atomically
 from peft_noah.statistics import standard_error
 
 TAGS = ("peft", "noah", "image-classification")
@@ -77,12 +77,22 @@ class CardData:
 
     def __post_init__(self) -> None:
         Architecture(self.architecture)
+        for name in ("preprocessing", "accuracy", "training", "search", "versions"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"{name} is {reprlib.repr(getattr(self, name))}; give a mapping.")
+        for name in ("dataset", "figure"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name} is {reprlib.repr(getattr(self, name))}; give a text, or None.")
         for name in ("base_model", "recipe", "task", "adapter"):
             if not isinstance(getattr(self, name), str) or not one_line(getattr(self, name)):
                 raise ValueError(f"{name} is {reprlib.repr(getattr(self, name))}; give its name as a text.")
         for name in ("parameters", "head_parameters"):
             check_int(getattr(self, name), name, 0, MAX_COUNT)
-        if isinstance(self.labels, str) or not 1 <= len(self.labels) <= MAX_LABELS:
+        if (
+            not isinstance(self.labels, Sequence)
+            or isinstance(self.labels, str)
+            or not 1 <= len(self.labels) <= MAX_LABELS
+        ):
             raise ValueError(f"labels is {reprlib.repr(self.labels)}; give the names of 1 to {MAX_LABELS:,} classes.")
         for name, length in (("size", 2), ("mean", 3), ("std", 3)):
             if not _is_numbers(values := self.preprocessing.get(name), length):
@@ -90,11 +100,15 @@ class CardData:
                     f"preprocessing has {name} {reprlib.repr(values)}; give {length} numbers, as "
                     "Preprocessing.to_dict() does."
                 )
-        for fraction, images in self.accuracy.values():
-            standard_error(fraction, images)
+        for split, measured in self.accuracy.items():
+            if not _is_numbers(measured, 2):
+                raise ValueError(
+                    f"the accuracy on {split!r} is {reprlib.repr(measured)}; give a share and a number of images."
+                )
+            standard_error(*measured)
         if self.figure is not None and not _is_inside(self.figure):
             raise ValueError(
-                f"the figure {self.figure!r} is not inside the adapter's folder. Give a relative path such as "
+                f"the figure {reprlib.repr(self.figure)} is not inside the adapter's folder. Give a relative path such as "
                 "'architecture.png'."
             )
 
@@ -169,7 +183,7 @@ model = PeftModel.from_pretrained(model, "path/to/this/folder").eval()
 ```"""
         table_of_dims = architecture_table(architecture)
         card.text = f"\n# NOAH adapter\n\n{snippet}\n\n## Architecture\n\n{table_of_dims}\n\n{card.text.lstrip()}"
-    card.save(path)
+    write_atomically(path, str(card))
 
 
 _PACKAGES = {"peft": "PEFT"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 from peft import PeftConfig, PeftType
 from transformers.activations import ACT2FN
 
-from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.architecture import MAX_BLOCKS, Architecture, SearchSpace
 from peft_noah.card import complete_card
+from peft_noah.jsonfile import check_int, read_json
 from peft_noah.version import __version__
 
 #: what the paper says and what its released code does, where they differ in what a model computes
@@ -47,6 +50,20 @@ _CHOICES = {
     "vpt_past_depth": ("drop", "carry"),
     "init": ("identity", "normal"),
 }
+
+_TYPES = {
+    "base_model_name_or_path": (str, os.PathLike),
+    "revision": (str,),
+    "auto_mapping": (Mapping,),
+    "backbone": (Mapping,),
+    "peft_version": (str,),
+    "noah_version": (str,),
+    "inference_mode": (bool,),
+    "init_weights": (bool,),
+    "lora_shared_down": (bool,),
+}
+#: most names in one option, and most letters in one of them or in a regular expression
+MAX_NAMES, MAX_NAME = 10_000, 10_000
 
 
 def _help(text: str) -> dict[str, str]:
@@ -144,6 +161,7 @@ class NoahConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType("NOAH")
         self.noah_version = self.noah_version or __version__
+        self._check_types()
         self._check_choice("recipe")
         for name, value in RECIPES[self.recipe].items():
             if getattr(self, name) is None:
@@ -161,7 +179,7 @@ class NoahConfig(PeftConfig):
             self.search_space = SearchSpace.from_dict(self.search_space)
         elif not isinstance(self.search_space, SearchSpace) and self.search_space not in (None, *SPACES):
             raise ValueError(
-                f"search_space {self.search_space!r} is not known (known: {', '.join(SPACES)}). Give one of these names, "
+                f"search_space {reprlib.repr(self.search_space)} is not known (known: {', '.join(SPACES)}). Give one of these names, "
                 "or a SearchSpace."
             )
         if self.architecture is not None and self.search_space is not None:
@@ -194,22 +212,63 @@ class NoahConfig(PeftConfig):
     def __hash__(self) -> int:
         return hash(json.dumps(self.to_dict(), sort_keys=True))
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str | None = None, **kwargs) -> NoahConfig:
+        """Read adapter_config.json from a folder or the Hub, as every PEFT config does.
+
+        Raises:
+            ValueError: if the file is broken or describes something else, or a local folder has its weights as a pickle
+                alone, which PEFT would go on to read.
+        """
+        _refuse_pickle(os.path.join(pretrained_model_name_or_path, subfolder or ""))
+        return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str | os.PathLike[str], **kwargs) -> dict[str, Any]:
+        """The settings in a file, read with bounds.
+
+        Raises:
+            ValueError: if the file is broken, or is no NOAH adapter's.
+        """
+        settings = read_json(path_json_file)
+        if not isinstance(settings, dict) or settings.get("peft_type") != "NOAH":
+            raise ValueError(
+                f"{os.fspath(path_json_file)} does not describe a NOAH adapter: its peft_type is another."
+            )
+        return settings
+
+    def _check_types(self) -> None:
+        for name, kinds in _TYPES.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kinds):
+                expected = " or ".join(kind.__name__ for kind in kinds)
+                raise ValueError(f"{name} is {reprlib.repr(value)}; give a {expected}.")
+        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
+            _check_names(name, getattr(self, name))
+        layers = self.layers_to_transform
+        if layers is not None and not isinstance(layers, (list, tuple, set, frozenset, range)):
+            check_int(layers, "layers_to_transform", 0, MAX_BLOCKS)
+        elif layers is not None:
+            check_int(len(layers), "the number of layers_to_transform", 0, MAX_BLOCKS)
+            for layer in layers:
+                check_int(layer, "one of layers_to_transform", 0, MAX_BLOCKS)
+
     def _check_choice(self, name: str) -> None:
         value, allowed = getattr(self, name), _CHOICES[name]
         if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {reprlib.repr(value)}.")
 
     def _check_numbers(self) -> None:
         for name, low, high in (("dropout", 0.0, 1.0), ("drop_path", 0.0, 1.0), ("lora_scale", -math.inf, math.inf)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value!r}.")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 2**63:
+                raise ValueError(f"{name} must be a finite number, got {reprlib.repr(value)}.")
             if not low <= value < high:
                 raise ValueError(f"{name} must be at least {low:g} and below {high:g}, got {value!r}.")
             setattr(self, name, float(value))
         if not isinstance(self.adapter_activation, str) or self.adapter_activation not in ACT2FN:
             raise ValueError(
-                f"adapter_activation {self.adapter_activation!r} is not in transformers' ACT2FN (known: "
+                f"adapter_activation {reprlib.repr(self.adapter_activation)} is not in transformers' ACT2FN (known: "
                 f"{', '.join(sorted(ACT2FN))})."
             )
 
@@ -243,3 +302,23 @@ class NoahConfig(PeftConfig):
                 f"model, for instance SearchSpace.vtab({num_blocks})."
             )
         return space
+
+
+def _check_names(name: str, values: object) -> None:
+    kinds = (list, tuple, set, frozenset)
+    texts = values if isinstance(values, kinds) else () if values is None else (values,)
+    if len(texts) > MAX_NAMES or not all(isinstance(text, str) and len(text) <= MAX_NAME for text in texts):
+        raise ValueError(
+            f"{name} is {reprlib.repr(values)}; give a text of at most {MAX_NAME:,} letters, or at most {MAX_NAMES:,} of "
+            "them as a list."
+        )
+
+
+def _refuse_pickle(folder: str) -> None:
+    """PEFT falls back to adapter_model.bin, which torch unpickles; no NOAH adapter was ever saved like that."""
+    has = {name: os.path.exists(os.path.join(folder, f"adapter_model.{name}")) for name in ("bin", "safetensors")}
+    if has["bin"] and not has["safetensors"]:
+        raise ValueError(
+            f"{folder!r} has its weights as adapter_model.bin alone, a pickle, which could run any code. Ask for "
+            "adapter_model.safetensors, or convert it where you trust it."
+        )

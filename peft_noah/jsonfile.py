@@ -7,14 +7,18 @@ anything is read, and a check names what was found and what is allowed.
 from __future__ import annotations
 
 import json
+import math
 import operator
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 from uuid import uuid4
 
 MAX_FILE_BYTES = 32 * 1024**2
+MAX_TEXT = 10_000
 
 
 def check_int(value: object, what: str, low: int, high: int) -> int:
@@ -53,6 +57,41 @@ def check_keys(data: object, keys: Sequence[str], what: str) -> None:
         raise ValueError(f"{what} has {', '.join(keys)}; this one {' and '.join(found)}.")
 
 
+def check_fields(instance: object) -> None:
+    """Check that every field of a dataclass holds what its annotation says, where a file may have filled it.
+
+    Known are None, bool, int, float, str, ``tuple[X, ...]`` (a list will do) and ``Mapping[X, Y]``, and unions of them.
+    Floats are finite, integers have at most 64 bits and texts at most 10,000 letters.
+
+    Raises:
+        ValueError: a field holds something else; the message names it.
+    """
+    for name, kind in get_type_hints(type(instance)).items():
+        if not _is_kind(value := getattr(instance, name), kind):
+            expected = getattr(kind, "__name__", None) if get_origin(kind) is None else str(kind)
+            raise ValueError(
+                f"{name} is {reprlib.repr(value)}; expected {(expected or str(kind)).replace('typing.', '')}."
+            )
+
+
+def _is_kind(value: object, kind: Any) -> bool:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_is_kind(value, one) for one in inner)
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and all(_is_kind(one, inner[0]) for one in value)
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(
+            _is_kind(key, inner[0]) and _is_kind(one, inner[1]) for key, one in value.items()
+        )
+    if kind is str:
+        return isinstance(value, str) and len(value) <= MAX_TEXT
+    if kind in (int, float):
+        numbers = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        return numbers and abs(value) < 2**63
+    return isinstance(value, kind)
+
+
 def dump_json(data: Mapping[str, object]) -> str:
     """JSON text with one key a line, and one element a line in a list of mappings: short, and readable in a diff.
 
@@ -70,17 +109,39 @@ def _dump_value(value: object) -> str:
 
 
 def parse_json(text: str | bytes, what: str) -> object:
-    """The data in a JSON text.
+    """The data in a JSON text, read to the letter of RFC 8259, so that two readers cannot see different things in it.
 
     Raises:
-        ValueError: the text is too long, cut short, nested too deeply, or no JSON.
+        ValueError: the text is too long, cut short, nested too deeply, no UTF-8 or no JSON; a key stands twice in one
+            object; a number is NaN, infinite or has thousands of digits.
     """
     if len(text) > MAX_FILE_BYTES:
         raise ValueError(f"{what} has more than {MAX_FILE_BYTES:,} bytes, and no file of this kind is that long.")
     try:
-        return json.loads(text)
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} is not valid JSON ({error}). Was it cut short? Write it anew.") from error
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {reprlib.repr(twice)} stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {reprlib.repr(digits)} is too large")
+    return number
 
 
 def read_json(path: str | os.PathLike[str]) -> object:
@@ -89,6 +150,9 @@ def read_json(path: str | os.PathLike[str]) -> object:
     Raises:
         ValueError: the file cannot be read, or :func:`parse_json` refuses what it holds; the message names the file.
     """
+    # to open a pipe would wait for whoever writes into it
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"cannot read {os.fspath(path)}: it is no regular file.")
     try:
         with open(path, "rb") as file:
             text = file.read(MAX_FILE_BYTES + 1)
@@ -97,8 +161,26 @@ def read_json(path: str | os.PathLike[str]) -> object:
     return parse_json(text, os.fspath(path))
 
 
+def make_plain_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder inside a run folder, unless it is there; a link there is refused, whatever it leads to.
+
+    Run folders are copied from machine to machine, and what is written into one must stay in it.
+
+    Raises:
+        ValueError: the path is a symbolic link.
+        OSError: the folder cannot be made.
+    """
+    path = Path(path)
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, and nothing is written through one. Remove the link, or copy its target.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file so that, whatever happens, ``path`` holds either all of it or what it held before.
+
+    A symbolic link at ``path`` is replaced; what it leads to is left alone.
 
     Raises:
         OSError: the folder does not exist, cannot be written, or is full.

@@ -26,6 +26,12 @@ except ImportError:  # peft 0.20 raises a plain ValueError, which the later clas
     NoMatchingPeftModuleError = ValueError
 
 
+#: most VPT tokens in one block
+MAX_TOKENS = 4_096
+#: prompt parameters that any backbone may be given, however small it is: 64 MiB in float32
+MIN_LIMIT = 2**24
+
+
 @dataclass(frozen=True)
 class Placement:
     """The prompt modules of one leaf.
@@ -164,7 +170,8 @@ def plan(model: nn.Module, config: NoahConfig, layout: Layout) -> dict[str, Plac
     """Placement by leaf name, for all leaves that an adapter touches.
 
     Raises:
-        ValueError: if a named target is not a Linear, or LoRA has a row but no target.
+        ValueError: if a named target is not a Linear, LoRA has a row but no target, or the dims ask for more weights
+            than makes sense.
     """
     leaves: dict[str, dict] = {}
     rows = config.architecture
@@ -179,7 +186,26 @@ def plan(model: nn.Module, config: NoahConfig, layout: Layout) -> dict[str, Plac
             _place_at_site(leaves, config, layout, name, cls.site, rows[name])
     if config.drop_path and layout.backbone is not None:
         _place_drop_path(leaves, config, layout)
-    return {key: Placement(**leaf) for key, leaf in leaves.items()}
+    placements = {key: Placement(**leaf) for key, leaf in leaves.items()}
+    _check_size(placements, model)
+    return placements
+
+
+def _check_size(placements: Mapping[str, Placement], model: nn.Module) -> None:
+    """Refuse dims whose weights would dwarf the backbone, before a single one is allocated."""
+    tokens = max((placement.dims.get(Vpt.name, 0) for placement in placements.values()), default=0)
+    if tokens > MAX_TOKENS:
+        raise ValueError(
+            f"a block is to read {tokens:,} VPT tokens, and attention costs the square of them: at most {MAX_TOKENS:,} "
+            "are allowed. Choose a smaller dim."
+        )
+    asked = sum(sum(leaf.dims.values()) * (leaf.in_features + leaf.out_features) for leaf in placements.values())
+    limit = max(MIN_LIMIT, sum(parameter.numel() for parameter in model.parameters()))
+    if asked > limit:
+        raise ValueError(
+            f"this architecture stores about {asked:,} prompt parameters, more than the {limit:,} allowed: as many as "
+            f"the backbone has, or {MIN_LIMIT:,} for a small one. Choose smaller dims."
+        )
 
 
 def _place_lora(leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout, row) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ MAX_SIDE = 4096
 MAX_PIXELS = 178_956_970
 """Most pixels of one image, no unit: where Pillow itself refuses an image as a decompression bomb."""
 
+_MAX_MESSAGE = 1_000  # letters of a library's error that are shown: it may quote the file
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -82,6 +84,7 @@ class Preprocessing:
         """
         size = None if image_size is None else _checked_size(image_size)
         processor, source = _load_processor(backbone, size)
+        _check_settings(processor.to_dict(), backbone)
         settings = _fixed_size(processor.to_dict(), size, backbone)
         for name, value in (("mean", mean), ("std", std)):
             if value is not None:
@@ -93,7 +96,9 @@ class Preprocessing:
     @classmethod
     def _from_processor(cls, processor: Any, source: str, backbone: object) -> Preprocessing:
         settings = processor.to_dict()
-        if not settings.get("do_rescale", True) or not math.isclose(settings.get("rescale_factor", 1 / 255), 1 / 255):
+        if not settings.get("do_rescale", True) or not math.isclose(
+            settings.get("rescale_factor") or 1 / 255, 1 / 255
+        ):
             raise ValueError(
                 f"the image processor of {backbone} does not rescale pixels by 1/255 (do_rescale "
                 f"{settings.get('do_rescale')}, rescale_factor {settings.get('rescale_factor')}): this is not "
@@ -209,7 +214,7 @@ def _load_processor(backbone: str | os.PathLike[str], size: tuple[int, int] | No
         pillow = {"backend": "pil"} if hasattr(transformers, "ViTImageProcessorPil") else {"use_fast": False}
         try:
             processor = AutoImageProcessor.from_pretrained(str(backbone), trust_remote_code=False, **pillow)
-        except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        except Exception as error:  # what transformers raises on a value of a wrong type depends on where it meets it
             raise ValueError(
                 f"cannot read the image processor of {backbone}: {_first_line(error)}. Give a local folder with "
                 "config.json and preprocessor_config.json, or a Hub id that is reachable or in the cache."
@@ -226,10 +231,39 @@ def _load_processor(backbone: str | os.PathLike[str], size: tuple[int, int] | No
 def _load_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # as above
         raise ValueError(
             f"cannot read config.json in {folder}: {_first_line(error)}. Give a folder written by save_pretrained."
         ) from error
+
+
+def _check_settings(settings: dict[str, Any], backbone: object) -> None:
+    """Refuse entries of a wrong type, which a processor takes over from its file as they are."""
+    pixels = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
+    flags, numbers = ("do_resize", "do_center_crop", "do_rescale", "do_normalize"), (int, float)
+    kinds = dict.fromkeys(flags, bool) | {"resample": int, "rescale_factor": numbers}
+    kinds |= dict.fromkeys(("image_mean", "image_std"), (*numbers, list, tuple))
+    wrong = [name for name, kind in kinds.items() if not _is(settings.get(name), kind)]
+    for name in ("size", "crop_size"):
+        value = settings.get(name)
+        sides = value.items() if isinstance(value, Mapping) else () if value is None else (("", value),)
+        if not all(key in pixels and (side is None or _is_side(side)) for key, side in sides):
+            wrong.append(name)
+    if wrong:
+        found = ", ".join(f"{name} {reprlib.repr(settings[name])}" for name in wrong)
+        raise ValueError(
+            f"the image processor of {backbone} has {found}, which cannot be. Repair its preprocessor_config.json; sides "
+            f"are whole numbers from 1 to {MAX_SIDE} pixels."
+        )
+
+
+def _is(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Whether a setting is left out or of a kind; a bool is no number."""
+    return value is None or (isinstance(value, kinds) and (kinds is bool or not isinstance(value, bool)))
+
+
+def _is_side(side: Any) -> bool:
+    return isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= MAX_SIDE
 
 
 def _fixed_size(settings: dict[str, Any], size: tuple[int, int] | None, backbone: object) -> dict[str, Any]:
@@ -265,7 +299,7 @@ def _checked_size(size: Any) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int) else tuple(size or ())
     if len(pair) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in pair):
         raise ValueError(
-            f"image size {size!r} is not allowed: expected one side, or height and width, from 1 to {MAX_SIDE} "
+            f"image size {reprlib.repr(size)} is not allowed: expected one side, or height and width, from 1 to {MAX_SIDE} "
             "pixels. Pass image_size."
         )
     return pair
@@ -276,9 +310,12 @@ def _checked_channels(name: str, values: Any) -> tuple[float, float, float]:
     finite = len(numbers) == 3 and all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
     if not finite or (name == "std" and min(numbers) <= 0):
         limit = "three positive numbers" if name == "std" else "three finite numbers"
-        raise ValueError(f"{name} {values!r} is not allowed: expected {limit}, one per colour channel (R, G, B).")
+        raise ValueError(
+            f"{name} {reprlib.repr(values)} is not allowed: expected {limit}, one per colour channel (R, G, B)."
+        )
     return tuple(map(float, numbers))
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return (line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]}...").rstrip(". ")

@@ -238,7 +238,7 @@ def check_score(value: object, architecture: Architecture) -> float | None:
     if value is None:
         return None
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):

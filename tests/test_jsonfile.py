@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pytest
 
 from peft_noah import jsonfile
-from peft_noah.jsonfile import check_int, check_keys, dump_json, parse_json, read_json, write_atomically
+from peft_noah.jsonfile import (
+    check_fields,
+    check_int,
+    check_keys,
+    dump_json,
+    make_plain_folder,
+    parse_json,
+    read_json,
+    write_atomically,
+)
 
 
 def test_text_has_one_key_a_line_and_one_element_a_line_in_lists_of_mappings():
@@ -90,3 +102,83 @@ def test_check_int_refuses_what_is_no_whole_number_in_bounds(value):
 
 def test_check_int_lets_the_bounds_pass():
     assert [check_int(value, "the rank", 0, 10) for value in (0, 10)] == [0, 10]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "a": 2}', "the key 'a' stands twice"),
+        ("[NaN]", "NaN is no JSON number"),
+        ("[-Infinity]", "-Infinity is no JSON number"),
+        ("[1e999]", "'1e999' is too large"),
+        ("[" + "9" * 5_000 + "]", "4300"),
+        ("[" * 100_000, "recursion"),
+        (b'["\xff"]', "utf-8"),
+        ('{"a": 1}'.encode("utf-16"), "utf-8"),
+    ],
+)
+def test_what_two_readers_could_take_for_two_things_is_refused(text, message):
+    with pytest.raises(ValueError, match=f"the text is not valid JSON .*{message}"):
+        parse_json(text, "the text")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(ValueError, match="no regular file"):
+        read_json(tmp_path / "pipe.json")
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path):
+    (tmp_path / "outside").write_text("mine")
+    (tmp_path / "result.json").symlink_to(tmp_path / "outside")
+    write_atomically(tmp_path / "result.json", "new")
+    assert (tmp_path / "outside").read_text() == "mine"
+    assert not (tmp_path / "result.json").is_symlink() and (tmp_path / "result.json").read_text() == "new"
+
+
+def test_a_folder_is_made_but_never_through_a_link(tmp_path):
+    assert make_plain_folder(tmp_path / "a" / "b").is_dir() and make_plain_folder(tmp_path / "a" / "b").is_dir()
+    for name, target in (("link", tmp_path / "a"), ("broken", tmp_path / "nowhere")):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(ValueError, match="is a link, and nothing is written through one"):
+            make_plain_folder(tmp_path / name)
+    assert not (tmp_path / "nowhere").exists()
+
+
+@dataclass
+class Fields:
+    count: int | None = None
+    share: float = 0.5
+    on: bool = False
+    names: tuple[str, ...] | None = None
+    more: Mapping[str, int] | None = None
+
+
+def test_fields_of_the_right_types_pass():
+    check_fields(Fields())
+    check_fields(Fields(3, 1, True, ["a"], {"a": 1}))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"count": True},
+        {"count": 1.0},
+        {"count": 2**64},
+        {"share": "1"},
+        {"share": math.nan},
+        {"share": None},
+        {"on": 1},
+        {"names": "ab"},
+        {"names": [1]},
+        {"names": ["x" * 10_001]},
+        {"more": [1]},
+        {"more": {"a": "b"}},
+        {"more": {1: 1}},
+    ],
+    ids=str,
+)
+def test_a_field_of_another_type_is_named(wrong):
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))} is .*; expected ") as caught:
+        check_fields(Fields(**wrong))
+    assert len(str(caught.value)) < 200

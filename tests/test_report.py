@@ -145,7 +145,7 @@ def edit(**change: object) -> str:
         (edit(results=[asdict(RESULT)] * 2), "two results"),
         (edit(results=[1]), "a result is a mapping"),
         (edit(task=3), "task is 3; give a mapping"),
-        (edit(settings={"x": float("inf")}), "only plain data"),
+        (edit(settings={"x": float("inf")}), "Infinity is no JSON number"),
         (edit(notes=[1]), "a note is 1"),
         (edit(architecture=[1]), "an architecture is a mapping"),
         ("[" * 100_000, "is not valid JSON"),
