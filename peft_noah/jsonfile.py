@@ -177,8 +177,8 @@ def make_plain_folder(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file so that, whatever happens, ``path`` holds either all of it or what it held before.
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file, text as UTF-8, so that, whatever happens, ``path`` holds either all of it or what it held before.
 
     A symbolic link at ``path`` is replaced; what it leads to is left alone.
 
@@ -188,8 +188,8 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     path = Path(path)
     draft = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        with open(draft, "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(draft, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)

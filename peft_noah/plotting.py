@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from peft_noah.architecture import Architecture
 from peft_noah.formatting import module_label, module_order, one_line
+from peft_noah.jsonfile import write_atomically
 from peft_noah.search_result import ORIGINS, Candidate, SearchResult
 
 if TYPE_CHECKING:
@@ -289,4 +290,4 @@ def figure_file(path: str | os.PathLike[str], inches: tuple[float, float]) -> It
         metadata = {"Software": None} if suffix == ".png" else {"Date": None, "Creator": None}
         drawn = io.BytesIO()
         figure.savefig(drawn, format=suffix[1:], metadata=metadata)
-    path.write_bytes(drawn.getvalue())
+    write_atomically(path, drawn.getvalue())

@@ -255,3 +255,10 @@ def test_pyplot_is_never_touched(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     plot_architecture(MIX, tmp_path / "figure.png")
     plot_search(run_search(), tmp_path / "figure.png")
+
+
+def test_a_link_where_the_figure_goes_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "outside").write_text("mine")
+    (tmp_path / "a.png").symlink_to(tmp_path / "outside")
+    plot_architecture(Architecture(lora=[1, 2]), tmp_path / "a.png")
+    assert (tmp_path / "outside").read_text() == "mine" and not (tmp_path / "a.png").is_symlink()
