@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import reprlib
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -89,7 +88,7 @@ def _stored_keys(path: Path) -> set[str]:
     with safe_open(path, framework="pt") as file:
         for key in file.keys():
             if (dtype := file.get_slice(key).get_dtype()) not in _DTYPES:
-                raise ValueError(f"{path} holds {reprlib.repr(key)} as {dtype}; weights are floating-point numbers.")
+                raise ValueError(f"{path} holds {key[:200]!r} as {dtype}; weights are floating-point numbers.")
         return set(file.keys())
 
 
@@ -99,6 +98,6 @@ def _check_complete(stored: set[str], expected: set[str], adapter: str | os.Path
     for keys, fault in ((expected - stored, "lacks"), (unknown, "holds, against its config,")):
         if keys:
             raise ValueError(
-                f"{WEIGHTS} in {os.fspath(adapter)!r} {fault} {reprlib.repr(min(keys))} ({len(keys)} in all): it belongs to "
+                f"{WEIGHTS} in {os.fspath(adapter)!r} {fault} {min(keys)[:200]!r} ({len(keys)} in all): it belongs to "
                 "another config. Train or download both again."
             )
