@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -86,18 +86,19 @@ def _load(files, number: int) -> str:
 
 def run(counts: dict[str, int], first: int) -> dict[str, dict[int, str]]:
     """Outcome by kind and number; a worker that dies is replaced, and goes on behind the file it died of."""
-    found: dict[str, dict[int, str]] = defaultdict(dict)
-    for name, count in counts.items():
-        start, last = first, first + count
-        while start < last:
-            for _, number, outcome in _worker([(name, start, last)]):
-                found[name][number] = outcome
-            done = max((number + 1 for number in found[name] if number >= start), default=start)
-            if done < last:
-                found[name][done] = "crash: the process died, or did not end"
-                done += 1
-            start = done
-        print(f"{name}: {dict(Counter(outcome.split(':')[0] for outcome in found[name].values()))}", file=sys.stderr)
+    found: dict[str, dict[int, str]] = {name: {} for name in counts}
+    last = {name: first + count for name, count in counts.items()}
+
+    def left() -> list[tuple[str, int, int]]:
+        starts = {name: max(found[name], default=first - 1) + 1 for name in counts}
+        return [(name, starts[name], last[name]) for name in counts if starts[name] < last[name]]
+
+    while jobs := left():
+        for name, number, outcome in _worker(jobs):
+            found[name][number] = outcome
+        if dead := left():
+            name, number, _ = dead[0]
+            found[name][number] = "crash: the process died, or did not end"
     return found
 
 
