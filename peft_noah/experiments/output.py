@@ -55,7 +55,7 @@ def write_tables(
         folders: one suite folder, or a sequence of them.
         output: where to write; made where it is missing.
         paper: add the paper's own Table 1, as columns marked so.
-        top: how many candidates of each search are its best.
+        top: how many candidates of each search are its best; searches with fewer than twice as many are left out.
 
     Returns:
         The files written, ``tables.md`` first.
@@ -153,8 +153,8 @@ def _by(values: Sequence[Any], key: Callable[[Any], object]) -> dict[str, list[A
 
 
 def _shared(searches: Sequence[SearchResult], top: int) -> dict[str, BestShare]:
-    """What the best share, by space; searches that scored no more than ``top`` candidates have no others."""
-    enough = [search for search in searches if len(search.ranking()) > top]
+    """What the best share, by space; a search must have scored ``top`` others besides."""
+    enough = [search for search in searches if len(search.ranking()) >= 2 * top]
     return {suffix: shared_by_best(alike, top) for suffix, alike in _by(enough, lambda s: s.space).items()}
 
 
