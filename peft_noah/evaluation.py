@@ -8,6 +8,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader
 
+from peft_noah.fast import fast_forward
 from peft_noah.images import ImageSplit
 from peft_noah.metrics import Accuracy
 from peft_noah.preprocessing import Normalizer
@@ -42,12 +43,13 @@ def evaluate(
     )
     metric, was_training = Accuracy(), model.training
     model.eval()
-    for batch in loader:
-        with accelerator.autocast():
-            logits = model(pixel_values=normalize(batch["pixel_values"])).logits
-        predictions = _predict(logits, images.classes)
-        predictions, labels = accelerator.gather_for_metrics((predictions, batch["labels"]))
-        metric.add_batch(predictions=predictions.cpu(), references=labels.cpu())
+    with fast_forward(model):
+        for batch in loader:
+            with accelerator.autocast():
+                logits = model(pixel_values=normalize(batch["pixel_values"])).logits
+            predictions = _predict(logits, images.classes)
+            predictions, labels = accelerator.gather_for_metrics((predictions, batch["labels"]))
+            metric.add_batch(predictions=predictions.cpu(), references=labels.cpu())
     model.train(was_training)
     return metric.compute()["accuracy"]
 

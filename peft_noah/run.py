@@ -23,6 +23,7 @@ from peft_noah.architecture_source import read_architecture
 from peft_noah.checkpoint import CheckpointFolder
 from peft_noah.data import bundled_task, load_splits
 from peft_noah.evaluation import evaluate
+from peft_noah.fast import fast_forward
 from peft_noah.images import ImageSplit
 from peft_noah.interruption import Interruption
 from peft_noah.method_names import TRANSFER
@@ -229,7 +230,12 @@ class Run:
             return SearchResult.load(path)
         model, partial = self.load_supernet(), path.with_suffix(".partial.json")
         started = time.perf_counter()
-        with self.reporter.stage(name, "candidates") as update, Interruption() as interruption:
+        # the weights are made ready once for all candidates, not once for each
+        with (
+            self.reporter.stage(name, "candidates") as update,
+            Interruption() as interruption,
+            fast_forward(model),
+        ):
             result = find(
                 model.get_search_space(),
                 self._scorer(model, partial, update, interruption),

@@ -186,6 +186,11 @@ class RunFolder:
         check_keys(data, ("method", "error", "traceback"), f"{path}")
         return str(data["error"])
 
+    def forget(self, method: str) -> None:
+        """Remove what a method has left, so that it is run again."""
+        for path in (self.result_path(method), self.error_path(method)):
+            path.unlink(missing_ok=True)
+
     # ------------------------------------------------------------------ times and adapters
 
     def note_seconds(self, stage: str, seconds: float) -> None:

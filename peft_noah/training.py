@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader
 from peft_noah.architecture import Architecture
 from peft_noah.batches import Shares
 from peft_noah.checkpoint import CheckpointFolder
+from peft_noah.fast import fast_forward
 from peft_noah.images import ImageSplit
 from peft_noah.interruption import Interruption
 from peft_noah.preprocessing import Normalizer
@@ -223,30 +224,31 @@ def train(
     progress = state.load()
     model.train()
     steps = settings.epochs * shares.steps
-    for epoch in range(len(progress.losses), settings.epochs):
-        start = progress.step - epoch * shares.steps
-        batches = iter(DataLoader(images, batch_sampler=shares.start_at(epoch, start), collate_fn=images.collate))
-        state.restore_generators()  # not before the loader is there: it draws a seed from torch's generator
-        for position in range(start, shares.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.rate_at(progress.step, shares.steps)
-            if sampler is not None:
-                core.set_architecture(sampler(_stream(settings.sampling, progress.step, accelerator)))
-            mine = work.gradients(batches, shares.counts(position), shares.batch(position))
-            loss, stop, due = total(accelerator, mine, *state.wishes(progress.step + 1))
-            if not math.isfinite(loss):
-                raise NonFiniteLossError(work.describe_non_finite(loss, progress.step, core if sampler else None))
-            if settings.max_grad_norm is not None:
-                accelerator.clip_grad_norm_(trainable, settings.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            progress.step += 1
-            progress.loss_sum += loss
-            if on_step is not None:
-                on_step(progress.step, steps, loss / shares.batch(position))
-            state.after_step(progress, stop, due or progress.step == steps)
-        progress.losses.append(progress.loss_sum / len(images))
-        progress.loss_sum = 0.0
+    with fast_forward(model):
+        for epoch in range(len(progress.losses), settings.epochs):
+            start = progress.step - epoch * shares.steps
+            batches = iter(DataLoader(images, batch_sampler=shares.start_at(epoch, start), collate_fn=images.collate))
+            state.restore_generators()  # not before the loader is there: it draws a seed from torch's generator
+            for position in range(start, shares.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.rate_at(progress.step, shares.steps)
+                if sampler is not None:
+                    core.set_architecture(sampler(_stream(settings.sampling, progress.step, accelerator)))
+                mine = work.gradients(batches, shares.counts(position), shares.batch(position))
+                loss, stop, due = total(accelerator, mine, *state.wishes(progress.step + 1))
+                if not math.isfinite(loss):
+                    raise NonFiniteLossError(work.describe_non_finite(loss, progress.step, core if sampler else None))
+                if settings.max_grad_norm is not None:
+                    accelerator.clip_grad_norm_(trainable, settings.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                progress.step += 1
+                progress.loss_sum += loss
+                if on_step is not None:
+                    on_step(progress.step, steps, loss / shares.batch(position))
+                state.after_step(progress, stop, due or progress.step == steps)
+            progress.losses.append(progress.loss_sum / len(images))
+            progress.loss_sum = 0.0
     state.measure(progress)
     return TrainingLog(tuple(progress.losses), progress.step, progress.seconds, progress.peak_memory)
 

@@ -1,5 +1,6 @@
 """What a user installs: the wheel's content, the lower bounds, registration, and the README's commands."""
 
+import ast
 import copy
 import multiprocessing
 import pickle
@@ -37,8 +38,10 @@ def test_every_import_of_the_package_is_declared():
     names = {requirement.name for requirement in declared()} | {"peft_noah"}
     aliases = {"PIL": "pillow", "yaml": "pyyaml", "numpy": "datasets", "pyarrow": "datasets"}
     for path in (ROOT / "peft_noah").rglob("*.py"):
-        for module in re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.M):
-            if module not in sys.stdlib_module_names:
+        for node in ast.walk(ast.parse(path.read_text())):
+            imported = [node.module] if isinstance(node, ast.ImportFrom) else []
+            imported += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for module in {name.partition(".")[0] for name in imported if name} - sys.stdlib_module_names:
                 assert aliases.get(module, module) in names, f"{path.name} imports {module}"
 
 

@@ -117,6 +117,19 @@ def test_a_broken_cell_is_reported_and_retried_on_request(arguments, tmp_path, r
     assert not list(folder.rglob("*.error.json"))
 
 
+def test_a_result_cut_short_is_named_and_run_again_on_request(arguments, tmp_path):
+    command = [*arguments[:-3], "--methods", "linear", "--tasks", "red", "--output", tmp_path / "suite"]
+    assert invoke("suite", *command).exit_code == 0
+    path = tmp_path / "suite" / "red" / "seed0" / "results" / "linear.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    result = invoke("suite", *command)
+    assert result.exit_code == 1 and "linear.json is not valid JSON" in " ".join(result.output.split())
+    assert invoke("tables", tmp_path / "suite").exit_code == 2
+    assert invoke("suite", *command, "--retry").exit_code == 0
+    assert RunReport.load(path).results[0].test == json.loads(whole)["results"][0]["test"]
+
+
 def test_a_transfer_from_a_failed_search_fails_with_its_reason(root, arguments, tmp_path):
     tasks = tuple(Task(name, str(root / name)) for name in ("blue", "red"))
     plan = Suite(tmp_path / "none", _plan(arguments, tasks)).plan

@@ -120,8 +120,8 @@ class Suite:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.plan.save(self.folder)
         if retry:
-            for job in self.jobs:
-                self.files(job).error_path(job.method).unlink(missing_ok=True)
+            for job in [job for job in self.jobs if self._state(job) == FAILED]:
+                self.files(job).forget(job.method)
         while True:
             outcomes = Counter(self._take(job, on_cell) for job in self.jobs)
             if outcomes["ran"]:
@@ -196,16 +196,27 @@ class Suite:
         """Where the suite stands, from its files alone."""
         states = [(job, self._state(job)) for job in self.jobs]
         failed = [job for job, state in states if state == FAILED]
-        errors = [(job, self.files(job).error(job.method) or "") for job in failed]
+        errors = [(job, self._error(job)) for job in failed]
         return Progress(states, self._seconds_left(states), errors)
 
     def _state(self, job: Job) -> str:
         files = self.files(job)
-        if files.result_path(job.method).exists():
-            return DONE
         if files.error_path(job.method).exists():
             return FAILED
+        try:
+            if files.result(job.method) is not None:
+                return DONE
+        except ValueError:  # cut short or damaged, which no process of ours leaves behind
+            return FAILED
         return RUNNING if files.locked(slug(job.method)) else OPEN
+
+    def _error(self, job: Job) -> str:
+        """What a failed cell said, or what is wrong with its file."""
+        try:
+            self.files(job).result(job.method)
+            return self.files(job).error(job.method) or ""
+        except ValueError as error:
+            return str(error)
 
     @cached_property
     def listings(self) -> Mapping[str, Listings]:
