@@ -94,16 +94,17 @@ def run(counts: dict[str, int], first: int) -> dict[str, dict[int, str]]:
         return [(name, starts[name], last[name]) for name in counts if starts[name] < last[name]]
 
     while jobs := left():
-        for name, number, outcome in _worker(jobs):
+        status: list[int] = []
+        for name, number, outcome in _worker(jobs, status):
             found[name][number] = outcome
         if dead := left():
             name, number, _ = dead[0]
-            found[name][number] = "crash: the process died, or did not end"
+            found[name][number] = f"crash: the process ended with status {status[0]}"
     return found
 
 
-def _worker(jobs: list[tuple[str, int, int]]):
-    """Lines of a worker. One that is stuck outside Python, where no alarm reaches it, is killed."""
+def _worker(jobs: list[tuple[str, int, int]], status: list[int]):
+    """Lines of a worker, then its exit status. One that is stuck outside Python, where no alarm reaches it, is killed."""
     command = [sys.executable, __file__, "--worker", json.dumps(jobs)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     watch = subprocess.Popen([sys.executable, "-c", _WATCH, str(process.pid)], stdin=subprocess.PIPE)
@@ -112,7 +113,7 @@ def _worker(jobs: list[tuple[str, int, int]]):
         watch.stdin.flush()
         if line.startswith(b"["):
             yield json.loads(line)
-    process.wait()
+    status[:] = [process.wait()]
     watch.stdin.close()
     watch.wait()
 
