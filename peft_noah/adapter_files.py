@@ -35,7 +35,7 @@ def load_adapter(backbone: nn.Module, adapter: str | os.PathLike[str]) -> PeftMo
         model = PeftModel.from_pretrained(backbone, str(folder), config=config)
     except SafetensorError as error:
         raise ValueError(
-            f"{WEIGHTS} in {os.fspath(adapter)!r} cannot be read ({error}): the file is cut short or damaged. Train or "
+            f"{WEIGHTS} in {os.fspath(adapter)!r} cannot be read ({str(error)[:500]}): the file is cut short or damaged. Train or "
             "download it again."
         ) from error
     except KeyError as error:  # a classifier's weight, which PEFT looks up without asking

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 MAX_LIST_BYTES = 256 * 1024**2
 MAX_CLASSES = 100_000
+MAX_PATH = 4_096
 
 _META = "train_meta.list"
 _PER_SHOT = re.compile(r"train_meta\.list\.num_shot_(\d+)\.seed_(\d+)")
@@ -173,6 +174,10 @@ def _read(file: Path) -> str:
 
 
 def _inside(path: str, where: str) -> str:
+    if len(path) > MAX_PATH:
+        raise ValueError(
+            f"{where} names a path of {len(path):,} letters, {path[:80]!r}...: at most {MAX_PATH:,} are allowed."
+        )
     parts = re.split(r"[/\\]", path)
     if parts[0] == "" or ".." in parts or ":" in parts[0] or "\0" in path:
         raise ValueError(
@@ -187,7 +192,9 @@ def _label(label: object, limit: int, where: str, path: str) -> int:
     if isinstance(number, bool) or not isinstance(number, int):
         raise ValueError(f"{where} gives {path!r} the label {repr(label)[:40]}: expected a whole number from 0.")
     if not 0 <= number < limit:
-        raise ValueError(f"{where} gives {path!r} the label {number}: allowed are 0 to {limit - 1}. Repair the label.")
+        raise ValueError(
+            f"{where} gives {path!r} the label {str(number)[:80]}: allowed are 0 to {limit - 1}. Repair the label."
+        )
     return number
 
 

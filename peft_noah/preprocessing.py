@@ -269,7 +269,7 @@ def _is_side(side: Any) -> bool:
 def _fixed_size(settings: dict[str, Any], size: tuple[int, int] | None, backbone: object) -> dict[str, Any]:
     """Processor settings that give every image one size: `size` where it is asked for, else the processor's own."""
     settings = dict(settings)
-    resize = {k: v for k, v in settings.get("size", {}).items() if v} if settings.get("do_resize", True) else {}
+    resize = {k: v for k, v in (settings.get("size") or {}).items() if v} if settings.get("do_resize", True) else {}
     crops = bool(settings.get("do_center_crop"))
     if size is None:
         if not crops and set(resize) != {"height", "width"}:
