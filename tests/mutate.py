@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import re
@@ -78,9 +79,13 @@ def json_structure(data: bytes, rng: random.Random) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def _nasty(rng: random.Random) -> object:
+    return copy.deepcopy(rng.choice(NASTY))  # a later change must not change it for the files to come
+
+
 def _change(tree: object, rng: random.Random) -> object:
     if not isinstance(tree, (dict, list)) or not tree or rng.random() < 0.05:
-        return rng.choice(NASTY)
+        return _nasty(rng)
     key = rng.choice(list(tree) if isinstance(tree, dict) else range(len(tree)))
     if isinstance(tree[key], (dict, list)) and tree[key] and rng.random() < 0.7:
         tree[key] = _change(tree[key], rng)
@@ -95,7 +100,7 @@ def _change(tree: object, rng: random.Random) -> object:
     elif what == 2:
         tree[key] = [tree[key]]
     else:
-        tree[key] = rng.choice(NASTY)
+        tree[key] = _nasty(rng)
     return tree
 
 
