@@ -193,7 +193,7 @@ class NoahConfig(PeftConfig):
         largest = self.search_space.largest()
         if architecture != largest:
             raise ValueError(
-                f"architecture {architecture.to_dict()} is not the largest of search_space, {largest.to_dict()}, which a "
+                f"architecture {_brief(architecture)} is not the largest of search_space, {_brief(largest)}, which a "
                 "supernet stores. Give one of the two: search_space for a supernet, architecture for a frozen subnet."
             )
 
@@ -322,3 +322,8 @@ def _refuse_pickle(folder: str) -> None:
             f"{folder!r} has its weights as adapter_model.bin alone, a pickle, which could run any code. Ask for "
             "adapter_model.safetensors, or convert it where you trust it."
         )
+
+
+def _brief(architecture: Architecture) -> str:
+    text = str(architecture.to_dict())
+    return text if len(text) <= 1_000 else f"{text[:1_000]}..."
