@@ -16,8 +16,8 @@ up to those of the whole batch. Results differ from one process's by the order o
 process draws for itself.
 
 The seed fixes the order of the images, augmentation and dropout (torch's generators), the sampled architectures and so
-the weights: on one machine and one process two trainings give the same bytes, interrupted or not. On a GPU that is out
-of our hands: some of its kernels add in an order that varies (attention's backward, for one), and other cards, drivers
+the weights: with one process and as many threads, two trainings on a machine give the same bytes, interrupted or not. On
+a GPU that is out of our hands: some of its kernels add in an order that varies (attention's backward, for one), and other cards, drivers
 and versions of torch choose other kernels; ``torch.use_deterministic_algorithms(True)`` asks for those that do not vary.
 """
 
@@ -45,6 +45,7 @@ from peft_noah.interruption import Interruption
 from peft_noah.preprocessing import Normalizer
 from peft_noah.processes import make_accelerator, total
 from peft_noah.sampling import ArchitectureSampler, SampleArchitectureCallback
+from peft_noah.sharding import average_gradients, is_sharded
 from peft_noah.training_state import TrainingState, identity_of
 
 __all__ = [
@@ -185,7 +186,8 @@ def train(
     """Train whatever in ``model`` requires gradients, on cross-entropy.
 
     Args:
-        model: a classifier called as ``model(pixel_values=...)`` with ``.logits`` (B, classes).
+        model: a classifier called as ``model(pixel_values=...)`` with ``.logits`` (B, classes); its frozen weights may be
+            spread over the processes by `peft_noah.sharding.shard_backbone`.
         images: uint8 images and labels.
         normalize: uint8 pixels to the backbone's input.
         settings: epochs, rates and the rest.
@@ -214,7 +216,8 @@ def train(
         num_processes=accelerator.num_processes,
     )
     optimizer = AdamW(trainable, lr=1.0, weight_decay=settings.weight_decay)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    sharded = is_sharded(model)  # DistributedDataParallel takes no such model
+    model, optimizer = accelerator.prepare_model(model, evaluation_mode=sharded), accelerator.prepare(optimizer)
     core = accelerator.unwrap_model(model)
     identity = {} if checkpoint is None else identity_of(images, settings.to_dict(), sampler)
     state = TrainingState(core, optimizer, accelerator, identity, checkpoint, interruption)
@@ -238,6 +241,8 @@ def train(
                 loss, stop, due = total(accelerator, mine, *state.wishes(progress.step + 1))
                 if not math.isfinite(loss):
                     raise NonFiniteLossError(work.describe_non_finite(loss, progress.step, core if sampler else None))
+                if sharded:
+                    average_gradients(trainable, accelerator)
                 if settings.max_grad_norm is not None:
                     accelerator.clip_grad_norm_(trainable, settings.max_grad_norm)
                 optimizer.step()
