@@ -56,6 +56,7 @@ from peft_noah.run_folder import (
 )
 from peft_noah.search import SearchResult, check_budget, random_search, scaled_budget, search
 from peft_noah.settings import RunSettings
+from peft_noah.sharding import shard_backbone
 from peft_noah.splits import Splits
 from peft_noah.statistics import standard_error
 from peft_noah.tracking import StepLog, check_tracker, start_trackers
@@ -74,6 +75,7 @@ class Run:
         reporter: shows progress.
         checkpoint_seconds: time between two checkpoints of a training; results do not depend on it.
         log_with: a tracker of Accelerate's, such as ``"tensorboard"``, for losses and rates.
+        shard: spread the frozen weights over the processes while a model is trained (FSDP).
 
     Raises:
         ValueError: if the folder holds another run, or none where settings are to be read; or the data cannot be used;
@@ -88,6 +90,7 @@ class Run:
         *,
         checkpoint_seconds: float = 60.0,
         log_with: str | None = None,
+        shard: bool = False,
     ):
         check_tracker(log_with)
         self.files = RunFolder(folder)
@@ -98,7 +101,7 @@ class Run:
         self.accelerator: Accelerator = make_accelerator(
             self.settings.mixed_precision, log_with=log_with, project_dir=self.folder / TRACKING
         )
-        self._checkpoint_seconds = checkpoint_seconds
+        self._checkpoint_seconds, self._shard = checkpoint_seconds, shard
         self.reporter = reporter or Reporter(enabled=self.accelerator.is_main_process)
 
     # ------------------------------------------------------------------ data and models
@@ -149,6 +152,8 @@ class Run:
         settings = self.settings.training(stage)
         if self.accelerator.log_with and not self.accelerator.trackers:
             start_trackers(self.accelerator, asdict(self.settings))
+        if self._shard:
+            shard_backbone(model, self.accelerator)
         log = StepLog(self.folder / LOGS / f"{slug(name)}.jsonl", name, settings, self.accelerator)
 
         with self.reporter.stage(name, "steps") as update, Interruption() as interruption:

@@ -16,6 +16,9 @@ RunFolder = Annotated[Path, typer.Argument(help="Run folder, as made by 'run' or
 
 
 CheckpointSeconds = Annotated[float, typer.Option(help="Seconds between two checkpoints of a training.")]
+Shard = Annotated[
+    bool, typer.Option("--shard-backbone", help="Spread the frozen weights over the processes while training (FSDP).")
+]
 LogWith = Annotated[str | None, typer.Option(help="A tracker for losses and rates, such as tensorboard.")]
 
 
@@ -43,6 +46,7 @@ def run(
     ] = "linear,lora,adapter,vpt",
     checkpoint_seconds: CheckpointSeconds = 60.0,
     log_with: LogWith = None,
+    shard: Shard = False,
     **options: Any,
 ) -> None:
     """The whole job: supernet, search, subnet, baselines, table and figures.
@@ -50,7 +54,7 @@ def run(
     With no option it uses the bundled ViT and task, needs no network, and takes a few minutes on two CPU cores.
     """
     folder, settings = options.pop("output"), run_settings(baselines=baselines, **options)
-    job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with)
+    job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with, shard=shard)
     job.everything()
     _show(job)
     job.reporter.say(f"adapter, table and figures are in {job.folder}")
@@ -59,10 +63,16 @@ def run(
 @commands.add("peft-noah supernet --dataset my-images/ --output runs/mine")
 @clear_errors
 @with_options(RUN_OPTIONS)
-def supernet(*, checkpoint_seconds: CheckpointSeconds = 60.0, log_with: LogWith = None, **options: Any) -> None:
+def supernet(
+    *,
+    checkpoint_seconds: CheckpointSeconds = 60.0,
+    log_with: LogWith = None,
+    shard: Shard = False,
+    **options: Any,
+) -> None:
     """Start a run folder and train its supernet."""
     folder, settings = options.pop("output"), run_settings(**options)
-    _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with).supernet()
+    _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with, shard=shard).supernet()
 
 
 @commands.add("peft-noah search runs/mine")
