@@ -27,6 +27,7 @@ from collections import Counter
 from pathlib import Path
 
 STAGES = ("supernet training", "search", "retraining")
+ORDER = ("start", "supernet training", "search", "inheriting", "retraining", "report")
 COMPARED = (
     "supernet/adapter_model.safetensors",
     "search.json",
@@ -136,8 +137,8 @@ class Drill:
 
     def at_a_random_moment(self, folder: Path, stage: str, file_limit: int | None = None):
         """A process of the command, and the stage that it is at: ``stage``, unless that was over sooner."""
-        process = self.start(folder, file_limit)
-        while process.is_alive() and stage_of(folder) != stage:
+        process, order = self.start(folder, file_limit), ORDER.index(stage)
+        while process.is_alive() and ORDER.index(stage_of(folder)) < order:
             time.sleep(0.002)
         process.join(self.rng.uniform(0, 0.6) * self.seconds[stage])
         return process, stage_of(folder)
@@ -183,6 +184,7 @@ class Drill:
         wrong = [name for name in COMPARED if not same_bytes(folder / name, self.whole / name)]
         wrong += [path.name for path in self.whole.glob("logs/*") if steps(path) != steps(folder / "logs" / path.name)]
         self.identical += not wrong and process.exitcode == 0
+        print(f"run {self.runs}: {sum(self.injected.values())} faults so far, {self.identical} identical", flush=True)
         if wrong:
             said = folder.with_suffix(".log").read_text(errors="replace")[-2000:]
             self.problems.append(f"run {self.runs} with {plan}: {', '.join(wrong)} differ; {said}")
@@ -196,8 +198,7 @@ class Drill:
 
     def table(self) -> str:
         """Faults by kind and stage, as Markdown."""
-        columns = sorted({stage for _, stage in self.injected}, key=lambda stage: (stage not in STAGES, stage))
-        columns.sort(key=lambda stage: STAGES.index(stage) if stage in STAGES else 9)
+        columns = sorted({stage for _, stage in self.injected}, key=ORDER.index)
         lines = [f"| fault | {' | '.join(columns)} | all |", "|---" * (len(columns) + 2) + "|"]
         for kind in sorted({kind for kind, _ in self.injected}):
             numbers = [self.injected[kind, stage] for stage in columns]
