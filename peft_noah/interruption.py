@@ -19,6 +19,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -53,19 +55,20 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """Notes SIGINT and SIGTERM while it is open, instead of dying of them.
 
-    Work asks for :attr:`signal` between two steps. A second Ctrl-C, more than a second after the first, kills at once.
+    Work asks for :attr:`signal` between two steps; one that came after the last is raised as the context ends. A second Ctrl-C, more than a second after the first, kills at once.
     Outside the main thread, where Python allows no handlers, nothing is changed and nothing is noted.
 
     Examples:
         >>> with Interruption() as interruption:
-        ...     signal.raise_signal(signal.SIGTERM)
-        ...     interruption.signal
-        15
+        ...     for step in range(10):
+        ...         interruption.check(f"stopped after {step} steps")
     """
 
     def __init__(self) -> None:
         #: the number of the signal that came, 0 while none has
         self.signal = 0
+        #: whether the work has been told, by `check` or otherwise; what has not been told is raised at the end
+        self.told = False
         self._at = 0.0
         self._previous: dict[int, object] = {}
 
@@ -74,11 +77,13 @@ class Interruption:
             self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type | None, *exception: object) -> None:
         for number, handler in self._previous.items():
             # None: a handler that was not set from Python cannot be set back from it
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous = {}
+        if kind is None and not self.told:  # it came when the last step was over
+            self.check("stopped")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT and time.monotonic() - self._at > ECHO:
@@ -103,7 +108,29 @@ class Interruption:
 
             (stop,) = total(accelerator, stop)
         if stop:
+            self.told = True
             raise interrupted(what, self.signal or signal.SIGTERM)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `Interrupted` wherever they come, but inside an `Interruption`.
+
+    For a whole command whose files are each written whole or not at all.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise interrupted("stopped", number)
+
+    previous = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def interrupted(what: str, number: int) -> Interrupted:

@@ -98,6 +98,8 @@ class TrainingState:
             self.measure(progress)
             self.save(self.folder, progress)
         if stop:
+            if self.interruption is not None:
+                self.interruption.told = True
             done = f"training stopped after step {progress.step:,}"
             number = (self.interruption and self.interruption.signal) or signal.SIGTERM
             if saves:

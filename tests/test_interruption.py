@@ -9,7 +9,7 @@ import time
 import pytest
 
 from peft_noah import interruption
-from peft_noah.interruption import Interrupted, Interruption
+from peft_noah.interruption import Interrupted, Interruption, interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -45,6 +45,22 @@ def test_off_the_main_thread_nothing_is_installed():
     thread.start()
     thread.join()
     assert seen == [(True, 0)]
+
+
+def test_a_signal_that_nobody_asked_for_is_raised_at_the_end():
+    with pytest.raises(Interrupted, match="same command"), Interruption():
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(ValueError), Interruption():  # what went wrong matters more
+        signal.raise_signal(signal.SIGTERM)
+        raise ValueError
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_stops_at_once_with_a_message_where_nothing_notes_signals(number):
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="same command") as info, interruptible():
+        signal.raise_signal(number)
+    assert info.value.exit_code == 128 + number and signal.getsignal(number) is before
 
 
 def test_no_except_exception_swallows_it():

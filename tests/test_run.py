@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -22,6 +23,7 @@ from peft_noah.run import Run
 from peft_noah.run_folder import Busy
 from peft_noah.search import SearchResult
 from peft_noah.settings import RunSettings
+from peft_noah.tracking import StepLog
 
 SMALL = ["--epochs", "1", "--supernet-epochs", "1", "--population-size", "4", "--generations", "2"]
 STAGES = ("settings.json", "supernet", "search.json", "adapter-inherited", "adapter", "results.json", "results.md")
@@ -71,6 +73,9 @@ def test_a_run_leaves_all_its_files(finished):
     assert [name for name in STAGES if not (finished / name).exists()] == []
     assert {path.name for path in (finished / "figures").iterdir()} == {"architecture.png", "search.png"}
     assert not list(finished.rglob("*.partial")) and not list(finished.rglob("*.bin"))
+    assert not (finished / "checkpoints").exists()
+    lines = [json.loads(line) for line in (finished / "logs" / "supernet.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines] == [("supernet", 1)]
 
 
 def test_the_table_has_one_row_per_method(finished):
@@ -171,6 +176,16 @@ def test_an_interrupted_run_goes_on_after_its_last_finished_stage(finished, task
     assert (folder / "supernet" / "adapter_model.safetensors").stat().st_mtime_ns == stamp
     name = "adapter/adapter_model.safetensors"
     assert (folder / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_the_last_step_ends_the_command_with_its_code_and_says_how_to_go_on(
+    number, code, task, backbone, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(StepLog, "__call__", lambda *args: signal.raise_signal(number))
+    result = invoke("supernet", "--model", backbone, "--dataset", task, *SMALL, "--output", tmp_path / "run")
+    assert result.exit_code == code and "Type the same command again" in result.output
+    assert list((tmp_path / "run" / "checkpoints" / "supernet").glob("00000001-*.safetensors"))
 
 
 def test_an_interrupted_search_scores_nothing_twice(finished, task, backbone, tmp_path, monkeypatch):

@@ -111,11 +111,12 @@ def clear_errors(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from peft_noah.interruption import Interrupted
+        from peft_noah.interruption import Interrupted, interruptible
         from peft_noah.training import NonFiniteLossError
 
         try:
-            return command(*args, **kwargs)
+            with interruptible():
+                return command(*args, **kwargs)
         except (ValueError, NonFiniteLossError, OSError) as error:
             typer.secho(f"error: {error}", fg="red", err=True)
             raise typer.Exit(2) from error
