@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -34,7 +33,7 @@ def load_backbone(model: str | os.PathLike[str], splits: Splits, seed: int) -> n
     Raises:
         ValueError: if the family is unknown.
     """
-    config = AutoConfig.from_pretrained(model)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     layout = find_backbone(config.model_type)
     names = dict(enumerate(splits.label_names))
     backbone = AutoModelForImageClassification.from_pretrained(
@@ -43,6 +42,8 @@ def load_backbone(model: str | os.PathLike[str], splits: Splits, seed: int) -> n
         label2id={name: index for index, name in names.items()},
         ignore_mismatched_sizes=True,
         dtype=torch.float32,
+        use_safetensors=True,  # never a pickle
+        trust_remote_code=False,
     )
     torch.manual_seed(seed)
     head = getattr(backbone, layout.head)
@@ -87,34 +88,6 @@ def attach(backbone: nn.Module, method: str | Architecture, recipe: str, search_
     backbone.requires_grad_(method == "full")
     getattr(backbone, find_backbone(backbone.config.model_type).head).requires_grad_(True)
     return backbone
-
-
-def load_adapter(backbone: nn.Module, adapter: str | os.PathLike[str]) -> PeftModel:
-    """Attach a saved NOAH adapter; only safetensors are read.
-
-    Raises:
-        ValueError: if the folder has no adapter, or its weights are cut short or belong to another model.
-    """
-    if os.path.isdir(adapter):
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            if not os.path.isfile(os.path.join(adapter, name)):
-                raise ValueError(
-                    f"{os.fspath(adapter)!r} holds no adapter: {name} is missing. Train or save it again."
-                )
-    try:
-        return PeftModel.from_pretrained(backbone, adapter, use_safetensors=True)
-    except SafetensorError as error:
-        raise ValueError(
-            f"adapter_model.safetensors in {os.fspath(adapter)!r} cannot be read ({error}): the file is cut short or "
-            "damaged. Train or download it again."
-        ) from error
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        detail = str(error).split("\n")[1].strip()
-        raise ValueError(
-            f"adapter {os.fspath(adapter)!r} belongs to another model or number of classes: {detail}"
-        ) from error
 
 
 def count_trainable(model: nn.Module) -> tuple[int, int]:

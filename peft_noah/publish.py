@@ -7,7 +7,7 @@ from pathlib import Path
 
 from peft_noah.architecture_source import read_architecture
 from peft_noah.card import CardData, model_card
-from peft_noah.jsonfile import read_json, write_atomically
+from peft_noah.jsonfile import make_plain_folder, read_json, write_atomically
 from peft_noah.method_names import TRANSFER
 from peft_noah.plotting import plot_architecture, plot_search
 from peft_noah.report import RESULTS_JSON, MethodResult, RunReport
@@ -32,12 +32,12 @@ def draw_figures(folder: str | os.PathLike[str]) -> list[Path]:
     folder = Path(folder)
     drawn = []
     if (folder / SEARCH).exists():
-        (folder / FIGURES).mkdir(exist_ok=True)
+        make_plain_folder(folder / FIGURES)
         plot_search(SearchResult.load(folder / SEARCH), folder / FIGURES / "search.png")
         drawn.append(folder / FIGURES / "search.png")
     for name in (ADAPTER, INHERITED):
         if (folder / name).exists():
-            (folder / FIGURES).mkdir(exist_ok=True)
+            make_plain_folder(folder / FIGURES)
             plot_architecture(
                 read_architecture(folder / name),
                 folder / FIGURES / "architecture.png",
@@ -59,9 +59,16 @@ def write_cards(folder: str | os.PathLike[str]) -> None:
     for result in report.results:
         name = _adapter_of(result.method)
         if name is not None and (folder / name).exists():
+            make_plain_folder(folder / name)
             config = read_json(folder / name / "adapter_config.json")
             plot_architecture(read_architecture(folder / name), folder / name / "architecture.png")
-            text = model_card(_card_data(folder, report, result, config))
+            try:
+                text = model_card(_card_data(folder, report, result, config))
+            except (KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{folder / RESULTS_JSON} and the adapter's config do not say what a model card needs ({error!r}). "
+                    "Run the method again."
+                ) from error
             write_atomically(folder / name / "README.md", text)
 
 

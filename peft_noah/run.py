@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 
+from peft_noah.adapter_files import load_adapter
 from peft_noah.architecture import Architecture
 from peft_noah.architecture_source import read_architecture
 from peft_noah.checkpoint import CheckpointFolder
@@ -32,7 +33,6 @@ from peft_noah.methods import (
     SINGLE_MODULES,
     attach,
     count_trainable,
-    load_adapter,
     load_backbone,
     needs_interpolation,
     package_versions,

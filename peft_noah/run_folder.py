@@ -32,7 +32,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from peft_noah.jsonfile import check_keys, dump_json, read_json, write_atomically
+from peft_noah.jsonfile import check_keys, dump_json, make_plain_folder, read_json, write_atomically
 from peft_noah.method_names import table_order
 from peft_noah.report import MethodResult, RunReport
 from peft_noah.settings import RunSettings
@@ -106,7 +106,7 @@ class RunFolder:
         Raises:
             Busy: another process holds it, and ``wait`` is False.
         """
-        (self / LOCKS).mkdir(parents=True, exist_ok=True)
+        make_plain_folder(self / LOCKS)
         lock = FileLock(self / LOCKS / f"{name}.lock", timeout=-1 if wait else _A_LOOK)
         try:
             lock.acquire()
@@ -163,7 +163,7 @@ class RunFolder:
 
     def add(self, report: RunReport) -> None:
         """Write one result, and the table anew."""
-        (self / RESULTS).mkdir(parents=True, exist_ok=True)
+        make_plain_folder(self / RESULTS)
         method = report.results[0].method
         write_atomically(self.result_path(method), dump_json(report.to_dict()))
         self.error_path(method).unlink(missing_ok=True)
@@ -172,7 +172,7 @@ class RunFolder:
 
     def add_error(self, method: str, error: BaseException) -> None:
         """Note why a method failed."""
-        (self / RESULTS).mkdir(parents=True, exist_ok=True)
+        make_plain_folder(self / RESULTS)
         text = "".join(traceback.format_exception(error))[-_MAX_ERROR:]
         data = {"method": method, "error": f"{type(error).__name__}: {error}"[:_MAX_ERROR], "traceback": text}
         write_atomically(self.error_path(method), dump_json(data))
@@ -213,6 +213,7 @@ class RunFolder:
     def write_adapter(self, name: str, write: Callable[[Path], object]) -> None:
         """Let ``write`` fill a folder, and give it its name when it is whole."""
         partial = self / f"{name}.partial"
+        make_plain_folder(partial)  # refuses a link, which rmtree leaves alone
         shutil.rmtree(partial, ignore_errors=True)
         write(partial)
         os.replace(partial, self / name)

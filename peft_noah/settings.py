@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from peft_noah.config import RECIPES, SPACES
 from peft_noah.data import bundled_backbone
-from peft_noah.jsonfile import check_int, dump_json, read_json, write_atomically
+from peft_noah.jsonfile import check_fields, check_int, dump_json, read_json, write_atomically
 from peft_noah.methods import BASELINES
 from peft_noah.search_result import MAX_COUNT, SearchSettings
 from peft_noah.training import TrainingSettings
@@ -82,6 +82,7 @@ class RunSettings:
     sampling: str = "shared"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, allowed in (
             ("recipe", RECIPES),
             ("search_space", SPACES),

@@ -30,6 +30,7 @@ from peft_noah.list_files import read_entries
 from peft_noah.preprocessing import Preprocessing
 from peft_noah.report import MethodResult, RunReport
 from peft_noah.search_result import SearchResult
+from peft_noah.settings import RunSettings
 
 #: most letters in the message of an error
 LONGEST_MESSAGE = 20_000
@@ -201,6 +202,13 @@ KINDS = {
     ),
     "search result": Kind("search.json", _make_search, _load_search, mutate.JSON, 15),
     "results": Kind("results.json", _make_report, _load_report, mutate.JSON, 15),
+    "run settings": Kind(
+        "settings.json",
+        lambda folder: [json.dumps(asdict(RunSettings())).encode()],
+        lambda folder: RunSettings.load(folder / "settings.json"),
+        mutate.JSON,
+        10,
+    ),
     "model card": Kind("card.json", _make_card, _load_card, mutate.JSON, 10),
     "adapter config": Kind("adapter_config.json", _make_config, _load_config, mutate.JSON, 10),
     "adapter weights": Kind(

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from peft_noah import Architecture, NoahConfig, __version__
+from peft_noah.adapter_files import load_adapter
 from peft_noah.layer import NoahLayer
-from peft_noah.methods import load_adapter
 
 ARCHITECTURE = Architecture(lora=[3, 0, 2, 1], adapter=[0, 2, 0, 1], vpt=[2, 3, 0, 0])
 RECIPES = ("paper", "released")
@@ -237,7 +237,7 @@ ROADS = {
     "peft": lambda model, folder: PeftModel.from_pretrained(model, folder),
     "peft, low_cpu_mem_usage": lambda model, folder: PeftModel.from_pretrained(model, folder, low_cpu_mem_usage=True),
     "transformers": lambda model, folder: model.load_adapter(folder),
-    "peft_noah.methods": load_adapter,
+    "peft_noah.adapter_files": load_adapter,
 }
 
 
@@ -263,7 +263,7 @@ def test_another_family_is_named(saved_vit):
         PeftModel.from_pretrained(make_model("dinov2"), saved_vit.adapter)
 
 
-@pytest.mark.parametrize("road", ["peft", "peft, low_cpu_mem_usage", "peft_noah.methods"])
+@pytest.mark.parametrize("road", ["peft", "peft, low_cpu_mem_usage", "peft_noah.adapter_files"])
 def test_another_head_size_names_both_sizes(saved_vit, road):
     with pytest.raises((RuntimeError, ValueError), match=r"classifier.*\[5, 24\].*\[7, 24\]"):
         ROADS[road](make_vit(num_labels=7), saved_vit.adapter)
