@@ -93,7 +93,8 @@ def fast_forward(model: nn.Module, **options: bool) -> Iterator[FastForward]:
     if outer is not None:
         yield outer
         return
-    hook = functools.partial(_before_call, fast=fast, blocks=blocks)
+    modules = [module for block in blocks for module in block.modules()]
+    hook = functools.partial(_before_call, fast=fast, modules=modules)
     handle = root.register_forward_pre_hook(hook, with_kwargs=True)
     swapped = list(_swap(fast, backbone, blocks))
     try:
@@ -140,7 +141,7 @@ def _why_never(root: nn.Module) -> str | None:
     return None
 
 
-def _why_not_now(root: nn.Module, args: tuple, kwargs: dict[str, Any], blocks: list[nn.Module]) -> str | None:
+def _why_not_now(root: nn.Module, args: tuple, kwargs: dict[str, Any], modules: list[nn.Module]) -> str | None:
     """Why this call cannot be fast."""
     for name in ("output_attentions", "output_hidden_states"):
         if kwargs.get(name, getattr(root.config, name, False)):
@@ -151,13 +152,13 @@ def _why_not_now(root: nn.Module, args: tuple, kwargs: dict[str, Any], blocks: l
         return "more than the pixels was passed by position"
     if root.config._attn_implementation not in _ATTENTIONS:
         return f"attention is computed by {root.config._attn_implementation!r}, not by 'sdpa'"
-    for module in itertools.chain.from_iterable(block.modules() for block in blocks):
+    for module in modules:
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             if any(map(_is_foreign, _hooks(module))):
                 return f"a {plain_class(type(module)).__name__} has hooks"
         elif isinstance(module, NoahLayer) and module.batch_adapters is not None:
             return "each sample of the batch has an adapter of its own"
-    checkpointing = getattr(blocks[0], "_gradient_checkpointing_func", None)
+    checkpointing = getattr(modules[0], "_gradient_checkpointing_func", None)
     if (
         checkpointing is not None
         and root.training
@@ -185,7 +186,7 @@ def _is_active(hook: Any) -> bool:
 
 
 def _before_call(
-    root: nn.Module, args: tuple, kwargs: dict[str, Any], *, fast: FastForward | None, blocks: list[nn.Module]
+    root: nn.Module, args: tuple, kwargs: dict[str, Any], *, fast: FastForward | None, modules: list[nn.Module]
 ) -> tuple[tuple, dict[str, Any]] | None:
     """Forward pre-hook of the whole model: what it decides reaches the blocks as a keyword argument.
 
@@ -193,7 +194,7 @@ def _before_call(
     """
     if fast is None:  # in a copy
         return None
-    fast.note(_why_not_now(root, args, kwargs, blocks))
+    fast.note(_why_not_now(root, args, kwargs, modules))
     if fast.reason is not None:
         return None
     backbone = BACKBONES[root.config.model_type]

@@ -107,10 +107,7 @@ class FrozenLinears:
             version: what ``weights`` depends on besides the leaves' own weights.
             weights: the weights (out, in) to use in place of the leaves' own, such as merged ones.
         """
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else leaves[0].weight.dtype
-        if dtype == torch.float64 or leaves[0].weight.dtype == torch.float64:  # autocast leaves float64 alone
-            dtype = leaves[0].weight.dtype
+        dtype = self.dtype_for(x, leaves[0].weight)
         stamp = (tuple((leaf.weight.data_ptr(), leaf.weight._version) for leaf in leaves), version)
         key = (tuple(map(id, leaves)), dtype, weights is not None)
         entry = self._entries.get(key)
@@ -118,6 +115,14 @@ class FrozenLinears:
             own = [leaf.weight for leaf in leaves]
             entry = self._entries[key] = self._make(stamp, own if weights is None else weights(), leaves, dtype)
         return entry.linear(x.to(dtype))
+
+    @staticmethod
+    def dtype_for(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
+        """The dtype in which a plain Linear would compute now."""
+        kind = x.device.type
+        if weight.dtype == torch.float64 or not torch.is_autocast_enabled(kind):  # autocast leaves float64 alone
+            return weight.dtype
+        return torch.get_autocast_dtype(kind)
 
     def _make(self, stamp: Stamp, weights: list[torch.Tensor], leaves: tuple[nn.Linear, ...], dtype) -> _Entry:
         with torch.inference_mode(False), torch.no_grad():

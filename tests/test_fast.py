@@ -13,7 +13,7 @@ from transformers import DeiTConfig, DeiTForImageClassification, ViTForImageClas
 import peft_noah.layer
 from peft_noah import NoahConfig
 from peft_noah.fast import fast_forward
-from peft_noah.fast_block import FastCall, FastOptions
+from peft_noah.fast_block import FastCall, FastOptions, matmul_attention
 from peft_noah.packed import FrozenLinears, PackedLinear
 from peft_noah.prompts.vpt import FAST_CALL
 
@@ -198,6 +198,15 @@ def test_autocast_stays_within_the_rounding_of_bfloat16(pixels):
         assert (logits - expected).abs().max() < 0.03 * scale  # 8 bits, four blocks
         for name, gradient in gradients.items():
             assert (fast_gradients[name] - gradient).norm() <= 0.1 * gradient.norm() + 1e-6, name
+
+
+def test_attention_by_matrix_products_is_attention():
+    query, key = torch.randn(2, 3, 5, 8, dtype=torch.float64), torch.randn(2, 3, 7, 8, dtype=torch.float64)
+    expected = nn.functional.scaled_dot_product_attention(query, key, key, scale=0.3).transpose(1, 2)
+    result, _ = matmul_attention(None, query, key, key, None, dropout=0.0, scaling=0.3)
+    torch.testing.assert_close(result, expected, atol=1e-12, rtol=0)
+    dropped, _ = matmul_attention(None, query, key, key, None, dropout=0.5, scaling=0.3)
+    assert not torch.allclose(dropped, expected)
 
 
 def test_gradient_checkpointing_recomputes_the_fast_blocks(pixels):

@@ -72,6 +72,11 @@ class PromptModule(nn.Module):
         size = self._sizes[name]
         return weight if size == weight.shape[0] else weight[:size]
 
+    @staticmethod
+    def cast(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """``x`` in the dtype of ``weight``; under autocast as it is, since that casts both for each product."""
+        return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+
     def count(self, dim: int) -> int:
         """Number of parameters at ``dim``: the sum over weights of the product of their shapes."""
         return sum(prod(shape) for shape in self.shapes(dim).values()) if dim else 0

@@ -51,7 +51,7 @@ class Lora(PromptModule):
         return self._shared_down[0].down[: self.dim] if self._shared_down else self.active("down")
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        hidden = F.linear(self.dropout(x).to(self.up.dtype), self._down())  # (B, T, r)
+        hidden = F.linear(self.cast(self.dropout(x), self.up), self._down())  # (B, T, r)
         if hidden.dtype == y.dtype:  # one pass over y instead of three
             rows = y.reshape(-1, y.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
             return torch.addmm(*rows, self.active("up"), alpha=self.scale).view(y.shape)

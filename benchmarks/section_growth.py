@@ -1,0 +1,62 @@
+"""How the time of a training step grows with each size of the problem, all else fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from measure import BATCH, SIZES, Table, interleave, make_images, make_step
+from peft import get_peft_model
+from transformers import ViTConfig, ViTForImageClassification
+
+from peft_noah import Architecture, NoahConfig
+from peft_noah.fast import fast_forward
+
+SERIES = {
+    "dims of all modules": [1, 10, 50, 100],
+    "blocks that carry modules": [0, 4, 8, 12],
+    "patches": [16, 64, 144, 256],
+    "blocks": [3, 6, 12, 24],
+    "batch": [4, 8, 16, 32],
+}
+NOTE = (
+    "The 192-wide ViT in `fast_forward`, 12 blocks, 64 patches, batch 16, dims 10 in all blocks unless the row says "
+    "otherwise; ms per step, median of {rounds} rounds in which the sizes of a row take turns. 'from half to all' is the "
+    "time at the last size over that at about half of it: 2 where a step's time is proportional to it, less where a fixed "
+    "part remains; attention adds a quadratic part to the patches."
+)
+
+
+def run(quick: bool) -> Iterator[Table]:
+    """float32, with frozen weights packed."""
+    rounds = 3 if quick else 15
+    seconds = {name: _series(name, sizes, rounds) for name, sizes in SERIES.items()}
+    rows = []
+    for name, times in seconds.items():
+        medians = [sorted(values)[len(values) // 2] for values in times.values()]
+        cells = [f"{1e3 * median:.0f} ({size})" for size, median in zip(times, medians, strict=True)]
+        rows.append([name, *cells, f"{medians[-1] / medians[-2]:.2f} ({SERIES[name][-1] / SERIES[name][-2]:.2f} x)"])
+    header = ["", "ms (at)", "ms (at)", "ms (at)", "ms (at)", "last step of the row"]
+    yield Table("Growth of a training step", header, rows, NOTE.format(rounds=rounds), values={"seconds": seconds})
+
+
+def _series(name: str, sizes: list[int], rounds: int) -> dict[str, list[float]]:
+    with ExitStack() as stack:
+        return interleave({str(size): _step(stack, name, size) for size in sizes}, rounds)
+
+
+def _step(stack: ExitStack, name: str, size: int):
+    blocks = size if name == "blocks" else 12
+    config = SIZES["small"].to_dict() | {"num_hidden_layers": blocks}
+    if name == "patches":
+        config["image_size"] = 8 * round(size**0.5)
+    config = ViTConfig(**config)
+    dim = size if name == "dims of all modules" else 10
+    depth = size if name == "blocks that carry modules" else blocks
+    stored = Architecture.uniform(blocks, lora=dim, adapter=dim, vpt=dim)
+    options = NoahConfig(recipe="released", dropout=0.0, drop_path=0.0, architecture=stored)
+    model = get_peft_model(ViTForImageClassification(config), options)
+    model.set_architecture({name: [dim] * depth + [0] * (blocks - depth) for name in stored})
+    step = make_step(model, *make_images(config, size if name == "batch" else BATCH["small"]))
+    stack.enter_context(fast_forward(model))
+    return lambda number: step()
