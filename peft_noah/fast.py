@@ -127,10 +127,6 @@ def _why_never(root: nn.Module) -> str | None:
     if backbone is None or backbone.norm_after is None:
         return f"the blocks of model_type {model_type!r} are not known to it"
     blocks = [root.get_submodule(name) for name in backbone.block_names(root)]
-    if not blocks or any(
-        not plain_class(type(module)).__module__.startswith("transformers.models.") for module in blocks
-    ):
-        return "the blocks are not transformers' own"
     for module in itertools.chain([root], *(block.modules() for block in blocks)):
         if hasattr(module, "_hf_hook"):
             return "Accelerate places the model's layers on several devices"
@@ -138,6 +134,10 @@ def _why_never(root: nn.Module) -> str | None:
             return "the model is sharded by FSDP"
     if any(type(weight).__name__ == "DTensor" for weight in root.parameters()):
         return "the weights are distributed tensors"
+    if not blocks or any(
+        not plain_class(type(module)).__module__.startswith("transformers.models.") for module in blocks
+    ):
+        return "the blocks are not transformers' own"
     return None
 
 

@@ -308,15 +308,19 @@ def test_unknown_families_and_models_turn_it_off():
         assert fast.reason == "the blocks of model_type 'unheard-of' are not known to it"
 
 
-def test_sharded_and_offloaded_models_turn_it_off():
+def test_sharded_offloaded_and_altered_models_turn_it_off():
     model = make_model()
     model.vit.layers[0]._hf_hook = object()
     with fast_forward(model) as fast:
         assert fast.reason == "Accelerate places the model's layers on several devices"
     del model.vit.layers[0]._hf_hook
-    model.vit.layers[0].__class__ = type("FSDPViTLayer", (type(model.vit.layers[0]),), {})
+    plain = type(model.vit.layers[0])
+    model.vit.layers[0].__class__ = type("OwnLayer", (plain,), {})
     with fast_forward(model) as fast:
         assert fast.reason == "the blocks are not transformers' own"
+    model.vit.layers[0].__class__ = type("FSDPViTLayer", (plain,), {})
+    with fast_forward(model) as fast:
+        assert fast.reason == "the model is sharded by FSDP"
 
 
 # ------------------------------------------------------------------ what it leaves behind
