@@ -47,6 +47,8 @@ def main() -> None:
         for result in importlib.import_module(f"section_{name}").run(arguments.quick):
             print(result.markdown(), flush=True)
             tables.append(result)
+            if result.curves is not None:
+                result.plot(arguments.output / f"{name}.png")
             seconds = time.perf_counter() - started
             text = "\n".join(
                 ["# Benchmark\n", head, *(each.markdown() for each in tables), f"Took {seconds:.0f} s.\n"]

@@ -15,6 +15,7 @@ import peft
 import torch
 import torch.nn.functional as F
 import transformers
+from matplotlib.figure import Figure
 from peft import get_peft_model
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
@@ -48,6 +49,7 @@ class Table:
         rows: cells as they are printed.
         note: what was measured, and how; a line below it.
         values: the numbers behind the cells, for the JSON file.
+        curves: points (x, y) by name, for a figure with a panel for each; None: no figure.
     """
 
     title: str
@@ -55,10 +57,22 @@ class Table:
     rows: list[Sequence[str]]
     note: str = ""
     values: dict = field(default_factory=dict)
+    curves: dict[str, list[tuple[float, float]]] | None = None
 
     def markdown(self) -> str:
         """Title, table and note."""
         return f"### {self.title}\n\n{table(self.header, self.rows)}\n\n{self.note}".rstrip() + "\n"
+
+    def plot(self, path: Path) -> None:
+        """Draw the curves, each axis from zero, so that what is proportional is a line through the corner."""
+        figure = Figure(figsize=(3 * len(self.curves), 3), layout="constrained")
+        for axes, (name, points) in zip(
+            figure.subplots(1, len(self.curves), squeeze=False)[0], self.curves.items(), strict=True
+        ):
+            axes.plot(*zip(*points, strict=True), marker="o")
+            axes.set(xlabel=name, xlim=(0, None), ylim=(0, None))
+        figure.axes[0].set_ylabel("ms")
+        figure.savefig(path, dpi=150)
 
     def to_dict(self) -> dict:
         """Plain data for the JSON file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -21,9 +22,9 @@ SERIES = {
 }
 NOTE = (
     "The 192-wide ViT in `fast_forward`, 12 blocks, 64 patches, batch 16, dims 10 in all blocks unless the row says "
-    "otherwise; ms per step, median of {rounds} rounds in which the sizes of a row take turns. 'from half to all' is the "
-    "time at the last size over that at about half of it: 2 where a step's time is proportional to it, less where a fixed "
-    "part remains; attention adds a quadratic part to the patches."
+    "otherwise; ms per step, median of {rounds} rounds in which the sizes of a row take turns. The last column is by what "
+    "factor time and size grow between the last two: equal where time is proportional, less where a fixed part remains; "
+    "attention adds a quadratic part to the patches."
 )
 
 
@@ -31,13 +32,18 @@ def run(quick: bool) -> Iterator[Table]:
     """float32, with frozen weights packed."""
     rounds = 3 if quick else 15
     seconds = {name: _series(name, sizes, rounds) for name, sizes in SERIES.items()}
+    curves = {
+        name: [(float(size), 1e3 * statistics.median(values)) for size, values in times.items()]
+        for name, times in seconds.items()
+    }
     rows = []
-    for name, times in seconds.items():
-        medians = [sorted(values)[len(values) // 2] for values in times.values()]
-        cells = [f"{1e3 * median:.0f} ({size})" for size, median in zip(times, medians, strict=True)]
-        rows.append([name, *cells, f"{medians[-1] / medians[-2]:.2f} ({SERIES[name][-1] / SERIES[name][-2]:.2f} x)"])
-    header = ["", "ms (at)", "ms (at)", "ms (at)", "ms (at)", "last step of the row"]
-    yield Table("Growth of a training step", header, rows, NOTE.format(rounds=rounds), values={"seconds": seconds})
+    for name, points in curves.items():
+        (before, less), (size, more) = points[-2:]
+        cells = [f"{ms:.0f} ({at:g})" for at, ms in points]
+        rows.append([name, *cells, f"{more / less:.2f} ({size / before:.2f})"])
+    header = ["", "ms (at)", "ms (at)", "ms (at)", "ms (at)", "last step: time (size)"]
+    note = NOTE.format(rounds=rounds)
+    yield Table("Growth of a training step", header, rows, note, {"seconds": seconds}, curves)
 
 
 def _series(name: str, sizes: list[int], rounds: int) -> dict[str, list[float]]:

@@ -23,7 +23,7 @@ NOTE = (
 
 def run(quick: bool) -> Iterator[Table]:
     """float32."""
-    rounds = {"ViT-B/16": 6 if quick else 20, "small": 12 if quick else 40}
+    rounds = {"ViT-B/16": 4 if quick else 20, "small": 12 if quick else 40}
     subnets = 2 if quick else 4
     times = {f"{size}, batch {BATCH[size]}": _times(size, rounds[size], subnets, compiled=not quick) for size in SIZES}
     note = NOTE.format(batches=[*BATCH.values()], rounds=[*rounds.values()], subnets=subnets)

@@ -15,7 +15,7 @@ IMPORT = "import time, peft; start = time.perf_counter(); import peft_noah; prin
 
 def run(quick: bool) -> Iterator[Table]:
     """In fresh processes; the first of each, which fills the disk's cache, is left out."""
-    repeats = 3 if quick else 9
+    repeats = 2 if quick else 9
     imports = [float(_output([sys.executable, "-c", IMPORT])) for _ in range(repeats + 1)][1:]
     helps = [_seconds([sys.executable, "-m", "peft_noah", "--help"]) for _ in range(repeats + 1)][1:]
     rows = [
