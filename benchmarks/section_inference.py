@@ -44,10 +44,10 @@ def _times(size: str, rounds: int, count: int, compiled: bool) -> dict[str, list
             "backbone in fast_forward": [_entered(stack, _bare(subnets[0]))],
         }
         if compiled:
-            unpacked = _entered(stack, supernet.extract(sample(supernet, 1)[0]), pack_weights=False)
+            again = _entered(stack, supernet.extract(sample(supernet, 1)[0]))
             models["backbone, compiled"] = [torch.compile(bare)]
             models["subnet, compiled"] = [torch.compile(subnets[0])]
-            models["subnet in fast_forward, compiled"] = [torch.compile(unpacked)]
+            models["subnet in fast_forward, compiled"] = [torch.compile(again)]
         with torch.inference_mode():
             for one, other in zip(subnets, fast, strict=True):
                 check_equal(logits_of(other, images), logits_of(one, images), "subnet in fast_forward")
@@ -59,8 +59,8 @@ def _bare(subnet: PeftModel) -> nn.Module:
         return subnet.base_model._bare_copy().eval()
 
 
-def _entered(stack: ExitStack, model: nn.Module, **options: bool) -> nn.Module:
-    stack.enter_context(fast_forward(model, **options))
+def _entered(stack: ExitStack, model: nn.Module) -> nn.Module:
+    stack.enter_context(fast_forward(model))
     return model
 
 

@@ -16,7 +16,8 @@ from its own modules, as transformers does, but
 - frozen weights are laid out for the CPU's matrix kernels, or cast to the autocast dtype, once (`packed`);
 - while nothing is trained, LoRA's updates are added to copies of the projections' weights.
 
-Where this cannot be done, the model runs as it is: `FastForward.reason` says why.
+Where this cannot be done, the model runs as it is: `FastForward.reason` says why. Under `torch.compile` only the first two
+gains remain: layouts, casts and products are the compiler's.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -152,7 +154,7 @@ def _why_not_now(root: nn.Module, args: tuple, kwargs: dict[str, Any], modules: 
         return "more than the pixels was passed by position"
     if root.config._attn_implementation not in _ATTENTIONS:
         return f"attention is computed by {root.config._attn_implementation!r}, not by 'sdpa'"
-    for module in modules:
+    for module in () if torch.compiler.is_compiling() else modules:
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             if any(map(_is_foreign, _hooks(module))):
                 return f"a {plain_class(type(module)).__name__} has hooks"

@@ -177,8 +177,10 @@ class BlockPlan:
 
     def _project(self, x: torch.Tensor, sites: list[nn.Module]) -> tuple[torch.Tensor, ...]:
         """Outputs of some of the projections for one input ``x`` (B, T, D)."""
+        if torch.compiler.is_compiling() or not self.options.fuse_projections:
+            return tuple(site(x) for site in sites)
         leaves = tuple(map(_frozen_leaf, sites))
-        if None in leaves or not self.options.fuse_projections:
+        if None in leaves:
             return tuple(site(x) for site in sites)
         sizes = [leaf.out_features for leaf in leaves]
         updates = self._updates(sites)

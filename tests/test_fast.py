@@ -1,6 +1,7 @@
 """The fast forward against the plain one: every gain alone and all together, in logits and gradients."""
 
 import copy
+import itertools
 import logging
 
 import pytest
@@ -55,9 +56,10 @@ def assert_same(model, pixels, atol, **options):
     torch.testing.assert_close(fast_gradients, gradients, atol=atol, rtol=atol)
 
 
-@pytest.mark.parametrize("option", [*OPTIONS, "all"])
+@pytest.mark.parametrize(
+    ("family", "option"), [*itertools.product(["vit", "dinov2"], [*OPTIONS, "all"]), ("deit", "all")]
+)
 @pytest.mark.parametrize("recipe", ["paper", "released"])
-@pytest.mark.parametrize("family", ["vit", "dinov2", "deit"])
 def test_every_gain_alone_keeps_logits_and_gradients(family, recipe, option, pixels):
     model = build(family, recipe).train()
     for rows in ARCHITECTURES:
@@ -217,6 +219,14 @@ def test_gradient_checkpointing_recomputes_the_fast_blocks(pixels):
         logits, fast_gradients = logits_and_gradients(model, pixels.double())
     assert fast.reason is None
     torch.testing.assert_close((logits, fast_gradients), (expected, gradients), atol=1e-10, rtol=1e-10)
+
+
+def test_a_compiler_sees_one_graph(pixels):
+    subnet = build(dtype=torch.float32).eval().extract(ARCHITECTURES[1])
+    with fast_forward(subnet), torch.inference_mode():
+        expected = subnet(pixel_values=pixels).logits
+        logits = torch.compile(subnet, backend="eager", fullgraph=True)(pixel_values=pixels).logits
+    torch.testing.assert_close(logits, expected)
 
 
 def test_a_block_with_a_mask_is_the_plain_one(pixels):
