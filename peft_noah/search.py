@@ -16,7 +16,16 @@ from dataclasses import replace
 
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.jsonfile import check_int
-from peft_noah.search_result import MAX_COUNT, Candidate, SearchResult, SearchSettings, check_score
+from peft_noah.racing import Bar
+from peft_noah.search_result import (
+    MAX_COUNT,
+    Bounds,
+    Candidate,
+    SearchResult,
+    SearchSettings,
+    check_bounds,
+    check_score,
+)
 from peft_noah.version import __version__
 
 __all__ = [
@@ -37,7 +46,11 @@ TRIES = 100  # draws for one place in a generation before it is filled in anothe
 RESTARTS = 10  # random architectures that are shrunk below the budget before a place stays empty
 ENUMERABLE = 10_000  # spaces up to this size are listed once, so that no architecture is ever missed
 
-Score = Callable[[Architecture], float | None]
+#: of candidates whose scores a raced search knows exactly, whatever the number of parents: what a result is asked for
+BEST = 10
+ROUND = 10  # candidates of a raced search that are scored against the same bar, at once if there are processes enough
+
+Score = Callable[..., float | Bounds | None]
 Count = Callable[[Architecture], int]
 
 
@@ -92,7 +105,8 @@ def search(
     settings: SearchSettings | None = None,
     *,
     seed: int = 0,
-    map: Callable[[Score, list[Architecture]], Iterable[float | None]] = map,
+    racing: bool = False,
+    map: Callable[..., Iterable[float | Bounds | None]] = map,
     on_generation: Callable[[SearchResult], object] | None = None,
     provenance: Mapping[str, object] | None = None,
 ) -> SearchResult:
@@ -101,6 +115,10 @@ def search(
     Where the space, or what fits the budget of it, has fewer architectures than are asked for, the search ends when it
     finds no more. A space of at most 10,000 architectures is never left before each that fits has been scored, or the
     last generation is over.
+
+    A raced search has the same history, the same 10 best and the same scores of them, if ``score`` stops early only
+    where even the best possible score is below the :class:`~peft_noah.racing.Bar`: only the best candidates so far
+    become parents, so nothing depends on how bad the others are.
 
     Args:
         space: what may be chosen.
@@ -111,7 +129,11 @@ def search(
         budget: the most parameters allowed.
         settings: how the evolution goes; the default variant where left out.
         seed: of the only random generator used (0 or more). Same seed and scores, same history.
-        map: called as ``map(score, architectures)`` once per generation; hand in a pool's to score in parallel.
+        racing: tell ``score`` what matters, as ``score(architecture, bar)``: the bar is that of the best 10, or of all
+            parents where these are more, and None until there are as many scores. It may then stop early and give
+            :class:`Bounds` instead of a score.
+        map: called as ``map(score, architectures)`` once per generation, or as ``map(score, architectures, bars)`` for
+            every 10 candidates of a raced search; hand in a pool's to score in parallel.
         on_generation: called with the result so far after each generation, to show or save it.
         provenance: plain data to keep with the result; its ``"versions"`` join those of Python and this package.
 
@@ -133,7 +155,10 @@ def search(
         drafts = _breed(result, proposer, generation)
         if not drafts:
             break
-        result.candidates += _scored(drafts, score, map)
+        rounds = range(0, len(drafts), ROUND if racing else len(drafts))
+        for drafted in (drafts[start : start + rounds.step] for start in rounds):
+            bars = (_bars(result, drafted),) if racing else ()
+            result.candidates += _scored(drafted, score, map, *bars)
         if on_generation is not None:
             on_generation(result)
     return result
@@ -220,12 +245,26 @@ def _breed(result: SearchResult, proposer: _Proposer, generation: int) -> list[C
     return [replace(draft, generation=generation) for draft in drafts]
 
 
-def _scored(drafts: list[Candidate], score: Score, map: Callable) -> list[Candidate]:
-    scores = list(map(score, [draft.architecture for draft in drafts]))
+def _bars(result: SearchResult, drafts: list[Candidate]) -> list[Bar | None]:
+    """What candidates later than all others must reach to be among those whose scores matter."""
+    count = max(BEST, result.settings.num_parents)
+    best = result.top(count)
+    if len(best) < count:
+        return [None] * len(drafts)
+    return [Bar(best[-1].score, strict=draft.parameters >= best[-1].parameters) for draft in drafts]
+
+
+def _scored(drafts: list[Candidate], score: Score, map: Callable, *bars: list[Bar | None]) -> list[Candidate]:
+    scores = list(map(score, [draft.architecture for draft in drafts], *bars))
     if len(scores) != len(drafts):
         raise ValueError(f"map(score, architectures) gave {len(scores)} scores for {len(drafts)} architectures.")
-    checked = [check_score(value, draft.architecture) for value, draft in zip(scores, drafts, strict=True)]
-    return [replace(draft, score=value) for value, draft in zip(checked, drafts, strict=True)]
+    return [_with_score(draft, value) for draft, value in zip(drafts, scores, strict=True)]
+
+
+def _with_score(draft: Candidate, value: object) -> Candidate:
+    if isinstance(value, Bounds):
+        return replace(draft, bounds=check_bounds(value, str(draft.architecture)))
+    return replace(draft, score=check_score(value, draft.architecture))
 
 
 def scaled_budget(width: int, num_blocks: int) -> int:

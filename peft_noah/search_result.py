@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from typing import NamedTuple
 
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.jsonfile import check_int, check_keys, dump_json, read_json, write_atomically
@@ -91,6 +92,13 @@ _VARIANTS: dict[str, dict[str, float]] = {
 }
 
 
+class Bounds(NamedTuple):
+    """What is known of a candidate whose scoring was stopped: its score is from ``low`` to ``high``."""
+
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Candidate:
     """An architecture that the search looked at.
@@ -98,10 +106,12 @@ class Candidate:
     Attributes:
         architecture: the architecture.
         parameters: its trainable prompt parameters, the classifier not counted.
-        score: what the search maximises (no unit); None where it could not be scored, then it is never chosen.
+        score: what the search maximises (no unit); None where it could not be scored, or where scoring stopped because
+            it could not be among the best any more. Then it is never chosen.
         generation: the round it came from, 0 for the first.
         origin: ``"random"``, ``"crossover"`` or ``"mutation"``.
         parents: where its parents stand in the history.
+        bounds: where scoring was stopped, what the score lies between.
     """
 
     architecture: Architecture
@@ -110,11 +120,14 @@ class Candidate:
     generation: int
     origin: str
     parents: tuple[int, ...] = ()
+    bounds: Bounds | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """The candidate as plain data, ready for JSON."""
+        """The candidate as plain data, ready for JSON; bounds only where there are any."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return values | {"architecture": self.architecture.to_dict(), "parents": list(self.parents)}
+        values |= {"architecture": self.architecture.to_dict(), "parents": list(self.parents)}
+        bounds = values.pop("bounds")
+        return values if bounds is None else values | {"bounds": list(bounds)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object], index: int) -> Candidate:
@@ -123,7 +136,10 @@ class Candidate:
         Raises:
             ValueError: an entry is missing or cannot be.
         """
-        check_keys(data, [entry.name for entry in fields(cls)], f"candidate {index}")
+        keys = [entry.name for entry in fields(cls)]
+        if isinstance(data, Mapping) and "bounds" not in data:
+            keys.remove("bounds")
+        check_keys(data, keys, f"candidate {index}")
         if data["origin"] not in ORIGINS:
             raise ValueError(
                 f"candidate {index} has origin {reprlib.repr(data['origin'])}; known: {', '.join(ORIGINS)}."
@@ -140,6 +156,7 @@ class Candidate:
             generation=check_int(data["generation"], f"generation of candidate {index}", 0, MAX_COUNT),
             origin=data["origin"],
             parents=tuple(check_int(p, f"a parent of candidate {index}", 0, index - 1) for p in data["parents"]),
+            bounds=_read_bounds(data, index),
         )
 
 
@@ -233,7 +250,26 @@ class SearchResult:
         return result
 
 
-def check_score(value: object, architecture: Architecture) -> float | None:
+def _read_bounds(data: Mapping[str, object], index: int) -> Bounds | None:
+    if "bounds" not in data:
+        return None
+    if not isinstance(data["bounds"], list) or len(data["bounds"]) != 2 or data["score"] is not None:
+        raise ValueError(
+            f"candidate {index} has score {reprlib.repr(data['score'])} and bounds {reprlib.repr(data['bounds'])}; "
+            "give a score, or a list of two bounds and no score."
+        )
+    return check_bounds(data["bounds"], f"candidate {index}")
+
+
+def check_bounds(values: Sequence[object], what: str) -> Bounds:
+    """``values`` as bounds; a ValueError that names what they are of unless both are finite and in order."""
+    low, high = (check_score(value, what) for value in values)
+    if low is None or high is None or low > high:
+        raise ValueError(f"the bounds of {what} are {reprlib.repr(list(values))}; give the lower one first.")
+    return Bounds(low, high)
+
+
+def check_score(value: object, architecture: Architecture | str) -> float | None:
     """``value`` as a finite float, or None; a ValueError that names the architecture for anything else."""
     if value is None:
         return None

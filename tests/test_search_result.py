@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_architecture import unhurried
 
 from peft_noah.architecture import Architecture, SearchSpace
-from peft_noah.search_result import Candidate, SearchResult, SearchSettings
+from peft_noah.search_result import Bounds, Candidate, SearchResult, SearchSettings
 
 SPACE = SearchSpace(2, {"lora": [1, 5]}, {"lora": [1, 2]})
 
@@ -203,3 +203,43 @@ def test_a_damaged_file_is_a_result_or_a_value_error(tmp_path_factory, data):
         assert isinstance(SearchResult.load(path), SearchResult)
     except ValueError as error:
         assert "search.json" in str(error)
+
+
+# --- candidates whose scoring was stopped --------------------------------------------------------------------------
+
+
+def with_bounds() -> SearchResult:
+    result = make_result(([1, 0], 0.5, 1), ([5, 0], None, 2), ([1, 1], None, 3))
+    result.candidates[1] = replace(result.candidates[1], bounds=Bounds(0.25, 0.45))
+    return result
+
+
+def test_bounds_are_kept_where_there_are_any(tmp_path):
+    with_bounds().save(tmp_path / "search.json")
+    assert SearchResult.load(tmp_path / "search.json") == with_bounds()
+    entries = json.loads((tmp_path / "search.json").read_text())["candidates"]
+    assert entries[1]["bounds"] == [0.25, 0.45] and entries[1]["score"] is None
+    assert "bounds" not in entries[0] and "bounds" not in entries[2]
+
+
+def test_a_candidate_with_bounds_is_never_chosen():
+    assert with_bounds().ranking() == [0]
+
+
+@pytest.mark.parametrize(
+    ("index", "bounds", "message"),
+    [
+        (0, [0.1, 0.2], r"candidate 0 has score 0.5 and bounds \[0.1, 0.2\]; give a score, or"),
+        (1, [0.1], r"candidate 1 has score None and bounds \[0.1\]"),
+        (1, None, "candidate 1 has score None and bounds None"),
+        (1, [0.3, 0.2], r"the bounds of candidate 1 are \[0.3, 0.2\]; give the lower one first"),
+        (1, [None, 0.2], "the bounds of candidate 1 are"),
+        (1, [0.1, math.inf], "the score of candidate 1 is inf"),
+    ],
+)
+def test_bounds_that_cannot_be_are_refused(tmp_path, index, bounds, message):
+    data = with_bounds().to_dict()
+    data["candidates"][index]["bounds"] = bounds
+    (tmp_path / "search.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=message):
+        SearchResult.load(tmp_path / "search.json")
