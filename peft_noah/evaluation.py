@@ -47,15 +47,19 @@ def evaluate(
         for batch in loader:
             with accelerator.autocast():
                 logits = model(pixel_values=normalize(batch["pixel_values"])).logits
-            predictions = _predict(logits, images.classes)
+            predictions = predict(logits, images.classes)
             predictions, labels = accelerator.gather_for_metrics((predictions, batch["labels"]))
             metric.add_batch(predictions=predictions.cpu(), references=labels.cpu())
     model.train(was_training)
     return metric.compute()["accuracy"]
 
 
-def _predict(logits: torch.Tensor, classes: tuple[int, ...] | None) -> torch.Tensor:
-    """The class index of the largest logit, (B,) of (B, C), among `classes` where given."""
+def predict(logits: torch.Tensor, classes: tuple[int, ...] | None) -> torch.Tensor:
+    """The class index of the largest logit, (B,) of (B, C), among `classes` where given.
+
+    Raises:
+        ValueError: the model has fewer outputs than `classes` asks for.
+    """
     if classes is None:
         return logits.argmax(-1)
     if classes[-1] >= logits.shape[-1]:
