@@ -11,6 +11,7 @@ from peft import get_peft_model
 
 from peft_noah import NoahConfig
 from peft_noah.architecture import Architecture
+from peft_noah.fast import fast_forward
 from peft_noah.prefixes import PrefixCache
 
 IMAGES = 16
@@ -80,6 +81,20 @@ def test_tokens_that_run_on_into_the_next_block_make_another_prefix(pixels):
     for architecture in (with_tokens, without, with_tokens, without):
         assert torch.equal(logits(cache, architecture, pixels), plain(model, architecture, pixels))
     assert cache.reason is None
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+@pytest.mark.parametrize("options", [{}, {"recipe": "released", "vpt_past_depth": "carry"}])
+def test_the_fast_forward_shares_prefixes_too(family, options, pixels):
+    model = make_supernet(family, **options)
+    cache, architectures = PrefixCache(model, IMAGES, 1.0), relatives(model.get_search_space(), 12)
+    with fast_forward(model) as fast:
+        shared = [logits(cache, architecture, pixels) for architecture in architectures]
+    assert fast.reason is None and cache.reason is None and cache.blocks_shared > 4 * IMAGES
+    for architecture, found in zip(architectures, shared, strict=True):
+        torch.testing.assert_close(
+            found, plain(model, architecture, pixels), atol=1e-5, rtol=0
+        )  # sums in another order
 
 
 def test_images_seen_in_other_batches_give_the_same_up_to_rounding(pixels):

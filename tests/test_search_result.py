@@ -234,7 +234,7 @@ def test_a_candidate_with_bounds_is_never_chosen():
         (1, None, "candidate 1 has score None and bounds None"),
         (1, [0.3, 0.2], r"the bounds of candidate 1 are \[0.3, 0.2\]; give the lower one first"),
         (1, [None, 0.2], "the bounds of candidate 1 are"),
-        (1, [0.1, math.inf], "the score of candidate 1 is inf"),
+        (1, [0.1, 10**400], "the score of candidate 1 is 1000"),
     ],
 )
 def test_bounds_that_cannot_be_are_refused(tmp_path, index, bounds, message):
