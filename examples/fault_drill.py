@@ -185,9 +185,11 @@ class Drill:
         wrong += [path.name for path in self.whole.glob("logs/*") if steps(path) != steps(folder / "logs" / path.name)]
         self.identical += not wrong and process.exitcode == 0
         print(f"run {self.runs}: {sum(self.injected.values())} faults so far, {self.identical} identical", flush=True)
-        if wrong:
+        if wrong or process.exitcode != 0:
             said = folder.with_suffix(".log").read_text(errors="replace")[-2000:]
-            self.problems.append(f"run {self.runs} with {plan}: {', '.join(wrong)} differ; {said}")
+            self.problems.append(
+                f"run {self.runs} with {plan}: exit code {process.exitcode}, differing: {wrong}; {said}"
+            )
 
     def run(self, kills: int, others: int) -> None:
         """At least ``kills`` kills, and ``others`` runs with every other fault."""

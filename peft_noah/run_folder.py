@@ -216,4 +216,5 @@ class RunFolder:
         make_plain_folder(partial)  # refuses a link, which rmtree leaves alone
         shutil.rmtree(partial, ignore_errors=True)
         write(partial)
+        shutil.rmtree(self / name, ignore_errors=True)  # of a job that was killed before it could note its result
         os.replace(partial, self / name)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,15 @@ def test_an_interrupted_run_goes_on_after_its_last_finished_stage(finished, task
     stamp = (folder / "supernet" / "adapter_model.safetensors").stat().st_mtime_ns
     Run(folder, settings).everything()
     assert (folder / "supernet" / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+    name = "adapter/adapter_model.safetensors"
+    assert (folder / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_job_killed_between_its_adapter_and_its_result_goes_on(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "results" / "noah-retrained.json").unlink()
+    assert invoke("subnet", folder).exit_code == 0
     name = "adapter/adapter_model.safetensors"
     assert (folder / name).read_bytes() == (finished / name).read_bytes()
 
