@@ -54,6 +54,7 @@ from peft_noah.run_folder import (
     RunFolder,
     slug,
 )
+from peft_noah.scoring import Scorer, spread
 from peft_noah.search import SearchResult, check_budget, random_search, scaled_budget, search
 from peft_noah.settings import RunSettings
 from peft_noah.sharding import shard_backbone
@@ -241,14 +242,22 @@ class Run:
             Interruption() as interruption,
             fast_forward(model),
         ):
+            scorer = self._scorer(model, partial, update, interruption)
+
+            def on_generation(so_far: SearchResult) -> None:
+                scorer.keep(so_far)
+                self._on_main(so_far.save, partial)
+
             result = find(
                 model.get_search_space(),
-                self._scorer(model, partial, update, interruption),
+                scorer,
                 model.count_parameters,
                 self.budget(model),
                 how,
                 seed=self.settings.seed,
-                on_generation=lambda so_far: self._on_main(so_far.save, partial),
+                racing=True,
+                map=spread,
+                on_generation=on_generation,
                 provenance={
                     "recipe": self.settings.recipe,
                     "task": self.splits.to_dict(),
@@ -260,25 +269,26 @@ class Run:
         self._on_main(partial.unlink, missing_ok=True)
         return result
 
-    def _scorer(
-        self, model: PeftModel, partial: Path, update: Callable, interruption: Interruption
-    ) -> Callable[[Architecture], float]:
-        known = {c.architecture: c.score for c in SearchResult.load(partial).candidates} if partial.exists() else {}
-        search, scores = self.settings.search(), []
+    def _scorer(self, model: PeftModel, partial: Path, update: Callable, interruption: Interruption) -> Scorer:
+        search = self.settings.search()
         total = search.population_size * search.generations
 
-        def score(architecture: Architecture) -> float:
-            if architecture in known:  # the same seed asks for the same candidates again
-                accuracy = known[architecture]
-            else:
-                model.set_architecture(architecture)
-                accuracy = self.validate(model)
-            scores.append(accuracy)
+        def on_scored(done: int, best: float | None) -> None:  # equally often on all processes: they may agree in it
             interruption.check("search stopped", self.accelerator)
-            update(len(scores), total, f"best {100 * max(scores):.1f} %")
-            return accuracy
+            update(done, total, "" if best is None else f"best {100 * best:.1f} %")
 
-        return score
+        scorer = Scorer(
+            model,
+            self.splits.validation,
+            self.normalize,
+            self.accelerator,
+            cache_gb=self.settings.cache_gb,
+            risk=self.settings.risk,
+            on_scored=on_scored,
+        )
+        if partial.exists():
+            scorer.resume(SearchResult.load(partial))
+        return scorer
 
     def budget(self, model: PeftModel) -> int:
         """The run's budget in parameters: the given one, or the paper's scaled to the backbone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -36,6 +37,9 @@ class RunSettings:
         effort: cost of supernet, search and retraining together, in fine-tunings of ``epochs`` epochs: a supernet of
             5 x ``epochs`` and a search of all generations is 5.6, as in the paper, the retraining being 1 of it. What is
             above 1 scales both alike. None: 5.6, or what ``supernet_epochs`` and ``generations`` say.
+        cache_gb: most memory that the search may keep hidden states in, in gigabytes (10^9 bytes), besides the backbone
+            and one batch.
+        risk: chance that the search stops looking at a candidate that would have been among its best; 0: it never does.
         seed: of everything random.
         num_classes: of lists of numbered classes; None: up to the largest label there is.
         shots: training images per class to take; None: all.
@@ -65,6 +69,8 @@ class RunSettings:
     generations: int | None = None
     baselines: tuple[str, ...] = ("linear", "lora", "adapter", "vpt")
     effort: float | None = None
+    cache_gb: float = 1.0
+    risk: float = 0.0
     seed: int = 0
     num_classes: int | None = None
     shots: int | None = None
@@ -102,6 +108,10 @@ class RunSettings:
                 raise ValueError(f"baseline {method!r} is not known (known: {', '.join(BASELINES)}).")
         if self.budget is not None and self.budget < 1:
             raise ValueError(f"budget must be a positive number of parameters, got {self.budget}.")
+        if not 0 <= self.risk < 1:
+            raise ValueError(f"risk must be at least 0 and below 1, got {self.risk!r}.")
+        if not 0 <= self.cache_gb < math.inf:
+            raise ValueError(f"cache_gb must be at least 0, got {self.cache_gb!r}.")
         if self.shots is not None:
             check_int(self.shots, "shots", 1, MAX_COUNT)
 

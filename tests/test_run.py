@@ -22,6 +22,7 @@ from peft_noah.cli import app
 from peft_noah.report import RunReport
 from peft_noah.run import Run
 from peft_noah.run_folder import Busy
+from peft_noah.scoring import Scorer
 from peft_noah.search import SearchResult
 from peft_noah.settings import RunSettings
 from peft_noah.tracking import StepLog
@@ -199,25 +200,22 @@ def test_a_signal_in_the_last_step_ends_the_command_with_its_code_and_says_how_t
 
 
 def test_an_interrupted_search_scores_nothing_twice(finished, task, backbone, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    job = Run(folder, RunSettings.load(finished / "settings.json"))
-    job.supernet()
-    accuracy, asked = job._accuracy, []
+    folder, look, looked_at = tmp_path / "run", Scorer._right, set()
+    Run(folder, RunSettings.load(finished / "settings.json")).supernet()
 
-    def failing(model, images):
-        asked.append(None)
-        if len(asked) > 6:  # in the second generation of four
+    def failing(scorer, architecture, *args):
+        looked_at.add(architecture)
+        if len(looked_at) > 6:  # in the second generation of four
             raise KeyboardInterrupt
-        return accuracy(model, images)
+        return look(scorer, architecture, *args)
 
-    monkeypatch.setattr(job, "_accuracy", failing)
+    monkeypatch.setattr(Scorer, "_right", failing)
     with pytest.raises(KeyboardInterrupt):
-        job.search()
-    again = Run(folder)
-    counted = []
-    monkeypatch.setattr(again, "_accuracy", lambda *args: counted.append(None) or accuracy(*args))
-    again.search()
-    assert len(counted) == 4
+        Run(folder).search()
+    again = set()
+    monkeypatch.setattr(Scorer, "_right", lambda *args: again.add(args[1]) or look(*args))
+    Run(folder).search()
+    assert len(again) == 4
     assert (folder / "search.json").read_bytes() == (finished / "search.json").read_bytes()
     assert not (folder / "search.partial.json").exists()
 

@@ -75,6 +75,12 @@ RUN_OPTIONS = {
         "Cost of supernet, search and retraining in fine-tunes of --epochs; instead of --supernet-epochs and "
         "--generations. The paper's: 5.6.",
     ),
+    "cache_gb": option(float, 1.0, "Memory for hidden states that candidates of the search share, in gigabytes."),
+    "risk": option(
+        float,
+        0.0,
+        "Chance of stopping a candidate of the search that would have been among its best; 0: the same result, always.",
+    ),
     "seed": option(int, 0, "Seed of everything random."),
     "shots": option(int | None, None, "Training images per class. Default: all."),
     "augment": option(bool, False, "Colour jitter and RandAugment on training images, as for few-shot learning."),
