@@ -20,16 +20,16 @@ from measure import Table, machine, share
 from torch import nn
 
 from peft_noah.architecture import Architecture
+from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
 from peft_noah.methods import attach, load_backbone
-from peft_noah.preprocessing import Normalizer
-from peft_noah.processes import make_accelerator
-from peft_noah.run import read_splits
+from peft_noah.run_context import read_splits
 from peft_noah.scoring import Scorer, spread
 from peft_noah.search import SearchSettings, scaled_budget, search
 from peft_noah.search_result import Bounds, SearchResult
 from peft_noah.settings import RunSettings
 from peft_noah.training import ArchitectureSampler, TrainingSettings, train
+from peft_noah.training.processes import make_accelerator
 
 RISKS = (0.05, 0.2)
 

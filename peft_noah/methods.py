@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from peft_noah.architecture import Architecture
 from peft_noah.backbones import find_backbone
 from peft_noah.config import NoahConfig
-from peft_noah.splits import Splits
+from peft_noah.data.splits import Splits
 
 #: dim of a module used alone, as in the paper: LoRA and Adapter 8; VPT 10, the largest of the VTAB-1k space
 SINGLE_MODULES = {"lora": 8, "adapter": 8, "vpt": 10}

@@ -6,205 +6,49 @@ run again, so an interrupted run goes on where it was.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import cached_property
 from pathlib import Path
 
-from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 
-from peft_noah.adapter_files import load_adapter
 from peft_noah.architecture import Architecture
 from peft_noah.architecture_source import read_architecture
-from peft_noah.checkpoint import CheckpointFolder
-from peft_noah.data import bundled_task, load_splits
-from peft_noah.evaluation import evaluate
 from peft_noah.fast import fast_forward
-from peft_noah.images import ImageSplit
-from peft_noah.interruption import Interruption
 from peft_noah.method_names import TRANSFER
 from peft_noah.methods import (
     BASELINES,
     SINGLE_MODULES,
     attach,
     count_trainable,
-    load_backbone,
     needs_interpolation,
     package_versions,
 )
-from peft_noah.preprocessing import Normalizer, Preprocessing
-from peft_noah.progress import Reporter
 from peft_noah.publish import draw_figures, write_cards
 from peft_noah.report import MethodResult, RunReport
+from peft_noah.run_context import RunContext
 from peft_noah.run_folder import (
     ADAPTER,
-    CHECKPOINTS,
     INHERITED,
-    LOGS,
     RANDOM_SEARCH,
     SEARCH,
-    SETTINGS,
     SUPERNET,
-    TRACKING,
-    RunFolder,
     slug,
 )
 from peft_noah.scoring import Scorer, spread
-from peft_noah.search import SearchResult, check_budget, random_search, scaled_budget, search
-from peft_noah.settings import RunSettings
-from peft_noah.sharding import shard_backbone
-from peft_noah.splits import Splits
-from peft_noah.statistics import standard_error
-from peft_noah.tracking import StepLog, check_tracker, start_trackers
-from peft_noah.training import ArchitectureSampler, make_accelerator, train
+from peft_noah.search import SearchResult, random_search, scaled_budget, search
+from peft_noah.training import ArchitectureSampler
+from peft_noah.training.interruption import Interruption
 
 #: the lock under which a supernet is trained and searched: what several methods share
 SHARED = "supernet-and-search"
 
 
-class Run:
-    """A run folder and the stages that fill it.
-
-    Args:
-        folder: created if missing.
-        settings: None: read from the folder.
-        reporter: shows progress.
-        checkpoint_seconds: time between two checkpoints of a training; results do not depend on it.
-        log_with: a tracker of Accelerate's, such as ``"tensorboard"``, for losses and rates.
-        shard: spread the frozen weights over the processes while a model is trained (FSDP).
-
-    Raises:
-        ValueError: if the folder holds another run, or none where settings are to be read; or the data cannot be used;
-            or the tracker is not known or not installed.
-    """
-
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        settings: RunSettings | None = None,
-        reporter: Reporter | None = None,
-        *,
-        checkpoint_seconds: float = 60.0,
-        log_with: str | None = None,
-        shard: bool = False,
-    ):
-        check_tracker(log_with)
-        self.files = RunFolder(folder)
-        self.folder = self.files.path
-        self.settings = self.files.agree(settings)
-        # settings.json is written once all is checked; asked before the processes meet, so that all see the same
-        self._prepared = (self.folder / SETTINGS).exists()
-        self.accelerator: Accelerator = make_accelerator(
-            self.settings.mixed_precision, log_with=log_with, project_dir=self.folder / TRACKING
-        )
-        self._checkpoint_seconds, self._shard = checkpoint_seconds, shard
-        self.reporter = reporter or Reporter(enabled=self.accelerator.is_main_process)
-
-    # ------------------------------------------------------------------ data and models
-
-    @cached_property
-    def splits(self) -> Splits:
-        """The task, decoded once."""
-        return read_splits(self.settings)
-
-    @cached_property
-    def normalize(self) -> Normalizer:
-        """The one normalisation of the run."""
-        return Normalizer(self.splits.preprocessing)
-
-    @cached_property
-    def _normalize_training(self) -> Callable:
-        """The same for training batches, augmented where the run asks for it."""
-        if not self.settings.augment:
-            return self.normalize
-        from peft_noah.augmentation import Augmented
-
-        return Augmented(self.normalize)
-
-    def fresh_backbone(self) -> nn.Module:
-        """The pretrained backbone with a new classifier, the same each time."""
-        return load_backbone(self.settings.backbone, self.splits, self.settings.seed)
-
-    def prepare(self) -> None:
-        """Check everything a run needs before anything is written, then write settings.json.
-
-        Raises:
-            ValueError: on data, backbone or budget that cannot be used.
-        """
-        if self._prepared:
-            return
-        self._normalize_training  # noqa: B018 (it checks that what augments is installed)
-        supernet = self._supernet()
-        if self.settings.budget is not None:
-            check_budget(supernet.get_search_space(), supernet.count_parameters, self.settings.budget)
-        self._on_main(self.files.write_settings, self.settings)
-        self._prepared = True
-
-    def _supernet(self) -> PeftModel:
-        return attach(self.fresh_backbone(), "supernet", self.settings.recipe, self.settings.search_space)
-
-    def _train(self, name: str, model: nn.Module, images: ImageSplit, stage: str, sampler=None) -> float:
-        """Train, going on from a checkpoint if there is one; `_forget` removes it once the result has been saved."""
-        settings = self.settings.training(stage)
-        if self.accelerator.log_with and not self.accelerator.trackers:
-            start_trackers(self.accelerator, asdict(self.settings))
-        if self._shard:
-            shard_backbone(model, self.accelerator)
-        log = StepLog(self.folder / LOGS / f"{slug(name)}.jsonl", name, settings, self.accelerator)
-
-        with self.reporter.stage(name, "steps") as update, Interruption() as interruption:
-
-            def on_step(step: int, total: int, loss: float) -> None:
-                log(step, total, loss)
-                update(step, total, f"loss {loss:.3f}")
-
-            done = train(
-                model,
-                images,
-                self._normalize_training,
-                settings,
-                self.accelerator,
-                sampler=sampler,
-                on_step=on_step,
-                checkpoint=self._checkpoint(name),
-                interruption=interruption,
-            )
-        self.accelerator.free_memory()
-        return done.seconds
-
-    def _checkpoint(self, name: str) -> CheckpointFolder:
-        return CheckpointFolder(self.folder / CHECKPOINTS / slug(name), every_seconds=self._checkpoint_seconds)
-
-    def _forget(self, *names: str) -> None:
-        """Remove the checkpoints of trainings whose results have been saved."""
-        for name in names:
-            self._on_main(self._checkpoint(name).finish)
-
-    def load_supernet(self) -> PeftModel:
-        """The trained supernet, in evaluation mode on the run's device."""
-        model = load_adapter(self.fresh_backbone(), self.folder / SUPERNET)
-        return model.to(self.accelerator.device).eval()
-
-    def validate(self, model: nn.Module) -> float:
-        """Accuracy on the validation images, a fraction."""
-        return self._accuracy(model, self.splits.validation)
-
-    def validate_from_scratch(self, architecture: Architecture, name: str) -> float:
-        """Validation accuracy of an architecture trained on the training images alone; ``name`` shows in the progress."""
-        model = attach(self.fresh_backbone(), architecture, self.settings.recipe)
-        name = f"architecture {name}, on train"
-        self._train(name, model, self.splits.train, "subnet")
-        validation = self.validate(model.eval())
-        self._forget(name)
-        return validation
-
-    def _accuracy(self, model: nn.Module, images: ImageSplit) -> float:
-        return evaluate(model, images, self.normalize, self.accelerator)
+class Run(RunContext):
+    """A run folder and the stages that fill it; arguments and errors are those of `RunContext`."""
 
     # ------------------------------------------------------------------ supernet and search
 
@@ -381,7 +225,7 @@ class Run:
         name = f"{TRANSFER}{source}"
         if self.files.result(name) is None:
             self._fit_and_report(name, architecture, keep=f"{ADAPTER}-{slug(name)}")
-            self._publish()
+            self._on_main(self._write_cards)
 
     def baseline(self, method: str) -> None:
         """Train a baseline and report it."""
@@ -436,6 +280,10 @@ class Run:
     def _draw_and_write_cards(self) -> None:
         with self.files.lock("figures", wait=True):
             draw_figures(self.folder)
+        self._write_cards()
+
+    def _write_cards(self) -> None:
+        with self.files.lock("figures", wait=True):
             write_cards(self.folder)
 
     def _save(self, model: PeftModel, name: str) -> None:
@@ -447,12 +295,6 @@ class Run:
             (folder / "README.md").unlink(missing_ok=True)
 
         self._on_main(self.files.write_adapter, name, write)
-
-    def _on_main(self, write: Callable, *args, **kwargs) -> None:
-        """Let the main process write, and the others wait for it."""
-        if self.accelerator.is_main_process:
-            write(*args, **kwargs)
-        self.accelerator.wait_for_everyone()
 
     def _add(
         self, name: str, model: nn.Module, validation: float, seconds: float, after: tuple[str, ...] = ()
@@ -499,43 +341,3 @@ class Run:
             versions=package_versions(),
             architecture=architecture,
         )
-
-
-def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[float, float, int]:
-    """Accuracy of a saved adapter, its standard error, and the number of images of the split.
-
-    Args:
-        adapter: folder or Hub id.
-        settings: which model and data.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-
-    Raises:
-        ValueError: on an unknown split, or an adapter that does not fit model and data.
-    """
-    if split not in ("train", "validation", "test"):
-        raise ValueError(f"split {split!r} is not known. Choose train, validation or test.")
-    splits = read_splits(settings)
-    images = getattr(splits, split)
-    accelerator = make_accelerator(settings.mixed_precision)
-    model = load_adapter(load_backbone(settings.backbone, splits, settings.seed), adapter).to(accelerator.device)
-    accuracy = evaluate(model, images, Normalizer(splits.preprocessing), accelerator)
-    return accuracy, standard_error(accuracy, len(images)), len(images)
-
-
-def read_splits(settings: RunSettings) -> Splits:
-    """The task of a run, decoded once, as its backbone wants it."""
-    preprocessing = Preprocessing.from_backbone(
-        settings.backbone, settings.image_size, settings.image_mean, settings.image_std
-    )
-    bundled = settings.dataset is None
-    splits = load_splits(
-        bundled_task() if bundled else settings.dataset,
-        preprocessing,
-        image_column=settings.image_column,
-        label_column=settings.label_column,
-        seed=settings.seed,
-        shots=settings.shots,
-        other_tests=settings.other_tests,
-        num_classes=settings.num_classes,
-    )
-    return replace(splits, source="Fashion-MNIST, bundled with peft-noah") if bundled else splits

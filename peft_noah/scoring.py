@@ -15,13 +15,13 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from peft_noah.architecture import Architecture
-from peft_noah.evaluation import predict
+from peft_noah.data.images import ImageSplit
+from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
-from peft_noah.images import ImageSplit
 from peft_noah.prefixes import PrefixCache
-from peft_noah.preprocessing import Normalizer
 from peft_noah.racing import Bar, Chance, Hardness, Outcome, race
 from peft_noah.search_result import Bounds, SearchResult
+from peft_noah.training.evaluation import predict
 
 logger = logging.getLogger(__name__)
 

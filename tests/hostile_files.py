@@ -24,10 +24,10 @@ from peft_noah import Architecture, NoahConfig, SearchSettings, SearchSpace, sea
 from peft_noah.adapter_files import load_adapter, read_config
 from peft_noah.card import CardData, model_card
 from peft_noah.data import load_splits
-from peft_noah.images import decode_image
+from peft_noah.data.images import decode_image
+from peft_noah.data.list_files import read_entries
+from peft_noah.data.preprocessing import Preprocessing
 from peft_noah.jsonfile import dump_json, read_json
-from peft_noah.list_files import read_entries
-from peft_noah.preprocessing import Preprocessing
 from peft_noah.report import MethodResult, RunReport
 from peft_noah.search_result import SearchResult
 from peft_noah.settings import RunSettings

@@ -15,12 +15,12 @@ from peft import get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from peft_noah import NoahConfig
-from peft_noah.checkpoint import CheckpointFolder
-from peft_noah.evaluation import evaluate
-from peft_noah.images import ImageSplit
-from peft_noah.interruption import Interrupted, Interruption
-from peft_noah.sharding import shard_backbone
+from peft_noah.data.images import ImageSplit
 from peft_noah.training import ArchitectureSampler, TrainingSettings, make_accelerator, train
+from peft_noah.training.checkpoint import CheckpointFolder
+from peft_noah.training.evaluation import evaluate
+from peft_noah.training.interruption import Interrupted, Interruption
+from peft_noah.training.sharding import shard_backbone
 
 #: 33 images in batches of 16: the last batch has one image, so that one of two processes has none
 SETTINGS = {"epochs": 2, "batch_size": 16, "learning_rate": 5e-4, "seed": 1}

@@ -11,8 +11,8 @@ import torch
 from image_files import whole, write_task
 from PIL import ImageEnhance, ImageOps
 
-from peft_noah.augmentation import Augment, Augmented
 from peft_noah.data import Normalizer, load_splits
+from peft_noah.data.augmentation import Augment, Augmented
 
 pytest_plugins = ["image_fixtures"]
 

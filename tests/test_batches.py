@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
-from peft_noah.batches import Shares
+from peft_noah.training.batches import Shares
 
 
 def split(shares):

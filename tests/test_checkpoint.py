@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from peft_noah.checkpoint import Checkpoint, CheckpointError, CheckpointFolder
+from peft_noah.training.checkpoint import Checkpoint, CheckpointError, CheckpointFolder
 
 IDENTITY = {"epochs": 3, "rate": 0.1, "clip": None}
 

@@ -14,8 +14,8 @@ from transformers import DeiTConfig, DeiTForImageClassification, ViTForImageClas
 import peft_noah.layer
 from peft_noah import NoahConfig
 from peft_noah.fast import fast_forward
-from peft_noah.fast_block import FastCall, FastOptions, matmul_attention
-from peft_noah.packed import FrozenLinears, PackedLinear
+from peft_noah.fast.block import FastCall, FastOptions, matmul_attention
+from peft_noah.fast.packed import FrozenLinears, PackedLinear
 from peft_noah.prompts.vpt import FAST_CALL
 
 OPTIONS = list(FastOptions.__dataclass_fields__)
@@ -274,7 +274,7 @@ def test_calls_that_need_the_plain_path_get_it(pixels, kwargs, reason, caplog):
         model(pixel_values=pixels, **kwargs)
         model(pixel_values=pixels)
         assert fast.reason is None
-    assert [record.message for record in caplog.records if record.name == "peft_noah.fast"] == [
+    assert [record.message for record in caplog.records if record.name == "peft_noah.fast.forward"] == [
         f"the fast forward is off: {reason}."
     ]
     torch.testing.assert_close(output.logits, expected.logits)

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from peft_noah import interruption
-from peft_noah.interruption import Interrupted, Interruption, interruptible
+from peft_noah.training import interruption
+from peft_noah.training.interruption import Interrupted, Interruption, interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -7,10 +7,10 @@ import pytest
 import torch
 from launched_training import make_images, make_supernet, normalize
 
-from peft_noah.evaluation import evaluate
-from peft_noah.memory import peak_memory, start_measuring
-from peft_noah.processes import make_accelerator
 from peft_noah.training import ArchitectureSampler
+from peft_noah.training.evaluation import evaluate
+from peft_noah.training.memory import peak_memory, start_measuring
+from peft_noah.training.processes import make_accelerator
 
 
 def growth(work, times):
@@ -38,7 +38,8 @@ def test_sampling_and_training_leave_nothing_behind():
         model.zero_grad()
 
     size, objects = growth(step, 100)
-    assert size < 20_000 and objects < 50  # a tensor a step would be more
+    # a step's tensors are some 100 kB; what Python itself caches in 100 steps has been seen to reach 31 kB
+    assert size < 50_000 and objects < 50
 
 
 def test_scoring_candidates_leaves_nothing_behind():

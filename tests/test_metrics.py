@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from peft_noah.metrics import Accuracy
+from peft_noah.training.metrics import Accuracy
 
 
 def test_accuracy_is_the_share_of_right_predictions():
@@ -55,7 +55,7 @@ def test_accuracy_needs_no_network_and_no_home_and_leaves_no_file(tmp_path):
         "import socket, sys\n"
         "def refuse(*_): sys.exit('the network was used')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "from peft_noah.metrics import Accuracy\n"
+        "from peft_noah.training.metrics import Accuracy\n"
         "metric = Accuracy()\n"
         "metric.add_batch(predictions=[1], references=[1])\n"
         "print(metric.compute())\n"

@@ -14,8 +14,8 @@ from image_files import lines_of, pixels, refused, rows, write_image_folder, wri
 from torch import nn
 
 from peft_noah.data import ImageSplit, Normalizer, load_splits, read_listings
-from peft_noah.evaluation import evaluate
 from peft_noah.training import make_accelerator
+from peft_noah.training.evaluation import evaluate
 
 pytest_plugins = ["image_fixtures"]
 WNIDS = ("n01", "n02", "n03", "n04")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from peft_noah.packed import FrozenLinears, PackedLinear, can_pack, is_frozen_linear
+from peft_noah.fast.packed import FrozenLinears, PackedLinear, can_pack, is_frozen_linear
 
 
 def frozen(inputs, outputs, bias=True):

@@ -14,11 +14,11 @@ from launched_training import CASES, SETTINGS, fit, make_images, make_supernet, 
 from safetensors.torch import load_file
 from test_run import SMALL, write_task
 
-from peft_noah.batches import Shares
-from peft_noah.processes import make_accelerator, total
 from peft_noah.run import Run
 from peft_noah.settings import RunSettings
 from peft_noah.training import ArchitectureSampler, TrainingSettings
+from peft_noah.training.batches import Shares
+from peft_noah.training.processes import make_accelerator, total
 
 HERE = Path(__file__).parent
 #: the order of sums differs, and AdamW divides by gradients that may be small

@@ -25,7 +25,7 @@ from peft_noah.run_folder import Busy
 from peft_noah.scoring import Scorer
 from peft_noah.search import SearchResult
 from peft_noah.settings import RunSettings
-from peft_noah.tracking import StepLog
+from peft_noah.training.tracking import StepLog
 
 SMALL = ["--epochs", "1", "--supernet-epochs", "1", "--population-size", "4", "--generations", "2"]
 STAGES = ("settings.json", "supernet", "search.json", "adapter-inherited", "adapter", "results.json", "results.md")

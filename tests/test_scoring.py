@@ -19,13 +19,13 @@ from peft import get_peft_model
 
 from peft_noah import NoahConfig
 from peft_noah.architecture import SearchSpace
-from peft_noah.evaluation import evaluate
-from peft_noah.images import ImageSplit
-from peft_noah.processes import make_accelerator
+from peft_noah.data.images import ImageSplit
 from peft_noah.racing import Bar, Hardness
 from peft_noah.scoring import Scorer, spread
 from peft_noah.search import SearchSettings, search
 from peft_noah.search_result import Bounds, SearchResult
+from peft_noah.training.evaluation import evaluate
+from peft_noah.training.processes import make_accelerator
 
 BUDGET = 4_000
 SETTINGS = SearchSettings(population_size=12, generations=4, num_crossover=6, num_mutation=4, num_parents=4)

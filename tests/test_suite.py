@@ -140,7 +140,7 @@ def test_a_transfer_from_a_failed_search_fails_with_its_reason(root, arguments, 
     progress = suite.run()
     errors = {str(job): error for job, error in progress.errors}
     assert "the search on blue failed: ValueError: no luck" in errors["red, transfer blue, seed 0"]
-    assert progress.count("done") == 2  # red's own search, and blue with red's architecture
+    assert progress.count("done") == 2, errors  # red's own search, and blue with red's architecture
 
 
 def _plan(arguments, tasks):

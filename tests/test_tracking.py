@@ -6,11 +6,10 @@ import pytest
 from accelerate.state import AcceleratorState
 from launched_training import SETTINGS, fit
 
-from peft_noah import tracking
-from peft_noah.checkpoint import CheckpointFolder
-from peft_noah.processes import make_accelerator
-from peft_noah.tracking import StepLog, check_tracker, cut_log, start_trackers
-from peft_noah.training import TrainingSettings
+from peft_noah.training import TrainingSettings, tracking
+from peft_noah.training.checkpoint import CheckpointFolder
+from peft_noah.training.processes import make_accelerator
+from peft_noah.training.tracking import StepLog, check_tracker, cut_log, start_trackers
 
 
 def lines(path):

@@ -10,8 +10,7 @@ from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 
 from peft_noah import NoahConfig
-from peft_noah.evaluation import evaluate
-from peft_noah.images import ImageSplit
+from peft_noah.data.images import ImageSplit
 from peft_noah.training import (
     ArchitectureSampler,
     NonFiniteLossError,
@@ -20,6 +19,7 @@ from peft_noah.training import (
     make_accelerator,
     train,
 )
+from peft_noah.training.evaluation import evaluate
 
 
 def normalize(pixels):

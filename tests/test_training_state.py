@@ -6,9 +6,9 @@ import pytest
 import torch
 from launched_training import fit
 
-from peft_noah.checkpoint import CheckpointFolder
-from peft_noah.interruption import Interrupted, Interruption
 from peft_noah.training import make_accelerator
+from peft_noah.training.checkpoint import CheckpointFolder
+from peft_noah.training.interruption import Interrupted, Interruption
 
 
 def folder(path, steps=1):

@@ -117,8 +117,8 @@ def clear_errors(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from peft_noah.interruption import Interrupted, interruptible
         from peft_noah.training import NonFiniteLossError
+        from peft_noah.training.interruption import Interrupted, interruptible
 
         try:
             with interruptible():

@@ -132,7 +132,7 @@ def evaluate(
 ) -> None:
     """Accuracy of a saved adapter on a split of a dataset, with its standard error."""
     quiet()
-    from peft_noah.run import evaluate_adapter
+    from peft_noah.adapter_accuracy import evaluate_adapter
 
     accuracy, error, images = evaluate_adapter(adapter, run_settings(epochs=None, **options), split)
     typer.echo(f"{100 * accuracy:.2f} % ± {100 * error:.2f} (standard error over {images:,} {split} images)")

@@ -11,11 +11,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from peft_noah.data.list_files import find_lists
+from peft_noah.data.listings import check_shots
+from peft_noah.data.table_files import hub_configs, is_hub_id, parquet_files
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import read_json
-from peft_noah.list_files import find_lists
-from peft_noah.listings import check_shots
-from peft_noah.tables import hub_configs, is_hub_id, parquet_files
 
 logger = logging.getLogger(__name__)
 

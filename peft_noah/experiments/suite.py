@@ -19,9 +19,9 @@ from functools import cached_property
 from pathlib import Path
 
 from peft_noah.architecture import Architecture
+from peft_noah.data.listings import Listings
 from peft_noah.experiments.plan import PLAN, Job, Plan
 from peft_noah.jsonfile import read_json
-from peft_noah.listings import Listings
 from peft_noah.progress import Reporter
 from peft_noah.run import Run
 from peft_noah.run_folder import SEARCH, Busy, RunFolder, slug

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft_noah.images import ImageSplit
-from peft_noah.listings import Listing, Listings
-from peft_noah.preprocessing import Preprocessing
+from peft_noah.data.images import ImageSplit
+from peft_noah.data.listings import Listing, Listings
+from peft_noah.data.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 

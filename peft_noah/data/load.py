@@ -8,38 +8,23 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-from peft_noah.images import ImageSplit
-from peft_noah.list_files import Entry, find_lists, list_images, name_classes, read_entries
-from peft_noah.listings import Listing, Listings, check_shots
-from peft_noah.other_tests import read_other_test
-from peft_noah.preprocessing import Normalizer, Preprocessing
-from peft_noah.split_names import BOTH, check_names, pick
-from peft_noah.splits import Splits, build_splits
-from peft_noah.tables import columns, encode_labels, parquet_files, read_tables, undecoded
-
-__all__ = [
-    "ImageSplit",
-    "Listing",
-    "Listings",
-    "Normalizer",
-    "Preprocessing",
-    "Splits",
-    "build_splits",
-    "bundled_backbone",
-    "bundled_task",
-    "load_splits",
-    "read_listings",
-]
+from peft_noah.data.list_files import Entry, find_lists, list_images, name_classes, read_entries
+from peft_noah.data.listings import Listing, Listings, check_shots
+from peft_noah.data.other_tests import read_other_test
+from peft_noah.data.preprocessing import Preprocessing
+from peft_noah.data.split_names import BOTH, check_names, pick
+from peft_noah.data.splits import Splits, build_splits
+from peft_noah.data.table_files import columns, encode_labels, parquet_files, read_tables, undecoded
 
 
 def bundled_task() -> Path:
     """Folder of the task shipped with the package: Fashion-MNIST, 800 / 200 / 2,000 images."""
-    return Path(str(files(__package__).joinpath("assets", "fashion_mnist")))
+    return Path(str(files("peft_noah").joinpath("assets", "fashion_mnist")))
 
 
 def bundled_backbone() -> Path:
     """Folder of the pretrained backbone shipped with the package: a ViT of 12 blocks for 64 x 64 pixels."""
-    return Path(str(files(__package__).joinpath("assets", "vit-tiny-64")))
+    return Path(str(files("peft_noah").joinpath("assets", "vit-tiny-64")))
 
 
 def load_splits(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from peft_noah.preprocessing import MAX_PIXELS, Preprocessing
+from peft_noah.data.preprocessing import MAX_PIXELS, Preprocessing
 
 # Pillow also opens formats that start other programs (EPS runs Ghostscript); a photo collection needs none of them.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")

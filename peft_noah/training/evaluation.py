@@ -8,10 +8,10 @@ from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader
 
+from peft_noah.data.images import ImageSplit
+from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
-from peft_noah.images import ImageSplit
-from peft_noah.metrics import Accuracy
-from peft_noah.preprocessing import Normalizer
+from peft_noah.training.metrics import Accuracy
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, Image, Value
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from peft_noah.split_names import pick
+from peft_noah.data.split_names import pick
 
 
 def read_tables(source: str | os.PathLike[str], names: Mapping[str, str | None]) -> dict[str, datasets.Dataset]:

@@ -104,7 +104,7 @@ class Interruption:
         """
         stop = self.signal != 0
         if accelerator is not None and accelerator.num_processes > 1:
-            from peft_noah.processes import total
+            from peft_noah.training.processes import total
 
             (stop,) = total(accelerator, stop)
         if stop:

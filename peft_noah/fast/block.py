@@ -12,8 +12,8 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from peft_noah.backbones import Backbone
+from peft_noah.fast.packed import FrozenLinears, is_frozen_linear
 from peft_noah.layer import NoahLayer
-from peft_noah.packed import FrozenLinears, is_frozen_linear
 from peft_noah.prompts import Lora, PromptModule
 from peft_noah.prompts.vpt import FAST_CALL, insert_tokens, strip_tokens
 

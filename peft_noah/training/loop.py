@@ -37,26 +37,15 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 from peft_noah.architecture import Architecture
-from peft_noah.batches import Shares
-from peft_noah.checkpoint import CheckpointFolder
+from peft_noah.data.images import ImageSplit
+from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
-from peft_noah.images import ImageSplit
-from peft_noah.interruption import Interruption
-from peft_noah.preprocessing import Normalizer
-from peft_noah.processes import make_accelerator, total
-from peft_noah.sampling import ArchitectureSampler, SampleArchitectureCallback
-from peft_noah.sharding import average_gradients, is_sharded
-from peft_noah.training_state import TrainingState, identity_of
-
-__all__ = [
-    "ArchitectureSampler",
-    "NonFiniteLossError",
-    "SampleArchitectureCallback",
-    "TrainingLog",
-    "TrainingSettings",
-    "make_accelerator",
-    "train",
-]
+from peft_noah.training.batches import Shares
+from peft_noah.training.checkpoint import CheckpointFolder
+from peft_noah.training.interruption import Interruption
+from peft_noah.training.processes import total
+from peft_noah.training.sharding import average_gradients, is_sharded
+from peft_noah.training.state import TrainingState, identity_of
 
 #: which subnets the processes of a step train: all the same one, or each its own
 SAMPLING = ("shared", "per-process")
@@ -162,7 +151,7 @@ class TrainingLog:
         losses: mean loss per epoch.
         steps: optimiser steps.
         seconds: over all interruptions.
-        peak_memory: bytes, as `peft_noah.memory.peak_memory` has it.
+        peak_memory: bytes, as `peft_noah.training.memory.peak_memory` has it.
     """
 
     losses: tuple[float, ...]
@@ -187,7 +176,7 @@ def train(
 
     Args:
         model: a classifier called as ``model(pixel_values=...)`` with ``.logits`` (B, classes); its frozen weights may be
-            spread over the processes by `peft_noah.sharding.shard_backbone`.
+            spread over the processes by `peft_noah.training.sharding.shard_backbone`.
         images: uint8 images and labels.
         normalize: uint8 pixels to the backbone's input.
         settings: epochs, rates and the rest.

@@ -10,9 +10,9 @@ import datasets
 from datasets import ClassLabel
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from peft_noah.list_files import Entry, find_lists, list_images, read_entries
-from peft_noah.listings import Listing
-from peft_noah.tables import columns, load_from_hub, parquet_files, read_parquet, undecoded
+from peft_noah.data.list_files import Entry, find_lists, list_images, read_entries
+from peft_noah.data.listings import Listing
+from peft_noah.data.table_files import columns, load_from_hub, parquet_files, read_parquet, undecoded
 
 
 def read_other_test(

@@ -15,10 +15,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from peft_noah.checkpoint import Checkpoint, CheckpointFolder
-from peft_noah.images import ImageSplit
-from peft_noah.interruption import Interrupted, Interruption, interrupted
-from peft_noah.memory import peak_memory, start_measuring
+from peft_noah.data.images import ImageSplit
+from peft_noah.training.checkpoint import Checkpoint, CheckpointFolder
+from peft_noah.training.interruption import Interrupted, Interruption, interrupted
+from peft_noah.training.memory import peak_memory, start_measuring
 
 logger = logging.getLogger(__name__)
 

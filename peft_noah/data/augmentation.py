@@ -22,7 +22,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from peft_noah.preprocessing import Normalizer
+from peft_noah.data.preprocessing import Normalizer
 
 #: magnitudes run from 0 to this, as in timm
 MAX_MAGNITUDE = 10.0

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft_noah.listings import Listing
+from peft_noah.data.listings import Listing
 
 logger = logging.getLogger(__name__)
 

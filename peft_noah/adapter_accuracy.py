@@ -1,0 +1,35 @@
+"""How well a saved adapter does, without the run that made it."""
+
+from __future__ import annotations
+
+from peft_noah.adapter_files import load_adapter
+from peft_noah.data.preprocessing import Normalizer
+from peft_noah.methods import (
+    load_backbone,
+)
+from peft_noah.run_context import read_splits
+from peft_noah.settings import RunSettings
+from peft_noah.statistics import standard_error
+from peft_noah.training import make_accelerator
+from peft_noah.training.evaluation import evaluate
+
+
+def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[float, float, int]:
+    """Accuracy of a saved adapter, its standard error, and the number of images of the split.
+
+    Args:
+        adapter: folder or Hub id.
+        settings: which model and data.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+
+    Raises:
+        ValueError: on an unknown split, or an adapter that does not fit model and data.
+    """
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"split {split!r} is not known. Choose train, validation or test.")
+    splits = read_splits(settings)
+    images = getattr(splits, split)
+    accelerator = make_accelerator(settings.mixed_precision)
+    model = load_adapter(load_backbone(settings.backbone, splits, settings.seed), adapter).to(accelerator.device)
+    accuracy = evaluate(model, images, Normalizer(splits.preprocessing), accelerator)
+    return accuracy, standard_error(accuracy, len(images)), len(images)

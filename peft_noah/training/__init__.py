@@ -1,0 +1,19 @@
+"""One visible loop for supernets, subnets and baselines, and what surrounds it: processes, checkpoints, logs, accuracy."""
+
+from __future__ import annotations
+
+from peft_noah.training.evaluation import evaluate
+from peft_noah.training.loop import NonFiniteLossError, TrainingLog, TrainingSettings, train
+from peft_noah.training.processes import make_accelerator
+from peft_noah.training.sampling import ArchitectureSampler, SampleArchitectureCallback
+
+__all__ = [
+    "ArchitectureSampler",
+    "NonFiniteLossError",
+    "SampleArchitectureCallback",
+    "TrainingLog",
+    "TrainingSettings",
+    "evaluate",
+    "make_accelerator",
+    "train",
+]
