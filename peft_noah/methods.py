@@ -86,6 +86,9 @@ def attach(backbone: nn.Module, method: str | Architecture, recipe: str, search_
     if method not in BASELINES:
         raise ValueError(f"method {method!r} is not known (known: {', '.join(BASELINES)}).")
     backbone.requires_grad_(method == "full")
+    for name, weight in backbone.named_parameters():
+        if name.endswith("mask_token"):  # of masked pretraining: a classifier never reads it, and DDP would miss it
+            weight.requires_grad_(False)
     getattr(backbone, find_backbone(backbone.config.model_type).head).requires_grad_(True)
     return backbone
 

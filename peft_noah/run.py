@@ -42,6 +42,7 @@ from peft_noah.scoring import Scorer, spread
 from peft_noah.search import SearchResult, random_search, scaled_budget, search
 from peft_noah.training import ArchitectureSampler
 from peft_noah.training.interruption import Interruption
+from peft_noah.training.memory import peak_memory, start_measuring
 
 #: the lock under which a supernet is trained and searched: what several methods share
 SHARED = "supernet-and-search"
@@ -59,9 +60,9 @@ class Run(RunContext):
             return
         model = self._supernet()
         sampler = ArchitectureSampler(model.get_search_space(), self.settings.seed)
-        seconds = self._train("supernet", model, self.splits.train, "supernet", sampler)
+        log = self._train("supernet", model, self.splits.train, "supernet", sampler)
         model.set_architecture(model.get_search_space().largest())
-        self._on_main(self.files.note_seconds, "supernet", seconds)
+        self._on_main(self.files.note_stage, "supernet", log.seconds, log.peak_memory)
         self._save(model, SUPERNET)
         self._forget("supernet")
 
@@ -79,6 +80,7 @@ class Run(RunContext):
         if path.exists():
             return SearchResult.load(path)
         model, partial = self.load_supernet(), path.with_suffix(".partial.json")
+        start_measuring(self.accelerator.device)
         started = time.perf_counter()
         # the weights are made ready once for all candidates, not once for each
         with (
@@ -108,7 +110,8 @@ class Run(RunContext):
                     "versions": package_versions(),
                 },
             )
-        self._on_main(self.files.note_seconds, name, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._on_main(self.files.note_stage, name, seconds, peak_memory(self.accelerator.device))
         self._on_main(result.save, path)
         self._on_main(partial.unlink, missing_ok=True)
         return result
@@ -263,10 +266,10 @@ class Run(RunContext):
         everything = self.splits.train + self.splits.validation
         model = attach(self.fresh_backbone(), method, self.settings.recipe)
         first, second = f"{name}, on train", f"{name}, on train + validation"
-        seconds = self._train(first, model, self.splits.train, stage)
+        seconds = self._train(first, model, self.splits.train, stage).seconds
         validation = self._accuracy(model.eval(), self.splits.validation)
         model = attach(self.fresh_backbone(), method, self.settings.recipe)
-        seconds += self._train(second, model, everything, stage)
+        seconds += self._train(second, model, everything, stage).seconds
         if keep is not None:
             self._save(model, keep)
         self._add(name, model.eval(), validation, seconds, after)
@@ -315,7 +318,13 @@ class Run(RunContext):
             tests={test: (self._accuracy(model, images), len(images)) for test, images in other},
         )
         found = None if name in BASELINES else model.get_architecture().to_dict()
-        self._on_main(self.files.add, self._report(result, found))
+        notes = [self._memory_note(after)] if after else []
+        self._on_main(self.files.add, replace(self._report(result, found), notes=notes))
+
+    def _memory_note(self, stages: tuple[str, ...]) -> str:
+        taken = ", ".join(f"{stage} {self.files.peak_memory(stage) / 1e9:.1f} GB" for stage in stages)
+        where = "on the GPU, by torch" if self.accelerator.device.type == "cuda" else "of the whole process"
+        return f"peak memory ({where}, main process): {taken}."
 
     def _report(self, result: MethodResult, architecture: dict[str, list[int]] | None) -> RunReport:
         """One result with all that made it."""

@@ -33,7 +33,7 @@ from peft_noah.run_folder import (
 )
 from peft_noah.search import check_budget
 from peft_noah.settings import RunSettings
-from peft_noah.training import make_accelerator, train
+from peft_noah.training import TrainingLog, make_accelerator, train
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.evaluation import evaluate
 from peft_noah.training.interruption import Interruption
@@ -122,7 +122,7 @@ class RunContext:
     def _supernet(self) -> PeftModel:
         return attach(self.fresh_backbone(), "supernet", self.settings.recipe, self.settings.search_space)
 
-    def _train(self, name: str, model: nn.Module, images: ImageSplit, stage: str, sampler=None) -> float:
+    def _train(self, name: str, model: nn.Module, images: ImageSplit, stage: str, sampler=None) -> TrainingLog:
         """Train, going on from a checkpoint if there is one; `_forget` removes it once the result has been saved."""
         settings = self.settings.training(stage)
         if self.accelerator.log_with and not self.accelerator.trackers:
@@ -149,7 +149,7 @@ class RunContext:
                 interruption=interruption,
             )
         self.accelerator.free_memory()
-        return done.seconds
+        return done
 
     def _checkpoint(self, name: str) -> CheckpointFolder:
         return CheckpointFolder(self.folder / CHECKPOINTS / slug(name), every_seconds=self._checkpoint_seconds)

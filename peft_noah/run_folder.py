@@ -2,6 +2,7 @@
 
     settings.json                 what was asked
     supernet/                     the trained supernet, a NOAH adapter
+    stages.json                   time and peak memory of supernet and searches
     search.json                   every candidate with its score
     random-search.json            the same for the control, random search
     results/<method>.json         one result each: settings, versions, seed, times, parameters, accuracy
@@ -37,7 +38,7 @@ from peft_noah.method_names import table_order
 from peft_noah.report import MethodResult, RunReport
 from peft_noah.settings import RunSettings
 
-SETTINGS, SECONDS, RESULTS, LOCKS = "settings.json", "seconds.json", "results", ".locks"
+SETTINGS, STAGES, RESULTS, LOCKS = "settings.json", "stages.json", "results", ".locks"
 SUPERNET, SEARCH, RANDOM_SEARCH = "supernet", "search.json", "random-search.json"
 ADAPTER, INHERITED, FIGURES = "adapter", "adapter-inherited", "figures"
 LOGS, CHECKPOINTS, TRACKING = "logs", "checkpoints", "tracking"
@@ -193,22 +194,28 @@ class RunFolder:
 
     # ------------------------------------------------------------------ times and adapters
 
-    def note_seconds(self, stage: str, seconds: float) -> None:
-        """Keep how long a stage took."""
-        path = self / SECONDS
+    def note_stage(self, stage: str, seconds: float, peak_memory: int) -> None:
+        """Keep how long a stage took, and how much memory at most, in bytes."""
+        path = self / STAGES
         known = read_json(path) if path.exists() else {}
-        write_atomically(path, dump_json({**known, stage: seconds}))
+        write_atomically(path, dump_json({**known, stage: {"seconds": seconds, "peak_memory": peak_memory}}))
 
     def seconds(self, stage: str) -> float:
-        """How long a finished stage took, in seconds.
+        """How long a finished stage took, in seconds; raises ValueError where that has not been noted."""
+        return float(self._stage(stage)["seconds"])
 
-        Raises:
-            ValueError: it has not been noted.
-        """
-        known = read_json(self / SECONDS)
-        if not isinstance(known, Mapping) or not isinstance(known.get(stage), (int, float)):
-            raise ValueError(f"{self / SECONDS} does not say how long the {stage} took. Train it again.")
-        return float(known[stage])
+    def peak_memory(self, stage: str) -> int:
+        """How much memory a finished stage took at most, in bytes; raises ValueError where that has not been noted."""
+        return int(self._stage(stage)["peak_memory"])
+
+    def _stage(self, stage: str) -> Mapping[str, float]:
+        known = read_json(self / STAGES)
+        entry = known.get(stage) if isinstance(known, Mapping) else None
+        if not isinstance(entry, Mapping) or any(
+            type(entry.get(k)) not in (int, float) for k in ("seconds", "peak_memory")
+        ):
+            raise ValueError(f"{self / STAGES} does not say how long the {stage} took. Train it again.")
+        return entry
 
     def write_adapter(self, name: str, write: Callable[[Path], object]) -> None:
         """Let ``write`` fill a folder, and give it its name when it is whole."""

@@ -38,7 +38,7 @@ def test_sampling_and_training_leave_nothing_behind():
         model.zero_grad()
 
     size, objects = growth(step, 100)
-    # a step's tensors are some 100 kB; what Python itself caches in 100 steps has been seen to reach 31 kB
+    # an object kept per step would be 100 of them; what Python itself caches has been seen to take 31 kB
     assert size < 50_000 and objects < 50
 
 

@@ -395,6 +395,9 @@ def test_the_best_single_module_is_chosen_on_validation_at_the_cost_of_all(compa
 
 def test_retraining_costs_supernet_and_search_too(compared):
     retrained, inherited = (compared.files.result(f"noah {how}") for how in ("retrained", "inherited"))
+    assert re.search(
+        r"peak memory .*: supernet \d\.\d GB, search \d\.\d GB", (compared.folder / "results.md").read_text()
+    )
     stages = compared.files.seconds("supernet") + compared.files.seconds("search")
     assert retrained.seconds > stages and inherited.seconds > stages
 

@@ -123,8 +123,9 @@ def test_an_adapter_folder_appears_only_when_it_is_whole(files):
 
 def test_times_are_kept_by_stage(files):
     files.path.mkdir()
-    files.note_seconds("supernet", 3.0)
-    files.note_seconds("search", 4.0)
+    files.note_stage("supernet", 3.0, 2 * 10**9)
+    files.note_stage("search", 4.0, 10**9)
     assert (files.seconds("supernet"), files.seconds("search")) == (3.0, 4.0)
+    assert files.peak_memory("supernet") == 2 * 10**9
     with pytest.raises(ValueError, match="does not say how long the retraining took"):
         files.seconds("retraining")
