@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
 from peft_noah.architecture import Architecture
@@ -210,7 +210,7 @@ def train(
     core = accelerator.unwrap_model(model)
     identity = {} if checkpoint is None else identity_of(images, settings.to_dict(), sampler)
     state = TrainingState(core, optimizer, accelerator, identity, checkpoint, interruption)
-    work = _Work(model, normalize, settings, accelerator)
+    work = _Work(model, normalize, settings, accelerator, optimizer, trainable if sharded else [])
 
     set_seed(settings.seed, device_specific=True)
     progress = state.load()
@@ -222,20 +222,13 @@ def train(
             batches = iter(DataLoader(images, batch_sampler=shares.start_at(epoch, start), collate_fn=images.collate))
             state.restore_generators()  # not before the loader is there: it draws a seed from torch's generator
             for position in range(start, shares.steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.rate_at(progress.step, shares.steps)
                 if sampler is not None:
                     core.set_architecture(sampler(_stream(settings.sampling, progress.step, accelerator)))
                 mine = work.gradients(batches, shares.counts(position), shares.batch(position))
                 loss, stop, due = total(accelerator, mine, *state.wishes(progress.step + 1))
                 if not math.isfinite(loss):
                     raise NonFiniteLossError(work.describe_non_finite(loss, progress.step, core if sampler else None))
-                if sharded:
-                    average_gradients(trainable, accelerator)
-                if settings.max_grad_norm is not None:
-                    accelerator.clip_grad_norm_(trainable, settings.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
+                work.update(settings.rate_at(progress.step, shares.steps))
                 progress.step += 1
                 progress.loss_sum += loss
                 if on_step is not None:
@@ -255,13 +248,36 @@ def _stream(sampling: str, step: int, accelerator: Accelerator) -> int:
 
 
 class _Work:
-    """Forward and backward passes of one process."""
+    """Forward and backward passes of one process, and the optimiser's step.
+
+    Args:
+        averaged: weights whose gradients the processes must average themselves, since nothing around the model does.
+    """
 
     def __init__(
-        self, model: nn.Module, normalize: Normalizer, settings: TrainingSettings, accelerator: Accelerator
+        self,
+        model: nn.Module,
+        normalize: Normalizer,
+        settings: TrainingSettings,
+        accelerator: Accelerator,
+        optimizer: Optimizer,
+        averaged: list[nn.Parameter],
     ) -> None:
         self.model, self.normalize, self.settings, self.accelerator = model, normalize, settings, accelerator
+        self.optimizer, self.averaged = optimizer, averaged
         self._broken_images = False
+
+    def update(self, rate: float) -> None:
+        """Clip the gradients, take a step at a learning rate, and clear them."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.averaged:
+            average_gradients(self.averaged, self.accelerator)
+        if self.settings.max_grad_norm is not None:
+            weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+            self.accelerator.clip_grad_norm_(weights, self.settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def gradients(self, batches: Iterator[dict], counts: list[int], size: int) -> float:
         """Leave the global batch's mean gradient in the weights; returns the sum of the losses of this process's images.
