@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-SECTIONS = ("training", "evaluation", "inference", "memory", "growth", "startup")
+SECTIONS = ("training", "evaluation", "search", "inference", "memory", "growth", "startup")
 
 
 def main() -> None:

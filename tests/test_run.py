@@ -426,3 +426,36 @@ def test_another_process_that_holds_the_supernet_is_not_waited_for(finished, tas
     with job.files.lock("supernet-and-search"), pytest.raises(Busy):
         job.method("noah inherited")
     assert not (job.folder / "supernet").exists()
+
+
+# ---------------------------------------------------------------------- few-shot and domain generalisation
+
+
+def test_a_run_takes_few_shots_and_is_tested_on_further_sets(task, backbone, tmp_path):
+    far = write_task(tmp_path / "far", test=9)
+    arguments = ("--model", backbone, "--dataset", task, *SMALL, "--shots", "2", "--other-test", f"far={far}")
+    result = invoke("run", *arguments, "--baselines", "lora", "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    report = RunReport.load(tmp_path / "run" / "results.json")
+    assert report.task["sizes"]["train"] == 3 * 2 and report.task["shots"] == 2
+    assert {line.method: set(line.tests) for line in report.results} == {
+        **{"lora": {"far"}, "noah inherited": {"far"}, "noah retrained": {"far"}}
+    }
+    # the further set holds the images of the test set here, so that both accuracies must agree
+    assert all(line.tests["far"] == (line.test, 9) for line in report.results)
+
+
+def test_augmented_training_differs_and_its_seed_fixes_it(task, backbone, tmp_path):
+    pytest.importorskip("kornia")
+    settings = {"model": str(backbone), "dataset": str(task), "epochs": 1}
+    losses = []
+    for name, augment in (("plain", False), ("augmented", True), ("again", True)):
+        job = Run(tmp_path / name, RunSettings(**settings, augment=augment))
+        job.baseline("lora")
+        losses.append((job.folder / "logs" / "lora-on-train.jsonl").read_text().split('"loss": ')[1].split(",")[0])
+    assert losses[0] != losses[1] == losses[2]
+
+
+def test_further_sets_are_named(task, backbone, tmp_path):
+    arguments = ("run", "--model", backbone, "--dataset", task, "--other-test", "far")
+    refused(*arguments, folder=tmp_path / "run", message="other_test must be NAME=SOURCE, got 'far'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -224,8 +225,14 @@ def _load_processor(backbone: str | os.PathLike[str], size: tuple[int, int] | No
     size = size or _checked_size(getattr(config, "image_size", None))
     default = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
     source = f"defaults for {config.model_type}: no preprocessor_config.json in {backbone}"
-    logger.warning("%s; unless given, mean and std are 0.5, which is wrong for a backbone trained on others", source)
+    _warn_once(f"{source}; unless given, mean and std are 0.5, which is wrong for a backbone trained on others")
     return default(size={"height": size[0], "width": size[1]}), source
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """A suite reads the same backbone for every cell; one warning a process is enough."""
+    logger.warning(text)
 
 
 def _load_config(folder: Path) -> Any:
