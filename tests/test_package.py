@@ -12,10 +12,12 @@ from configparser import ConfigParser
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from peft import PeftType
 
 import peft_noah
+from peft_noah.experiments.output import write_tables
 from peft_noah.report import RunReport
 from peft_noah.statistics import mean_and_standard_error
 
@@ -113,3 +115,20 @@ def test_the_readme_shows_the_committed_results():
 
 def test_version_is_one():
     assert peft_noah.__version__ == version("peft-noah")
+
+
+SUITES = sorted(path.parent for path in (ROOT / "examples" / "results").glob("*/suite.json"))
+
+
+@pytest.mark.parametrize("folder", SUITES, ids=lambda folder: folder.name)
+def test_committed_tables_are_those_of_the_committed_cells(folder, tmp_path):
+    write_tables(folder, tmp_path)
+    for path in (folder / "tables").iterdir():
+        if path.suffix != ".png":  # other versions of matplotlib draw other bytes
+            assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path
+
+
+def test_the_readme_shows_the_table_of_the_suite_as_it_came_out():
+    readme = (ROOT / "README.md").read_text()
+    rows = (ROOT / "examples/results/tasks_vit_tiny_64/tables/table1.md").read_text().splitlines()
+    assert [row for row in rows if row.startswith("|") and row not in readme] == []
