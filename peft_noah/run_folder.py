@@ -7,6 +7,7 @@
     random-search.json            the same for the control, random search
     results/<method>.json         one result each: settings, versions, seed, times, parameters, accuracy
     results/<method>.error.json   why a method failed
+    log.jsonl                     every step of every training, a line of JSON each; joined from logs/
     results.json, results.md      the table of all results
     adapter-inherited/            the best architecture, cut out of the supernet
     adapter/                      the best architecture, trained again on train + validation: the result
@@ -41,7 +42,7 @@ from peft_noah.settings import RunSettings
 SETTINGS, STAGES, RESULTS, LOCKS = "settings.json", "stages.json", "results", ".locks"
 SUPERNET, SEARCH, RANDOM_SEARCH = "supernet", "search.json", "random-search.json"
 ADAPTER, INHERITED, FIGURES = "adapter", "adapter-inherited", "figures"
-LOGS, CHECKPOINTS, TRACKING = "logs", "checkpoints", "tracking"
+LOG, LOGS, CHECKPOINTS, TRACKING = "log.jsonl", "logs", "checkpoints", "tracking"
 _MAX_ERROR = 10_000
 _A_LOOK = 0.2  # seconds; longer than whoever only looks holds a lock
 
@@ -170,6 +171,13 @@ class RunFolder:
         self.error_path(method).unlink(missing_ok=True)
         with self.lock("table", wait=True):
             self.report().save(self.path)
+            self._join_logs()
+
+    def _join_logs(self) -> None:
+        """One log for the whole run, from those of its trainings, each of which has one writer."""
+        paths = sorted((self / LOGS).glob("*.jsonl"))
+        if paths:
+            write_atomically(self / LOG, "".join(path.read_text(encoding="utf-8") for path in paths))
 
     def add_error(self, method: str, error: BaseException) -> None:
         """Note why a method failed."""

@@ -27,6 +27,8 @@ from peft_noah.data import load_splits
 from peft_noah.data.images import decode_image
 from peft_noah.data.list_files import read_entries
 from peft_noah.data.preprocessing import Preprocessing
+from peft_noah.experiments.plan import Plan
+from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import dump_json, read_json
 from peft_noah.report import MethodResult, RunReport
 from peft_noah.search_result import SearchResult
@@ -94,6 +96,13 @@ def _make_search(folder: Path) -> list[bytes]:
 def _load_search(folder: Path) -> None:
     result = SearchResult.load(folder / "search.json")
     result.top(3), result.to_dict(), result.candidates and result.best
+
+
+def _make_suite(folder: Path) -> list[bytes]:
+    task = Task("a", "tasks/a", "Natural", 3, (4,), {"train": 800}, shots=2, other_tests={"far": "tasks/b"})
+    plan = Plan((task,), ("lora", "noah retrained"), (0, 1), RunSettings(), True, {"hand": Architecture(lora=[1, 2])})
+    plan.save(folder)
+    return [(folder / "suite.json").read_bytes()]
 
 
 def _make_report(folder: Path) -> list[bytes]:
@@ -209,6 +218,7 @@ KINDS = {
         mutate.JSON,
         10,
     ),
+    "suite": Kind("suite.json", _make_suite, Plan.load, mutate.JSON, 10),
     "model card": Kind("card.json", _make_card, _load_card, mutate.JSON, 10),
     "adapter config": Kind("adapter_config.json", _make_config, _load_config, mutate.JSON, 10),
     "adapter weights": Kind(

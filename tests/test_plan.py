@@ -93,6 +93,11 @@ def test_another_plan_is_refused():
         ({"methods": ()}, "one or more methods"),
         ({"methods": ("magic",)}, "method 'magic' is not known"),
         ({"seeds": (-1,)}, "seed is -1"),
+        *(
+            ({"tasks": (Task(name, "a"),)}, "cannot be the name of a folder")
+            for name in ("../a", "/a", "a/b", "..", "")
+        ),
+        ({"tasks": (Task("a\\b", "a"),)}, "cannot be the name of a folder"),
         ({"tasks": (TASKS[0], TASKS[0])}, "stand twice in the suite: a"),
     ],
 )

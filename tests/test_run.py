@@ -80,6 +80,12 @@ def test_a_run_leaves_all_its_files(finished):
     assert [(line["stage"], line["step"]) for line in lines] == [("supernet", 1)]
 
 
+def test_one_log_holds_every_step_of_every_training(finished):
+    lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert {"supernet", "lora, on train", "noah retrained, on train + validation"} <= {line["stage"] for line in lines}
+    assert all(line.keys() == {"stage", "step", "loss", "rate", "seconds"} for line in lines)
+
+
 def test_the_table_has_one_row_per_method(finished):
     report = RunReport.load(finished / "results.json")
     methods = ["linear", "vpt", "adapter", "lora", "noah inherited", "noah retrained"]

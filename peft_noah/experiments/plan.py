@@ -8,9 +8,10 @@ for a linear probe, which has nothing to go back through); an image that is only
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from peft_noah.architecture import Architecture
 from peft_noah.experiments.tasks import Task
@@ -81,6 +82,9 @@ class Plan:
             if method not in METHODS:
                 raise ValueError(f"method {method!r} is not known (known: {', '.join(METHODS)}).")
         names = [task.folder for task in self.tasks]
+        for name in names:  # a plan may come from a stranger, and each name becomes a folder inside the suite's
+            if not isinstance(name, str) or not name or name.startswith(".") or PureWindowsPath(name).name != name:
+                raise ValueError(f"task {reprlib.repr(name)} cannot be the name of a folder. Give a plain name.")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"these tasks stand twice in the suite: {', '.join(twice)}. Give each a name of its own.")
         if not (self.methods or self.transfer or self.architectures):

@@ -19,8 +19,6 @@ from accelerate.utils import LoggerType
 from peft_noah.jsonfile import write_atomically
 from peft_noah.training.loop import TrainingSettings
 
-LOG = "log.jsonl"
-
 
 class StepLog:
     """Called as ``train(on_step=...)``: appends a line to a file, and logs to the accelerator's trackers.
