@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+INHERITED, RETRAINED, RANDOM = "noah inherited", "noah retrained", "random search"
+
 #: every method by its name, in the order of tables; "transfer <source>", an architecture found elsewhere, comes last
 METHODS = (
     "full",
@@ -10,9 +12,9 @@ METHODS = (
     "adapter",
     "lora",
     "best single",
-    "random search",
-    "noah inherited",
-    "noah retrained",
+    RANDOM,
+    INHERITED,
+    RETRAINED,
 )
 TRANSFER = "transfer "
 

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from itertools import combinations
 
 from peft_noah.experiments.cells import Cell
-from peft_noah.experiments.grid import RETRAINED, order_methods, order_tasks
+from peft_noah.experiments.grid import order_methods, order_tasks
 from peft_noah.experiments.table import Entry, Number, Table
+from peft_noah.method_names import RETRAINED
 from peft_noah.statistics import Difference, paired_difference
 
 _INTERVAL = ("n", "difference", "95 % low", "95 % high")

@@ -15,18 +15,11 @@ from typing import TYPE_CHECKING
 from peft_noah.architecture import Architecture
 from peft_noah.experiments.analysis import BestShare
 from peft_noah.experiments.cells import Cell
-from peft_noah.experiments.grid import (
-    INHERITED,
-    RETRAINED,
-    Grid,
-    few_shot_cells,
-    order_groups,
-    standard_cells,
-)
+from peft_noah.experiments.grid import Grid, few_shot_cells, order_groups, standard_cells
 from peft_noah.experiments.paper import VTAB_GROUPS, published_groups, vtab_name
 from peft_noah.experiments.tables import count_shots, few_shot_grids, transfers
 from peft_noah.formatting import module_label, module_order, one_line
-from peft_noah.method_names import METHODS
+from peft_noah.method_names import INHERITED, METHODS, RETRAINED
 from peft_noah.plotting import INK, figure_file, grid_behind, legend_below, plot_mean_architecture
 from peft_noah.statistics import Estimate
 

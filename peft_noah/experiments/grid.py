@@ -17,7 +17,6 @@ from peft_noah.experiments.paper import VTAB_GROUPS, published_groups, vtab_name
 from peft_noah.method_names import TRANSFER, table_order
 from peft_noah.statistics import Estimate
 
-INHERITED, RETRAINED = "noah inherited", "noah retrained"
 MEAN_OF_GROUPS, PLAIN_MEAN = "mean of group means", "plain mean"
 
 Measure = Callable[[Cell], tuple[float, int] | None]

@@ -21,7 +21,7 @@ from peft_noah.experiments.figures import (
     plot_groups,
     plot_transfer,
 )
-from peft_noah.experiments.grid import INHERITED, RETRAINED, Grid, domain_cells, few_shot_cells, standard_cells
+from peft_noah.experiments.grid import Grid, domain_cells, few_shot_cells, standard_cells
 from peft_noah.experiments.table import Table
 from peft_noah.experiments.tables import (
     domain_table,
@@ -33,6 +33,7 @@ from peft_noah.experiments.tables import (
 )
 from peft_noah.formatting import escape, facts
 from peft_noah.jsonfile import write_atomically
+from peft_noah.method_names import INHERITED, RETRAINED
 from peft_noah.search_result import SearchResult
 
 TABLES_MARKDOWN = "tables.md"

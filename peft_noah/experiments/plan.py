@@ -16,7 +16,7 @@ from pathlib import Path, PureWindowsPath
 from peft_noah.architecture import Architecture
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import check_int, check_keys, dump_json, read_json, write_atomically
-from peft_noah.method_names import METHODS, TRANSFER
+from peft_noah.method_names import INHERITED, METHODS, RANDOM, RETRAINED, TRANSFER
 from peft_noah.methods import SINGLE_MODULES
 from peft_noah.search_result import MAX_COUNT
 from peft_noah.settings import RunSettings
@@ -24,7 +24,7 @@ from peft_noah.settings import RunSettings
 PLAN = "suite.json"
 _PASSES = {"linear": 1, "full": 3}
 #: the methods that need a supernet, in the order in which they are best run
-_NOAH = ("noah inherited", "noah retrained", "random search")
+_NOAH = (INHERITED, RETRAINED, RANDOM)
 
 
 @dataclass(frozen=True)
@@ -147,12 +147,12 @@ class Plan:
             singles = (self.cost(Job(job.task, method, job.seed), sizes) for method in SINGLE_MODULES)
             return sum(singles) if shared else 0.0
         own = validation + test
-        if job.method != "noah inherited":
+        if job.method != INHERITED:
             own += _PASSES.get(job.method, 2) * self.run.epochs * (2 * train + validation)
-        if job.method == "random search":
+        if job.method == RANDOM:
             own += scoring
         if job.method in _NOAH and shared:
-            own += supernet + (0 if job.method == "random search" else scoring)
+            own += supernet + (0 if job.method == RANDOM else scoring)
         return own / unit
 
     # ------------------------------------------------------------------ file

@@ -22,6 +22,7 @@ from peft_noah.architecture import Architecture
 from peft_noah.data.listings import Listings
 from peft_noah.experiments.plan import PLAN, Job, Plan
 from peft_noah.jsonfile import read_json
+from peft_noah.method_names import INHERITED
 from peft_noah.progress import Reporter
 from peft_noah.run import Run
 from peft_noah.run_folder import SEARCH, Busy, RunFolder, slug
@@ -183,10 +184,10 @@ class Suite:
         if job.source in self.plan.architectures:
             return self.plan.architectures[job.source]
         task = next(task for task in self.plan.tasks if task.folder == job.source)
-        source = self.files(Job(task, "noah inherited", job.seed))
+        source = self.files(Job(task, INHERITED, job.seed))
         if (source / SEARCH).exists():
             return SearchResult.load(source / SEARCH).best.architecture
-        if error := source.error("noah inherited"):
+        if error := source.error(INHERITED):
             raise ValueError(f"the search on {job.source} failed: {error}")
         raise _NotYet(f"the search on {job.source} is not finished.")
 

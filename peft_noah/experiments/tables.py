@@ -12,8 +12,6 @@ from functools import partial
 
 from peft_noah.experiments.cells import Cell
 from peft_noah.experiments.grid import (
-    INHERITED,
-    RETRAINED,
     Grid,
     accuracy,
     domain_cells,
@@ -25,7 +23,7 @@ from peft_noah.experiments.grid import (
 )
 from peft_noah.experiments.paper import published_groups, published_parameters, published_rows, vtab_name
 from peft_noah.experiments.table import Entry, Number, Table
-from peft_noah.method_names import TRANSFER
+from peft_noah.method_names import INHERITED, RETRAINED, TRANSFER
 from peft_noah.statistics import Estimate, clear_winner
 
 _OF_THE_PAPER = " (paper)"
