@@ -21,6 +21,7 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from peft_noah import Architecture, NoahConfig, __version__
+from peft_noah.data.images import ImageSplit
 from peft_noah.formatting import table
 
 #: random weights; what they are does not change the time
@@ -110,6 +111,17 @@ def make_images(config: ViTConfig, size: int) -> tuple[torch.Tensor, torch.Tenso
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(size, 3, config.image_size, config.image_size, generator=generator)
     return images, torch.randint(config.num_labels, (size,), generator=generator)
+
+
+def make_split(config: ViTConfig, size: int) -> ImageSplit:
+    """The same as a split of a task, in bytes."""
+    images, labels = make_images(config, size)
+    return ImageSplit((images * 32 + 128).clamp(0, 255).to(torch.uint8), labels)
+
+
+def as_floats(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 pixels as what a backbone takes."""
+    return (pixels.float() - 128) / 32
 
 
 def sample(model: nn.Module, count: int, seed: int = 0) -> list[Architecture]:

@@ -43,8 +43,8 @@ NOTE = (
 
 def run(quick: bool) -> Iterator[Table]:
     """Without gradients, in evaluation mode."""
-    images = {"ViT-B/16": 25 if quick else 200, "small": 200}
-    rounds = {"ViT-B/16": 2 if quick else 5, "small": 4 if quick else 20}
+    images = {"ViT-B/16": 8 if quick else 25, "small": 100 if quick else 200}
+    rounds = {"ViT-B/16": 2 if quick else 5, "small": 3 if quick else 20}
     errors: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     times = {f"{size}, {images[size]} images": _times(size, images[size], rounds[size], errors) for size in SIZES}
     note = NOTE.format(

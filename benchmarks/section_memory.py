@@ -1,4 +1,4 @@
-"""Peak memory of a step of supernet training, each model in a process of its own."""
+"""Peak memory of a step of supernet training, and of a search, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-from measure import SIZES, Table, make_images, make_step, make_supernet
+from measure import SIZES, Table, as_floats, make_images, make_split, make_step, make_supernet, sample
 from reference import Reference
 
 from peft_noah.fast import fast_forward
+from peft_noah.scoring import Scorer, spread
+from peft_noah.training.processes import make_accelerator
 
 BATCH = {"ViT-B/16": 16, "small": 64}
 ROWS = ("G", "plain", "fast", "fast, weights not packed", "G, checkpointing", "fast, checkpointing")
@@ -21,6 +23,11 @@ NOTE = (
     "Largest resident memory of the process after three steps of the largest subnet in float32, minus that of one which "
     "has only imported the libraries: frozen weights, trained weights with AdamW's two moments, kept activations, "
     "gradients. Ratio to G."
+)
+CACHES_GB = (0.0, 0.1, 0.3, 1.0)
+CACHE_NOTE = (
+    "The same for {candidates} candidates of a search, the small ViT, 200 images in one batch, each in full; what is "
+    "above that without a cache must stay below the limit."
 )
 
 
@@ -37,15 +44,37 @@ def run(quick: bool) -> Iterator[Table]:
             row += [f"{used:,.0f}", f"{used / reference:.2f}"]
         rows.append(row)
     yield Table("Peak memory of a training step", header, rows, NOTE, values={"megabytes": peaks})
+    yield _of_search(14 if quick else 40)
 
 
-def _in_process(size: str, name: str) -> float:
-    command = [sys.executable, str(Path(__file__)), size, name]
+def _of_search(candidates: int) -> Table:
+    peaks = {limit: _in_process("search", str(limit), str(candidates)) for limit in CACHES_GB}
+    least = peaks[0.0]
+    rows = [
+        [f"{limit:g}", f"{peak:,.0f}", f"{peak - least:,.0f}", f"{1e3 * limit:,.0f}"] for limit, peak in peaks.items()
+    ]
+    header = ["--cache-gb", "MB of the process", "above no cache", "limit"]
+    note = CACHE_NOTE.format(candidates=candidates)
+    return Table(
+        "Peak memory of a search", header, rows, note, values={"megabytes": {str(k): v for k, v in peaks.items()}}
+    )
+
+
+def _in_process(*arguments: str) -> float:
+    """Megabytes."""
+    command = [sys.executable, str(Path(__file__)), *arguments]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def _measure(size: str, name: str) -> float:
-    """Megabytes."""
+def _search(limit: str, candidates: str) -> float:
+    model = make_supernet(SIZES["small"]).eval()
+    scorer = Scorer(model, make_split(SIZES["small"], 200), as_floats, make_accelerator(), cache_gb=float(limit))
+    with fast_forward(model):
+        spread(scorer, sample(model, int(candidates)))
+    return _peak()
+
+
+def _step(size: str, name: str) -> float:
     if name != "nothing":
         model = make_supernet(SIZES[size])
         subnet = model.get_search_space().largest()
@@ -60,6 +89,10 @@ def _measure(size: str, name: str) -> float:
             step = make_step(model, *make_images(SIZES[size], BATCH[size]))
             for _ in range(3):
                 step()
+    return _peak()
+
+
+def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
@@ -67,4 +100,5 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    print(json.dumps(_measure(*sys.argv[1:])))
+    kind, *more = sys.argv[1:]
+    print(json.dumps(_search(*more) if kind == "search" else _step(kind, *more)))

@@ -1,7 +1,8 @@
-"""The paper's search, raced and with shared prefixes, beside the same search that scores every candidate in full.
+"""The paper's search beside the same search with the authors' scoring, on a trained supernet.
 
-    python benchmarks/section_search.py             # population 50, 15 generations, 200 images; about half an hour on one core
-    python benchmarks/section_search.py --quick     # population 20, 5 generations; under 5 minutes
+    python benchmarks/section_search.py             # the bundled task: population 50, 15 generations, 200 images
+    python benchmarks/section_search.py --quick     # population 20, 5 generations; under 2 minutes
+    python benchmarks/section_search.py --run runs/mine --every 10 --output search.md   # the supernet of a run
 
 All ways score the same candidates one after the other, so that their times can be compared; what each of them would
 have chosen is compared too.
@@ -10,20 +11,26 @@ have chosen is compared too.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from measure import Table, machine, share
+from reference import Reference
 from torch import nn
 
+from peft_noah.adapter_files import load_adapter
 from peft_noah.architecture import Architecture
 from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
+from peft_noah.jsonfile import write_atomically
 from peft_noah.methods import attach, load_backbone
 from peft_noah.run_context import read_splits
+from peft_noah.run_folder import SUPERNET, RunFolder
 from peft_noah.scoring import Scorer, spread
 from peft_noah.search import SearchSettings, scaled_budget, search
 from peft_noah.search_result import Bounds, SearchResult
@@ -31,27 +38,28 @@ from peft_noah.settings import RunSettings
 from peft_noah.training import ArchitectureSampler, TrainingSettings, train
 from peft_noah.training.processes import make_accelerator
 
+G, FAST, RACED = "G, every candidate in full", "fast forward, every candidate in full", "+ raced"
+SHARED, SCREENED = "+ shared prefixes", "+ screened in bfloat16"
+GS_BATCH = 50  # its fastest on this processor, of 25, 50, 100, 200
 RISKS = (0.05, 0.2)
+QUICK = SearchSettings(population_size=20, generations=5, num_crossover=10, num_mutation=10)
 
 
 def run(quick: bool) -> Iterator[Table]:
     """Tables of the search on the bundled task, with a supernet trained for a few epochs."""
-    settings = RunSettings()
+    settings = RunSettings(recipe="released")
     splits = read_splits(settings)
     normalize, accelerator = Normalizer(splits.preprocessing), make_accelerator()
     model = attach(load_backbone(settings.backbone, splits, 0), "supernet", settings.recipe, settings.search_space)
-    epochs = 5 if quick else 30
     train(
         model,
         splits.train,
         normalize,
-        TrainingSettings.named(settings.recipe, "supernet", epochs=epochs),
+        TrainingSettings.named(settings.recipe, "supernet", epochs=5 if quick else 30),
         accelerator,
         sampler=ArchitectureSampler(model.get_search_space()),
     )
-    model.eval()
-    variant = replace(SearchSettings(), population_size=20, generations=5, num_crossover=10, num_mutation=10)
-    problem = Problem(model, splits.validation, normalize, accelerator, variant if quick else SearchSettings())
+    problem = Problem(model.eval(), splits.validation, normalize, accelerator, QUICK if quick else SearchSettings())
     yield problem.side_by_side()
     yield problem.at_a_risk()
 
@@ -60,96 +68,107 @@ class Problem:
     """One search, to be done in several ways.
 
     Args:
-        model: the trained supernet.
+        model: the trained supernet, of recipe "released" on a transformers ViT.
         images: the validation split.
         normalize: uint8 pixels to the backbone's input.
         accelerator: device and precision.
         settings: of the search.
+        every: the ways without racing score every so many-th candidate only; their times count as many times.
     """
 
-    def __init__(self, model: nn.Module, images, normalize, accelerator, settings: SearchSettings) -> None:
-        self.model, self.settings = model, settings
+    def __init__(self, model: nn.Module, images, normalize, accelerator, settings: SearchSettings, every=1) -> None:
+        self.model, self.images, self.settings, self.every = model, images, settings, every
         self.arguments = (images, normalize, accelerator)
         self.pixels = normalize(images.__getitems__(list(range(len(images))))["pixel_values"])
-        self.plain: SearchResult | None = None
+        self.best: SearchResult | None = None
 
     def search(self, score, **options) -> SearchResult:
         """The search, with any way of scoring."""
         core = self.model.base_model.model.config
         budget = scaled_budget(core.hidden_size, core.num_hidden_layers)
         count = self.model.count_parameters
-        return search(self.model.get_search_space(), score, count, budget, self.settings, **options)
+        return search(self.model.get_search_space(), score, count, budget, self.settings, racing=True, **options)
 
-    @torch.inference_mode()
-    def _plain(self, architecture: Architecture) -> float:
-        """Every image through transformers' own forward, all in one batch."""
-        self.model.set_architecture(architecture)
-        right = self.model(pixel_values=self.pixels).logits.argmax(-1) == self.arguments[0].labels
-        return right.sum().item() / len(right)
-
-    def scorers(self, stack: ExitStack) -> dict[str, Callable]:
+    def ways(self, stack: ExitStack) -> dict[str, Scorer | Authors]:
         """The ways to score, each on a model of its own that shares the frozen weights."""
-        scorers: dict[str, Callable] = {"every candidate in full, plain forward": self._plain}
-        for name in ("every candidate in full", "raced", "raced, shared prefixes"):
+        ways: dict[str, Scorer | Authors] = {G: Authors(self.model, self.pixels, self.images.labels)}
+        for name in (FAST, RACED, SHARED, SCREENED):
             copy = share(self.model)
             stack.enter_context(fast_forward(copy))
-            scorers[f"{name}, fast forward"] = scorer = Scorer(copy, *self.arguments)
-            if "prefixes" not in name:
+            ways[name] = scorer = Scorer(copy, *self.arguments, screen=name == SCREENED)
+            if name in (FAST, RACED):
                 scorer.prefixes.reason = "turned off, to be compared"
-        return scorers
+        return ways
 
     def side_by_side(self) -> Table:
         """All ways on the same candidates."""
         with ExitStack() as stack:
-            scorers = self.scorers(stack)
-            seconds, answers = dict.fromkeys(scorers, 0.0), {name: [] for name in scorers}
+            ways = self.ways(stack)
+            seconds, answers = dict.fromkeys(ways, 0.0), {name: [] for name in ways}
 
             def score_all(_, architectures, bars):
-                for name, scorer in scorers.items():
+                first = len(answers[SCREENED])
+                for name, way in ways.items():
+                    sampled = [
+                        i
+                        for i in range(len(architectures))
+                        if name in (RACED, SHARED, SCREENED) or not (first + i) % self.every
+                    ]
+                    chosen = [architectures[i] for i in sampled]
                     started = time.process_time()
-                    if isinstance(scorer, Scorer):
-                        answers[name] += spread(scorer, architectures, bars if "raced" in name else None)
+                    if isinstance(way, Authors):
+                        found = [way(architecture) for architecture in chosen]
                     else:
-                        answers[name] += [scorer(architecture) for architecture in architectures]
+                        found = spread(way, chosen, None if name == FAST else bars) if chosen else []
                     seconds[name] += time.process_time() - started
-                return answers[next(iter(scorers))][-len(architectures) :]
+                    answers[name] += found
+                full = G if self.every == 1 else SHARED
+                return answers[full][-len(architectures) :]
 
-            self.plain = self.search(None, racing=True, map=score_all)
-        size, base = len(self.arguments[0]) * len(self.plain.candidates), next(iter(scorers))
+            self.best = self.search(None, map=score_all)
+        total = len(self.best.candidates)
+        seconds = {name: spent * total / len(answers[name]) for name, spent in seconds.items()}
         rows, values = [], {}
-        for name, scorer in scorers.items():
-            result = with_answers(self.plain, answers[name])
-            images = scorer.hardness.evaluations if isinstance(scorer, Scorer) else size
-            blocks = images / size
-            if isinstance(scorer, Scorer) and scorer.prefixes.blocks_run:
-                ran, shared = scorer.prefixes.blocks_run, scorer.prefixes.blocks_shared
-                blocks *= ran / (ran + shared)
-            values[name] = {"images": images / size, "blocks": blocks, "seconds": seconds[name]}
+        for name, way in ways.items():
+            images, blocks = shares(way, len(answers[name]) * len(self.images))
+            values[name] = {"images": images, "blocks": blocks, "seconds": seconds[name]}
             rows.append(
                 [
                     name,
-                    f"{100 * images / size:.1f} %",
+                    f"{100 * images:.1f} %",
                     f"{100 * blocks:.1f} %",
                     f"{seconds[name]:.0f}",
-                    f"{seconds[base] / seconds[name]:.2f}",
-                    *same(result, self.plain),
+                    f"{seconds[G] / seconds[name]:.2f}",
+                    *(same(self.best, answers[name]) if len(answers[name]) == total else ("", "")),
                 ]
             )
-        header = ["scoring", "images seen", "blocks run", "CPU s", "plain / this", "same top 10", "same best"]
-        note = (
-            f"Population {self.settings.population_size}, {self.settings.generations} generations, "
-            f"{len(self.arguments[0])} images, cache 1 GB. Best: {100 * self.plain.best.score:.1f} %."
+        header = ["scoring", "images seen", "blocks run", "CPU s", "G / this", "same top 10", "same best"]
+        return Table("Search", header, rows, self._note(ways[SCREENED]), values)
+
+    def _note(self, screened: Scorer) -> str:
+        twice = screened.compared / (len(self.images) * len(self.best.candidates))
+        sampled = (
+            ""
+            if self.every == 1
+            else f" The ways without racing scored every {self.every}th candidate; their seconds are {self.every} times those."
         )
-        return Table("Search", header, rows, note, values)
+        core = self.model.base_model.model.config
+        return (
+            f"Population {self.settings.population_size}, {self.settings.generations} generations, {len(self.images)} "
+            f"images of {core.image_size if not sampled else self.pixels.shape[-1]} pixels, a ViT of width {core.hidden_size} "
+            f"and {core.num_hidden_layers} blocks, recipe 'released', cache 1 GB. Each row adds to the one above; scores are "
+            f"float32 in all. G in batches of {GS_BATCH}. Screened: {100 * twice:.1f} % of all images were looked at "
+            f"in both precisions. Best: {100 * self.best.best.score:.1f} %.{sampled}"
+        )
 
     def at_a_risk(self) -> Table:
         """Searches at a stated risk, which may go another way."""
-        rows, size = [], len(self.arguments[0]) * len(self.plain.candidates)
+        rows, size = [], len(self.images) * len(self.best.candidates)
         for risk in RISKS:
             scorer = Scorer(self.model, *self.arguments, risk=risk)
             with fast_forward(self.model):
-                result = self.search(scorer, racing=True, map=spread)
-            kept = len({c.architecture for c in result.top(10)} & {c.architecture for c in self.plain.top(10)})
+                result = self.search(scorer, map=spread)
+            kept = len({c.architecture for c in result.top(10)} & {c.architecture for c in self.best.top(10)})
             rows.append(
                 [
                     f"{risk:g}",
@@ -158,35 +177,70 @@ class Problem:
                     f"{result.best.score:.3f}",
                 ]
             )
-        note = f"Best of the search that scores all in full: {self.plain.best.score:.3f}."
+        note = f"Best of the search that scores all in full: {self.best.best.score:.3f}."
         return Table("Search at a stated risk", ["risk", "images seen", "top 10 kept", "best accuracy"], rows, note)
 
 
-def with_answers(result: SearchResult, answers: list) -> SearchResult:
-    """The result with other answers for the same candidates."""
+class Authors:
+    """G's scoring: every image through the authors' model."""
+
+    def __init__(self, model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> None:
+        self.model, self.batches, self.labels = Reference(model).eval(), pixels.split(GS_BATCH), labels
+
+    @torch.inference_mode()
+    def __call__(self, architecture: Architecture) -> float:
+        """Accuracy, a fraction."""
+        self.model.set_architecture(architecture)
+        right = torch.cat([self.model(batch).argmax(-1) for batch in self.batches]) == self.labels
+        return right.sum().item() / len(right)
+
+
+def shares(way: Scorer | Authors, images: int) -> tuple[float, float]:
+    """Images seen, and blocks times images run, as shares of scoring in full."""
+    if isinstance(way, Authors):
+        return 1.0, 1.0
+    seen = way.hardness.evaluations / images
+    ran, shared = way.prefixes.blocks_run, way.prefixes.blocks_shared
+    return seen, seen * ran / (ran + shared) if ran else seen
+
+
+def same(result: SearchResult, answers: list) -> tuple[str, str]:
+    """Whether the ten best, with their scores, and the best are the same with other answers for the same candidates."""
     candidates = [
         replace(candidate, score=None, bounds=answer)
         if isinstance(answer, Bounds)
-        else replace(candidate, score=answer)
+        else replace(candidate, score=answer, bounds=None)
         for candidate, answer in zip(result.candidates, answers, strict=True)
     ]
-    return replace(result, candidates=candidates)
+    other = replace(result, candidates=candidates)
+    return ("yes" if other.top(10) == result.top(10) else "NO", "yes" if other.best == result.best else "NO")
 
 
-def same(result: SearchResult, plain: SearchResult) -> tuple[str, str]:
-    """Whether the ten best and the best are those of the plain search."""
-    return ("yes" if result.top(10) == plain.top(10) else "NO", "yes" if result.best == plain.best else "NO")
+def of_run(folder: Path, every: int) -> Iterator[Table]:
+    """The table for the supernet of a run of recipe "released", whatever its precision was."""
+    settings = RunFolder(folder).agree(None)
+    splits = read_splits(settings)
+    model = load_adapter(load_backbone(settings.backbone, splits, settings.seed), folder / SUPERNET).eval()
+    normalize, accelerator = Normalizer(splits.preprocessing), make_accelerator()
+    yield Problem(model, splits.validation, normalize, accelerator, settings.search(), every).side_by_side()
 
 
 def main() -> None:
     """This section alone."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a smaller search, under 5 minutes")
-    quick = parser.parse_args().quick
+    parser.add_argument("--quick", action="store_true", help="a smaller search")
+    parser.add_argument("--run", type=Path, help="folder of a run with a supernet of recipe 'released'")
+    parser.add_argument("--every", type=int, default=10, help="with --run: score every so many-th candidate in full")
+    parser.add_argument("--output", type=Path, help="a Markdown file")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"Machine: {machine()}.\n")
-    for table in run(quick):
+    parts = [f"`{' '.join(['python', 'benchmarks/section_search.py', *sys.argv[1:]])}`\n\nMachine: {machine()}.\n"]
+    print(parts[0])
+    for table in run(arguments.quick) if arguments.run is None else of_run(arguments.run, arguments.every):
         print(table.markdown(), flush=True)
+        parts.append(table.markdown())
+    if arguments.output is not None:
+        write_atomically(arguments.output, "\n".join(parts))
 
 
 if __name__ == "__main__":

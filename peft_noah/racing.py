@@ -23,8 +23,8 @@ MIN_CHUNK = 8
 
 LOOKS = 8  # of a race at a stated risk, over all images
 
-#: which of these images are right, in their order
-Check = Callable[[list[int]], Sequence[bool]]
+#: which of these images are right, in their order; None where that is not known
+Check = Callable[[list[int]], Sequence[bool | None]]
 
 
 class Bar(NamedTuple):
@@ -55,12 +55,14 @@ class Outcome(NamedTuple):
         seen: the images looked at.
         wrong: those of them that the candidate gets wrong.
         error: why it failed; None if it did not.
+        change: by how much bfloat16 changed a gap at most (`screening`), where images were looked at in float32 too.
     """
 
     result: float | Bounds | None
     seen: tuple[int, ...] = ()
     wrong: tuple[int, ...] = ()
     error: str | None = None
+    change: float | None = None
 
 
 class Hardness:
@@ -119,34 +121,45 @@ class Hardness:
         return hardness
 
 
-def race(check: Check, hardness: Hardness, bar: Bar | None = None, chance: Chance | None = None) -> Outcome:
+def race(
+    check: Check,
+    hardness: Hardness,
+    bar: Bar | None = None,
+    chance: Chance | None = None,
+    recheck: Check | None = None,
+) -> Outcome:
     """Look at images until all are seen or the bar is out of reach.
 
     Without ``chance`` the hardest images come first, and what is left out changes nothing: a stopped candidate stays
     below the bar even with every remaining image right. Each look takes as many images as are expected to settle it,
-    judging by how often others got them wrong.
+    judging by how often others got them wrong. An image with an unknown answer counts as right, until the bar is in
+    reach only with the help of such images: then they are looked at again.
 
     Args:
         check: which of some images the candidate gets right.
         hardness: what is known of the images.
         bar: None: look at all of them.
         chance: stop already where the bar is unlikely to be reached.
+        recheck: answers where ``check`` gives None; needed only if it does.
     """
     size, rates, chance = len(hardness), hardness.rates(), None if bar is None else chance
     order = hardness.order() if chance is None else chance.order(size)
     limit = size + 1 if bar is None else bar.wrong_to_miss(size)
-    seen, wrong = 0, []
+    seen, wrong, unknown = 0, [], []
     while seen < size and len(wrong) < limit:
         left = [rates[image] for image in order[seen:]]
         end = seen + (_chunk(left, limit - len(wrong)) if chance is None else chance.look(size, seen))
-        images = order[seen:end]
-        wrong += [image for image, right in zip(images, check(images), strict=True) if not right]
+        for image, right in zip(images := order[seen:end], check(images), strict=True):
+            wrong += [image] if right is False else []
+            unknown += [image] if right is None else []
         seen = end
         if chance is not None and seen < size and chance.unlikely(size, limit - 1, seen, len(wrong)):
             break
-    high = (size - len(wrong)) / size
-    result = high if seen == size else Bounds((seen - len(wrong)) / size, high)
-    return Outcome(result, tuple(order[:seen]), tuple(wrong))
+    if unknown and seen == size and len(wrong) < limit:
+        wrong += [image for image, right in zip(unknown, recheck(unknown), strict=True) if not right]
+        unknown = []
+    low, high = (seen - len(wrong) - len(unknown)) / size, (size - len(wrong)) / size
+    return Outcome(high if low == high else Bounds(low, high), tuple(order[:seen]), tuple(wrong))
 
 
 def _chunk(rates: list[float], needed: int) -> int:

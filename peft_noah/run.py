@@ -131,6 +131,7 @@ class Run(RunContext):
             self.accelerator,
             cache_gb=self.settings.cache_gb,
             risk=self.settings.risk,
+            screen=self.settings.screen,
             on_scored=on_scored,
         )
         if partial.exists():

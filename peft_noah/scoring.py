@@ -6,7 +6,7 @@ search(space, scorer, count, budget, racing=True, map=spread)
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -20,10 +20,14 @@ from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
 from peft_noah.prefixes import PrefixCache
 from peft_noah.racing import Bar, Chance, Hardness, Outcome, race
+from peft_noah.screening import Screen, label_gap
 from peft_noah.search_result import Bounds, SearchResult
 from peft_noah.training.evaluation import predict
 
 logger = logging.getLogger(__name__)
+
+#: images of each of the first candidates that are looked at in both precisions, to learn how much bfloat16 changes
+FIRST_COMPARED = 32
 
 
 class Scorer:
@@ -43,6 +47,8 @@ class Scorer:
             left hidden states that candidates share, see :class:`~peft_noah.prefixes.PrefixCache`.
         risk: how likely, at most, a candidate that reaches the bar may be stopped, see :class:`~peft_noah.racing.Chance`;
             0: never, and the hardest images come first.
+        screen: whether to look in bfloat16 first, and in float32 only where that could matter, see
+            :class:`~peft_noah.screening.Screen`; the scores are those of float32.
         on_scored: called as ``on_scored(done, best)`` while candidates are scored, with the number of those done and
             the best score so far, None where there is none; equally often on all processes.
 
@@ -55,6 +61,8 @@ class Scorer:
         done: candidates scored so far, known ones included.
         best: the best score so far; None before the first.
         prefixes: the hidden states that candidates share.
+        screen: whether candidates are screened, and what was learnt from it.
+        compared: images that this process has looked at in both precisions.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class Scorer:
         batch_size: int = 256,
         cache_gb: float = 1.0,
         risk: float = 0.0,
+        screen: bool = True,
         on_scored: Callable[[int, float | None], object] | None = None,
     ) -> None:
         self.model, self.images, self.normalize, self.accelerator = model, images, normalize, accelerator
@@ -76,6 +85,7 @@ class Scorer:
             raise ValueError(f"risk must be at least 0 and below 1, got {risk!r}.")
         self.hardness = Hardness(len(images))
         self.done, self.best = 0, None
+        self.screen, self.compared = Screen(model, accelerator.device, accelerator.mixed_precision, screen), 0
         channels, height, width = images.image_shape
         size = 4 * len(images) * channels * height * width
         fits = size <= cache_gb * 1e9
@@ -83,8 +93,10 @@ class Scorer:
         self.prefixes = PrefixCache(model, len(images), cache_gb - size / 1e9 if fits else 0.0)
 
     def keep(self, result: SearchResult) -> None:
-        """Note in a result, as ``"racing"`` of its provenance, what `resume` needs to go on as if nothing had happened."""
+        """Note in a result's provenance what `resume` needs to go on as if nothing had happened."""
         result.provenance["racing"] = self.hardness.to_dict()
+        if noted := self.screen.to_dict():
+            result.provenance["screening"] = noted
 
     def resume(self, result: SearchResult) -> None:
         """Score no candidate of an interrupted search again.
@@ -95,6 +107,8 @@ class Scorer:
         self.known = {c.architecture: c.score if c.bounds is None else c.bounds for c in result.candidates}
         if "racing" in result.provenance:
             self.hardness = Hardness.from_dict(result.provenance["racing"], len(self.images))
+        if "screening" in result.provenance:
+            self.screen.resume(result.provenance["screening"])
 
     def _fetch(self, images: list[int]) -> torch.Tensor:
         pixels = self.images.__getitems__(images)["pixel_values"].to(self.accelerator.device)
@@ -111,13 +125,14 @@ class Scorer:
         if architecture in self.known:
             return Outcome(self.known[architecture])
         was_training, outcome = self.model.training, Outcome(None)
+        self._change: float | None = None
         self.model.set_architecture(architecture)
         self.model.eval()
         try:
             chance = Chance(self.risk, f"noah:{architecture.to_json()}") if self.risk else None
-            with fast_forward(self.model):  # as `evaluate` does
-                outcome = race(partial(self._right, architecture), self.hardness, bar, chance)
-            return outcome
+            with fast_forward(self.model), torch.inference_mode():  # as `evaluate` does
+                outcome = race(partial(self._right, architecture), self.hardness, bar, chance, self._exactly)
+            return outcome._replace(change=self._change)
         finally:
             self.model.train(was_training)
             self.prefixes.settle(useful=isinstance(outcome.result, float))
@@ -125,19 +140,47 @@ class Scorer:
     def learn(self, outcomes: Sequence[Outcome]) -> None:
         """Take in the outcomes of all processes."""
         self.hardness.learn(outcomes)
+        for outcome in outcomes:
+            if outcome.change is not None:
+                self.screen.learn(outcome.change)
         self.done += len(outcomes)
         self.best = _best(self.best, *outcomes)
 
-    @torch.inference_mode()
-    def _right(self, architecture: Architecture, images: list[int]) -> list[bool]:
-        right = []
+    def _right(self, architecture: Architecture, images: list[int]) -> list[bool | None]:
+        """Which of these images the active subnet gets right; None where bfloat16 cannot tell."""
+        screened = self.screen.reason is None
+        if screened and self.screen.change is None:
+            return self._exactly(images, compared=FIRST_COMPARED)
+        answers: list[bool | None] = []
+        for batch, pixels in self._batches(images):
+            with self.screen.autocast() if screened else self.accelerator.autocast():
+                logits = self.prefixes.logits(architecture, batch, pixels)
+            labels, classes = self.images.labels[batch], self.images.classes
+            answers += self.screen.answers(logits, labels, classes) if screened else self._answers(logits, labels)
+        return answers
+
+    def _exactly(self, images: list[int], compared: int | None = None) -> list[bool]:
+        """The same in float32, noting how much bfloat16 changes the gaps, of the first so many or of all images."""
+        answers: list[bool] = []
+        for batch, pixels in self._batches(images):
+            labels, classes = self.images.labels[batch], self.images.classes
+            logits = self.model(pixel_values=pixels).logits
+            answers += self._answers(logits, labels)
+            with self.screen.autocast():
+                rounded = self.model(pixel_values=pixels[:compared]).logits
+            gaps = [label_gap(x[:compared], labels[:compared], classes) for x in (logits, rounded)]
+            self._change = max(self._change or 0.0, (gaps[0] - gaps[1]).abs().max().item())
+            self.compared += len(gaps[0])
+        return answers
+
+    def _batches(self, images: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Numbers and normalised pixels."""
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
-            pixels = self._fetch(batch) if self._pixels is None else self._pixels[batch]
-            with self.accelerator.autocast():
-                logits = self.prefixes.logits(architecture, batch, pixels)
-            right += (predict(logits, self.images.classes).cpu() == self.images.labels[batch]).tolist()
-        return right
+            yield batch, self._fetch(batch) if self._pixels is None else self._pixels[batch]
+
+    def _answers(self, logits: torch.Tensor, labels: torch.Tensor) -> list[bool]:
+        return (predict(logits, self.images.classes).cpu() == labels).tolist()
 
 
 def spread(

@@ -40,6 +40,8 @@ class RunSettings:
         cache_gb: most memory that the search may keep hidden states in, in gigabytes (10^9 bytes), besides the backbone
             and one batch.
         risk: chance that the search stops looking at a candidate that would have been among its best; 0: it never does.
+        screen: let the search look in bfloat16 first, where the hardware has it, and again in float32 where rounding could
+            change an answer; the scores are those of float32.
         seed: of everything random.
         num_classes: of lists of numbered classes; None: up to the largest label there is.
         shots: training images per class to take; None: all.
@@ -71,6 +73,7 @@ class RunSettings:
     effort: float | None = None
     cache_gb: float = 1.0
     risk: float = 0.0
+    screen: bool = True
     seed: int = 0
     num_classes: int | None = None
     shots: int | None = None

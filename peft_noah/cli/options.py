@@ -81,6 +81,11 @@ RUN_OPTIONS = {
         0.0,
         "Chance of stopping a candidate of the search that would have been among its best; 0: the same result, always.",
     ),
+    "screen": option(
+        bool,
+        True,
+        "Search in bfloat16 where the hardware has it, and in float32 where rounding could change an answer.",
+    ),
     "seed": option(int, 0, "Seed of everything random."),
     "shots": option(int | None, None, "Training images per class. Default: all."),
     "augment": option(bool, False, "Colour jitter and RandAugment on training images, as for few-shot learning."),

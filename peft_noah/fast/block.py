@@ -219,7 +219,10 @@ def matmul_attention(
     """
     flat = [x.flatten(0, 1) for x in (query, key.transpose(-2, -1), value)]
     scores = torch.baddbmm(query.new_zeros(1), flat[0], flat[1], beta=0, alpha=scaling)
-    y = torch.bmm(nn.functional.dropout(scores.softmax(-1), dropout), flat[2])
+    # PyTorch's bfloat16 softmax goes one by one through what does not fill a vector of 32, so short rows take float32's
+    short = scores.dtype == torch.bfloat16 and scores.shape[-1] < 32
+    weights = scores.softmax(-1, dtype=torch.float32 if short else None).to(scores.dtype)
+    y = torch.bmm(nn.functional.dropout(weights, dropout), flat[2])
     return y.unflatten(0, query.shape[:2]).transpose(1, 2), None
 
 
