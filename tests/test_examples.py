@@ -24,8 +24,18 @@ def pretraining_data(folder):
     return ["--data", folder, "--teacher", folder / "teacher", "--steps", "2", "--batch-size", "4", "--views", "2"]
 
 
+def small_suite(folder):
+    pretraining_data(folder / "tasks" / "one")
+    (folder / "tasks" / "one" / "train.parquet").rename(folder / "tasks" / "one" / "test.parquet")
+    pretraining_data(folder / "tasks" / "one")
+    make_model().save_pretrained(folder / "vit")
+    options = ["--efforts", "1.5", "--epochs", "1", "--seeds", "0,1", "--population-size", "4"]
+    return [folder / "tasks", "--model", folder / "vit", *options, "--output", folder / "out"]
+
+
 ARGUMENTS = {
     "add_backbone.py": lambda folder: [],
+    "effort.py": small_suite,
     "fault_drill.py": lambda folder: ["--kills", "3", "--others", "0"],
     "pretrain_backbone.py": lambda folder: [*pretraining_data(folder), "--output", folder / "out"],
     "quickstart.py": lambda folder: ["--epochs", "1", "--generations", "1", "--output", folder / "out"],
@@ -46,4 +56,5 @@ def test_example_runs(name, tmp_path):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     if "--output" in command:
-        assert list((tmp_path / "out").glob("*.safetensors"))
+        written = (tmp_path / "out").iterdir()
+        assert any(path.suffix == ".safetensors" or path.name == "effort.md" for path in written)
