@@ -170,7 +170,7 @@ def _chunk(rates: list[float], needed: int) -> int:
 
 
 class Chance(NamedTuple):
-    """Stopping at a stated risk, which pays with thousands of images, or many wrong ones among them.
+    """Stopping at a stated risk, which pays with thousands of images and candidates far below the bar.
 
     The images come in a random order of the candidate's own. At each of LOOKS equal looks it is stopped if a candidate
     that just reaches the bar would have shown as many wrong ones with a probability of at most ``risk / LOOKS``, by the

@@ -29,9 +29,10 @@ class SearchSettings:
 
     A mutation visits the row of each module and changes it with ``mutation_prob``: a new depth is drawn with
     ``depth_prob``, and in each block that keeps the module a new dim with ``dim_prob``. Blocks that a greater depth
-    adds get random dims. All probabilities lie in 0 to 1 (no unit).
+    adds get random dims. All probabilities lie in 0 to 1 (no unit). With ``suffix_mutation`` only the blocks from a random
+    one on may change, so that a child shares what its parent's blocks before it compute.
 
-    Three variants have names, see :meth:`named`.
+    Four variants have names, see :meth:`named`.
 
     Raises:
         ValueError: a number is out of its bounds, or the children are more than the population.
@@ -45,6 +46,7 @@ class SearchSettings:
     mutation_prob: float = 1.0
     depth_prob: float = 0.2
     dim_prob: float = 0.2
+    suffix_mutation: bool = False
 
     def __post_init__(self) -> None:
         for name in ("population_size", "generations", "num_parents"):
@@ -60,6 +62,8 @@ class SearchSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise ValueError(f"{name} is {reprlib.repr(value)}; give a probability from 0 to 1.")
+        if not isinstance(self.suffix_mutation, bool):
+            raise ValueError(f"suffix_mutation is {reprlib.repr(self.suffix_mutation)}; give true or false.")
 
     @classmethod
     def named(cls, name: str) -> SearchSettings:
@@ -74,8 +78,9 @@ class SearchSettings:
           mutates with 0.2, and then its depth with 0.4; dims are drawn only where the depth grows, so a dim in a block
           that keeps its module never mutates. We differ in one point: that code, like once-for-all's, scores a last
           generation of children and never ranks them; here whatever is scored is ranked.
+        - ``"suffix"``: the default with ``suffix_mutation``. Another search than the paper's, made for shared prefixes.
 
-        In all three, crossover takes whole rows from either parent.
+        In all four, crossover takes whole rows from either parent.
 
         Raises:
             ValueError: no variant has this name.
@@ -85,10 +90,11 @@ class SearchSettings:
         return cls(**_VARIANTS[name])
 
 
-_VARIANTS: dict[str, dict[str, float]] = {
+_VARIANTS: dict[str, dict[str, float | bool]] = {
     "default": {},
     "paper": {"population_size": 150, "generations": 5, "num_crossover": 50, "num_mutation": 50},
     "released": {"mutation_prob": 0.2, "depth_prob": 0.4, "dim_prob": 0.0},
+    "suffix": {"suffix_mutation": True},
 }
 
 

@@ -31,7 +31,7 @@ class RunSettings:
         budget: most prompt parameters; None: the paper's 0.64 M, scaled to the backbone's width and depth.
         epochs: of subnet and baselines.
         supernet_epochs: None: 5 x ``epochs``, the paper's proportion.
-        variant: of the search: ``"default"``, ``"paper"``, ``"released"``.
+        variant: of the search: ``"default"``, ``"paper"``, ``"released"``, ``"suffix"``.
         population_size, generations: of the search; None: the variant's.
         baselines: methods to compare with.
         effort: cost of supernet, search and retraining together, in fine-tunings of ``epochs`` epochs: a supernet of

@@ -39,6 +39,7 @@ def test_the_released_variant_is_as_in_the_authors_code():
         "mutation_prob": 0.2,
         "depth_prob": 0.4,
         "dim_prob": 0.0,
+        "suffix_mutation": False,
     }
 
 
@@ -50,13 +51,13 @@ def test_the_paper_variant_has_5_generations_of_50_of_each_kind_and_the_probabil
 
 
 def test_the_default_variant_redraws_dims_and_costs_the_same_as_the_others():
-    variants = {name: SearchSettings.named(name) for name in ("default", "paper", "released")}
+    variants = {name: SearchSettings.named(name) for name in ("default", "paper", "released", "suffix")}
     assert variants["default"] == SearchSettings() and variants["default"].dim_prob > 0
     assert {variant.population_size * variant.generations for variant in variants.values()} == {750}
 
 
 def test_an_unknown_variant_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"'fast' \(known: default, paper, released\)"):
+    with pytest.raises(ValueError, match=r"'fast' \(known: default, paper, released, suffix\)"):
         SearchSettings.named("fast")
 
 
@@ -75,6 +76,7 @@ def test_an_unknown_variant_names_the_known_ones():
         ({"dim_prob": math.nan}, "dim_prob is nan"),
         ({"dim_prob": "0.2"}, "dim_prob is '0.2'"),
         ({"dim_prob": True}, "dim_prob is True"),
+        ({"suffix_mutation": 1}, "suffix_mutation is 1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_with_the_reason(change, message):

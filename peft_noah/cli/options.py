@@ -66,7 +66,11 @@ RUN_OPTIONS = {
     "supernet_epochs": option(
         int | None, None, "Epochs of the supernet. Default: 5 x epochs, as in the paper; bundled task: 30."
     ),
-    "variant": option(str, "default", "Search: default, paper or released."),
+    "variant": option(
+        str,
+        "default",
+        "Search: default, paper, released, or suffix (children that share more of their parents' blocks).",
+    ),
     "population_size": option(int | None, None, "Candidates of a generation. Default: the variant's."),
     "generations": option(int | None, None, "Rounds of the search. Default: the variant's; for the bundled task 5."),
     "effort": option(
