@@ -1,11 +1,12 @@
 """How fast peft-noah is, measured anew: every figure is a ratio of times taken side by side in this one run.
 
-    python benchmarks/benchmark.py                     # all sections, on one core; about half an hour
+    python benchmarks/benchmark.py                     # all sections, on one core; about an hour
     python benchmarks/benchmark.py --quick             # fewer repeats, under 5 minutes
     python benchmarks/benchmark.py --only training,memory --output results
 
-The tables go to the terminal, and as Markdown, JSON and figures to ``--output``. A section is a file ``section_*.py``
-beside this one with a function ``run(quick)`` that yields tables.
+The tables go to the terminal, and as Markdown, JSON and figures to ``--output``; a section that is measured again takes the
+place of what stood there. A section is a file ``section_*.py`` beside this one with a function ``run(quick)`` that yields
+tables.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ SECTIONS = ("training", "evaluation", "search", "inference", "memory", "growth",
 
 
 def main() -> None:
-    """Run the sections that were asked for, and write after each what there is so far."""
+    """Run the sections that were asked for, and write each when it is done."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer repeats: under 5 minutes on two cores")
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"some of {','.join(SECTIONS)}")
@@ -30,32 +31,50 @@ def main() -> None:
     chosen = arguments.only.split(",")
     if unknown := sorted({*chosen} - {*SECTIONS}):
         parser.error(f"unknown sections {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    arguments.output.mkdir(parents=True, exist_ok=True)
     _use_one_core()
 
     import torch
     from measure import machine
 
     torch.set_num_threads(1)
-    from peft_noah.jsonfile import dump_json, write_atomically
-
-    arguments.output.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python", "benchmarks/benchmark.py", *sys.argv[1:]])
-    head = f"`{command}`\n\nMachine: {machine()}.\n"
-    print(head)
-    tables, started = [], time.perf_counter()
+    print(f"`{command}`\n\nMachine: {machine()}.\n")
     for name in chosen:
+        tables, started = [], time.perf_counter()
         for result in importlib.import_module(f"section_{name}").run(arguments.quick):
             print(result.markdown(), flush=True)
             tables.append(result)
             if result.curves is not None:
                 result.plot(arguments.output / f"{name}.png")
-            seconds = time.perf_counter() - started
-            text = "\n".join(
-                ["# Benchmark\n", head, *(each.markdown() for each in tables), f"Took {seconds:.0f} s.\n"]
-            )
-            write_atomically(arguments.output / "results.md", text)
-            data = {"command": command, "machine": machine(), "tables": [each.to_dict() for each in tables]}
-            write_atomically(arguments.output / "results.json", dump_json(data))
+        seconds = round(time.perf_counter() - started)
+        section = {"command": command, "machine": machine(), "seconds": seconds}
+        keep(arguments.output, name, {**section, "tables": [table.to_dict() for table in tables]})
+
+
+def keep(folder: Path, name: str, section: dict) -> None:
+    """Put a section's tables among those of the others."""
+    from peft_noah.jsonfile import dump_json, read_json, write_atomically
+
+    path = folder / "results.json"
+    found = read_json(path) if path.exists() else {}
+    found[name] = section
+    write_atomically(path, dump_json(found))
+    write_atomically(folder / "results.md", markdown(found))
+
+
+def markdown(found: dict[str, dict]) -> str:
+    """All sections in their order."""
+    from measure import Table
+
+    parts = ["# How fast peft-noah is\n"]
+    for name in [name for name in SECTIONS if name in found]:
+        section = found[name]
+        parts.append(
+            f"## {name.capitalize()}\n\n`{section['command']}`, {section['seconds']} s. {section['machine']}.\n"
+        )
+        parts += [Table(**table).markdown() for table in section["tables"]]
+    return "\n".join(parts)
 
 
 def _use_one_core() -> None:

@@ -97,7 +97,8 @@ class Reference(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes)."""
-        x, carried = self.embeddings(pixel_values), 0
+        other_size = pixel_values.shape[-2:] != tuple(self.embeddings.patch_embeddings.image_size)
+        x, carried = self.embeddings(pixel_values, interpolate_pos_encoding=other_size), 0
         for block, row in zip(self.blocks, self.rows, strict=True):
             if self.checkpointing:
                 x = checkpoint(block, x, carried, *row, use_reentrant=False)

@@ -23,8 +23,19 @@ MIN_CHUNK = 8
 
 LOOKS = 8  # of a race at a stated risk, over all images
 
-#: which of these images are right, in their order; None where that is not known
-Check = Callable[[list[int]], Sequence[bool | None]]
+
+class Unsure(NamedTuple):
+    """An answer that rounding could have changed.
+
+    Attributes:
+        right: what it is, if it has not.
+    """
+
+    right: bool
+
+
+#: which of these images are right, in their order
+Check = Callable[[list[int]], Sequence[bool | Unsure]]
 
 
 class Bar(NamedTuple):
@@ -132,33 +143,43 @@ def race(
 
     Without ``chance`` the hardest images come first, and what is left out changes nothing: a stopped candidate stays
     below the bar even with every remaining image right. Each look takes as many images as are expected to settle it,
-    judging by how often others got them wrong. An image with an unknown answer counts as right, until the bar is in
-    reach only with the help of such images: then they are looked at again.
+    judging by how often others got them wrong. Unsure answers are asked again before they decide anything.
 
     Args:
         check: which of some images the candidate gets right.
         hardness: what is known of the images.
         bar: None: look at all of them.
         chance: stop already where the bar is unlikely to be reached.
-        recheck: answers where ``check`` gives None; needed only if it does.
+        recheck: sure answers; needed only if ``check`` gives unsure ones.
     """
     size, rates, chance = len(hardness), hardness.rates(), None if bar is None else chance
     order = hardness.order() if chance is None else chance.order(size)
     limit = size + 1 if bar is None else bar.wrong_to_miss(size)
-    seen, wrong, unknown = 0, [], []
+    seen, wrong = 0, []
+    unsure: dict[bool, list[int]] = {True: [], False: []}
+
+    def ask_again(images: list[int]) -> list[int]:
+        return [image for image, right in zip(images, recheck(images), strict=True) if not right] if images else []
+
     while seen < size and len(wrong) < limit:
         left = [rates[image] for image in order[seen:]]
-        end = seen + (_chunk(left, limit - len(wrong)) if chance is None else chance.look(size, seen))
-        for image, right in zip(images := order[seen:end], check(images), strict=True):
-            wrong += [image] if right is False else []
-            unknown += [image] if right is None else []
-        seen = end
+        missing = limit - len(wrong) - len(unsure[False])
+        images = order[seen : seen + (_chunk(left, missing) if chance is None else chance.look(size, seen))]
+        for image, answer in zip(images, check(images), strict=True):
+            if isinstance(answer, Unsure):
+                unsure[answer.right].append(image)
+            elif not answer:
+                wrong.append(image)
+        seen += len(images)
+        if len(wrong) < limit <= len(wrong) + len(unsure[False]):
+            wrong += ask_again(unsure[False])
+            unsure[False] = []
         if chance is not None and seen < size and chance.unlikely(size, limit - 1, seen, len(wrong)):
             break
-    if unknown and seen == size and len(wrong) < limit:
-        wrong += [image for image, right in zip(unknown, recheck(unknown), strict=True) if not right]
-        unknown = []
-    low, high = (seen - len(wrong) - len(unknown)) / size, (size - len(wrong)) / size
+    if seen == size and len(wrong) < limit:
+        wrong += ask_again(unsure[True] + unsure[False])
+        unsure = {}
+    low, high = (seen - len(wrong) - sum(map(len, unsure.values()))) / size, (size - len(wrong)) / size
     return Outcome(high if low == high else Bounds(low, high), tuple(order[:seen]), tuple(wrong))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -19,7 +20,7 @@ from peft_noah.data.images import ImageSplit
 from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
 from peft_noah.prefixes import PrefixCache
-from peft_noah.racing import Bar, Chance, Hardness, Outcome, race
+from peft_noah.racing import Bar, Chance, Hardness, Outcome, Unsure, race
 from peft_noah.screening import Screen, label_gap
 from peft_noah.search_result import Bounds, SearchResult
 from peft_noah.training.evaluation import predict
@@ -62,7 +63,7 @@ class Scorer:
         best: the best score so far; None before the first.
         prefixes: the hidden states that candidates share.
         screen: whether candidates are screened, and what was learnt from it.
-        compared: images that this process has looked at in both precisions.
+        looked_again: images that this process has looked at in float32 while it screened.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Scorer:
             raise ValueError(f"risk must be at least 0 and below 1, got {risk!r}.")
         self.hardness = Hardness(len(images))
         self.done, self.best = 0, None
-        self.screen, self.compared = Screen(model, accelerator.device, accelerator.mixed_precision, screen), 0
+        self.screen, self.looked_again = Screen(model, accelerator.device, accelerator.mixed_precision, screen), 0
         channels, height, width = images.image_shape
         size = 4 * len(images) * channels * height * width
         fits = size <= cache_gb * 1e9
@@ -122,19 +123,32 @@ class Scorer:
 
     def race(self, architecture: Architecture, bar: Bar | None = None) -> Outcome:
         """Score one subnet in this process, without learning from it; the model's mode is restored."""
-        if architecture in self.known:
-            return Outcome(self.known[architecture])
-        was_training, outcome = self.model.training, Outcome(None)
-        self._change: float | None = None
-        self.model.set_architecture(architecture)
+        with self.ready():
+            return self.race_ready(architecture, bar)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Make the model ready to score several subnets, and restore its mode: both take a while."""
+        was_training = self.model.training
         self.model.eval()
         try:
-            chance = Chance(self.risk, f"noah:{architecture.to_json()}") if self.risk else None
             with fast_forward(self.model), torch.inference_mode():  # as `evaluate` does
-                outcome = race(partial(self._right, architecture), self.hardness, bar, chance, self._exactly)
-            return outcome._replace(change=self._change)
+                yield
         finally:
             self.model.train(was_training)
+
+    def race_ready(self, architecture: Architecture, bar: Bar | None = None) -> Outcome:
+        """The same as :meth:`race`, inside of :meth:`ready`."""
+        if architecture in self.known:
+            return Outcome(self.known[architecture])
+        self._change: float | None = None
+        chance = Chance(self.risk, f"noah:{architecture.to_json()}") if self.risk else None
+        outcome = Outcome(None)
+        try:
+            self.model.set_architecture(architecture)
+            outcome = race(partial(self._right, architecture), self.hardness, bar, chance, self._exactly)
+            return outcome._replace(change=self._change)
+        finally:
             self.prefixes.settle(useful=isinstance(outcome.result, float))
 
     def learn(self, outcomes: Sequence[Outcome]) -> None:
@@ -146,12 +160,12 @@ class Scorer:
         self.done += len(outcomes)
         self.best = _best(self.best, *outcomes)
 
-    def _right(self, architecture: Architecture, images: list[int]) -> list[bool | None]:
-        """Which of these images the active subnet gets right; None where bfloat16 cannot tell."""
+    def _right(self, architecture: Architecture, images: list[int]) -> list[bool | Unsure]:
+        """Which of these images the active subnet gets right."""
         screened = self.screen.reason is None
         if screened and self.screen.change is None:
             return self._exactly(images, compared=FIRST_COMPARED)
-        answers: list[bool | None] = []
+        answers: list[bool | Unsure] = []
         for batch, pixels in self._batches(images):
             with self.screen.autocast() if screened else self.accelerator.autocast():
                 logits = self.prefixes.logits(architecture, batch, pixels)
@@ -159,18 +173,19 @@ class Scorer:
             answers += self.screen.answers(logits, labels, classes) if screened else self._answers(logits, labels)
         return answers
 
-    def _exactly(self, images: list[int], compared: int | None = None) -> list[bool]:
-        """The same in float32, noting how much bfloat16 changes the gaps, of the first so many or of all images."""
+    def _exactly(self, images: list[int], compared: int = 0) -> list[bool]:
+        """The same for sure, in float32; notes how much bfloat16 changes the gaps of the first so many of a batch."""
         answers: list[bool] = []
         for batch, pixels in self._batches(images):
             labels, classes = self.images.labels[batch], self.images.classes
             logits = self.model(pixel_values=pixels).logits
             answers += self._answers(logits, labels)
-            with self.screen.autocast():
-                rounded = self.model(pixel_values=pixels[:compared]).logits
-            gaps = [label_gap(x[:compared], labels[:compared], classes) for x in (logits, rounded)]
-            self._change = max(self._change or 0.0, (gaps[0] - gaps[1]).abs().max().item())
-            self.compared += len(gaps[0])
+            if compared:
+                with self.screen.autocast():
+                    rounded = self.model(pixel_values=pixels[:compared]).logits
+                gaps = [label_gap(x[:compared], labels[:compared], classes) for x in (logits, rounded)]
+                self._change = max(self._change or 0.0, (gaps[0] - gaps[1]).abs().max().item())
+        self.looked_again += len(images)
         return answers
 
     def _batches(self, images: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
@@ -196,12 +211,13 @@ def spread(
     """
     accelerator, bars = scorer.accelerator, bars or [None] * len(architectures)
     rank, processes, mine = accelerator.process_index, accelerator.num_processes, {}
-    for first in range(0, len(architectures), processes):
-        if (place := first + rank) < len(architectures):
-            mine[place] = _attempt(scorer, architectures[place], bars[place])
-        if scorer.on_scored is not None:
-            done = scorer.done + min(first + processes, len(architectures))
-            scorer.on_scored(done, _best(scorer.best, *mine.values()))
+    with scorer.ready():
+        for first in range(0, len(architectures), processes):
+            if (place := first + rank) < len(architectures):
+                mine[place] = _attempt(scorer, architectures[place], bars[place])
+            if scorer.on_scored is not None:
+                done = scorer.done + min(first + processes, len(architectures))
+                scorer.on_scored(done, _best(scorer.best, *mine.values()))
     outcomes = [outcome for _, outcome in sorted(gather_object(list(mine.items())), key=lambda pair: pair[0])]
     failures = [
         f"{architecture}: {outcome.error}"
@@ -226,6 +242,6 @@ def _best(best: float | None, *outcomes: Outcome) -> float | None:
 def _attempt(scorer: Scorer, architecture: Architecture, bar: Bar | None) -> Outcome:
     """A race in which a failure is an outcome: the other processes wait for this one's share."""
     try:
-        return scorer.race(architecture, bar)
+        return scorer.race_ready(architecture, bar)
     except Exception as error:
         return Outcome(None, error=f"{type(error).__name__}: {error}")

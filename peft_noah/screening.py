@@ -4,8 +4,7 @@
     right: gap > t        wrong: gap < -t        look again: all else
 
 ``t`` is what bfloat16 is taken to change of a gap at most: SAFETY times the largest change that was seen so far. Where this
-holds, the answers are those of float32. Few images lie within ``t``, and a race looks again only at those of candidates that
-could still be among the best.
+holds, the answers are those of float32. Few images lie within ``t``, and a race looks again only at those that could decide it.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from peft_noah.jsonfile import check_keys
+from peft_noah.racing import Unsure
 
 SAFETY = 2.0
 
@@ -53,12 +53,11 @@ class Screen:
 
     def answers(
         self, logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[int] | None = None
-    ) -> list[bool | None]:
-        """Which images are right by their bfloat16 logits (B, C) and labels (B,); None where rounding could decide."""
-        gap = label_gap(logits, labels, classes)
+    ) -> list[bool | Unsure]:
+        """Which images are right by their bfloat16 logits (B, C) and labels (B,)."""
+        gaps = label_gap(logits, labels, classes).tolist()
         most = SAFETY * (math.inf if self.change is None else self.change)
-        pairs = zip((gap > most).tolist(), (gap < -most).tolist(), strict=True)
-        return [True if right else False if wrong else None for right, wrong in pairs]
+        return [gap > 0 if abs(gap) > most else Unsure(gap > 0) for gap in gaps]
 
     def learn(self, change: float) -> None:
         """Take in how much bfloat16 changed a gap at most; a change without bounds ends the screening."""

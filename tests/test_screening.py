@@ -13,7 +13,7 @@ from test_architecture import unhurried
 from test_scoring import histories, make_images, make_supernet, normalize, plain_score, run, teach
 
 from peft_noah import screening
-from peft_noah.racing import Bar, Hardness, race
+from peft_noah.racing import Bar, Hardness, Unsure, race
 from peft_noah.scoring import Scorer, spread
 from peft_noah.screening import SAFETY, Screen, label_gap
 from peft_noah.search_result import Bounds
@@ -54,10 +54,12 @@ def test_an_image_is_decided_only_where_its_gap_is_larger_than_rounding(bfloat16
     def answer(gap):
         return screen.answers(torch.tensor([[gap, 0.0]]), label)[0]
 
-    assert screen.reason is None and answer(5.0) is None  # nothing is known of rounding yet
+    assert screen.reason is None and answer(5.0) == Unsure(True)  # nothing is known of rounding yet
     screen.learn(0.5)
     t = 0.5 * SAFETY
-    assert [answer(gap) for gap in (t + 0.1, -t - 0.1, t - 0.1, -t + 0.1, 0.0, math.nan)] == [True, False] + [None] * 4
+    assert [answer(t + 0.1), answer(-t - 0.1)] == [True, False]
+    assert [answer(t - 0.1), answer(-t + 0.1)] == [Unsure(True), Unsure(False)]
+    assert answer(0.0) == answer(math.nan) == Unsure(False)
     screen.learn(0.1)
     assert screen.change == 0.5
 
@@ -98,43 +100,51 @@ def test_what_was_learnt_comes_back_and_what_cannot_be_is_refused(bfloat16):
 # --- one race ------------------------------------------------------------------------------------------------------
 
 
-@settings(unhurried, max_examples=60)
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60), st.data())
-def test_unknown_answers_never_stop_a_candidate_that_reaches_the_bar(answers, data):
-    right, known = zip(*answers, strict=True)
+kinds = st.sampled_from([True, False, Unsure(True), Unsure(False)])
+
+
+@settings(unhurried, max_examples=80)
+@given(st.lists(st.tuples(st.booleans(), kinds), min_size=1, max_size=60), st.data())
+def test_unsure_answers_decide_nothing(answers, data):
+    right = [
+        truth if isinstance(kind, Unsure) else kind for truth, kind in answers
+    ]  # only unsure ones may be mistaken
     size, asked = len(right), []
     bar = data.draw(st.none() | st.builds(Bar, st.integers(0, size).map(lambda k: k / size), st.booleans()))
-
-    def check(images):
-        return [right[image] if known[image] else None for image in images]
 
     def recheck(images):
         asked.extend(images)
         return [right[image] for image in images]
 
-    outcome, exact = race(check, Hardness(size), bar, recheck=recheck), sum(right) / size
-    assert not any(known[image] for image in asked)
+    outcome = race(lambda images: [answers[image][1] for image in images], Hardness(size), bar, recheck=recheck)
+    exact = sum(right) / size
+    assert len({*asked}) == len(asked) and all(isinstance(answers[image][1], Unsure) for image in asked)
+    assert all(not right[image] for image in outcome.wrong)
     if isinstance(outcome.result, Bounds):
         assert outcome.result.low <= exact <= outcome.result.high and not bar.reached_by(exact)
     else:
         assert outcome.result == exact
 
 
-def test_what_bfloat16_cannot_tell_is_looked_at_again_only_if_it_could_matter():
-    def recheck(images):
-        raise AssertionError("looked again")
+def test_unsure_answers_are_asked_again_only_where_they_could_decide():
+    asked = []
 
-    lost = race(
-        lambda images: [None if image < 5 else False for image in images],
-        Hardness(20),
-        Bar(0.5, True),
-        recheck=recheck,
-    )
-    assert isinstance(lost.result, Bounds)
-    known = race(lambda images: [True] * len(images), Hardness(20), Bar(0.5, True), recheck=recheck)
-    assert known.result == 1.0
-    with pytest.raises(AssertionError, match="looked again"):
-        race(lambda images: [None] * len(images), Hardness(20), Bar(0.5, True), recheck=recheck)
+    def recheck(images):
+        asked.append(images)
+        return [True] * len(images)
+
+    def run(check, images=20):
+        asked.clear()
+        return race(check, Hardness(images), Bar(0.5, True), recheck=recheck).result
+
+    assert run(lambda images: [False] * len(images)) == 0.0 and asked == []
+    assert run(lambda images: [True] * len(images)) == 1.0 and asked == []
+    # lost by sure answers alone: 16 of the 20, before the others matter
+    lost = run(lambda images: [Unsure(True) if image < 4 else False for image in images])
+    assert isinstance(lost, Bounds) and asked == []
+    # lost only if the unsure ones are wrong: they are asked, all others being known
+    assert run(lambda images: [Unsure(False) if image < 10 else True for image in images]) == 1.0
+    assert asked == [list(range(10))]
 
 
 # --- a supernet ----------------------------------------------------------------------------------------------------
@@ -147,10 +157,10 @@ def test_a_screened_search_has_the_scores_of_float32(supernet, images, bfloat16)
     screened = run(supernet, images, scorer, racing=True, map=spread)
     assert scorer.screen.reason is None and scorer.screen.change > 0
     assert histories(screened) == histories(plain) and screened.top(10) == plain.top(10)
-    assert 0 < scorer.compared < 0.5 * len(images) * len(plain.candidates)
+    assert 0 < scorer.looked_again < 0.5 * len(images) * len(plain.candidates)
     unscreened = Scorer(supernet, images, normalize, accelerator, screen=False)
     run(supernet, images, unscreened, racing=True, map=spread)
-    assert unscreened.screen.reason == "it was not asked for" and unscreened.compared == 0
+    assert unscreened.screen.reason == "it was not asked for" and unscreened.looked_again == 0
 
 
 @pytest.mark.parametrize("trusted", [False, True])

@@ -84,6 +84,11 @@ def fast_forward(model: nn.Module, **options: bool) -> Iterator[FastForward]:
     """
     fast = FastForward(FastOptions(**options))
     root = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    hooks = [] if root is None else root._forward_pre_hooks.values()
+    outer = next((hook.keywords["fast"] for hook in hooks if _is_active(hook)), None)
+    if outer is not None:
+        yield outer
+        return
     reason = "the model is not a transformers model" if root is None else _why_never(root)
     if reason is not None:
         fast.note(reason)
@@ -91,10 +96,6 @@ def fast_forward(model: nn.Module, **options: bool) -> Iterator[FastForward]:
         return
     backbone = BACKBONES[root.config.model_type]
     blocks = [root.get_submodule(name) for name in backbone.block_names(root)]
-    outer = next((hook.keywords["fast"] for hook in root._forward_pre_hooks.values() if _is_active(hook)), None)
-    if outer is not None:
-        yield outer
-        return
     modules = [module for block in blocks for module in block.modules()]
     hook = functools.partial(_before_call, fast=fast, modules=modules)
     handle = root.register_forward_pre_hook(hook, with_kwargs=True)
