@@ -4,7 +4,8 @@
 
 Each effort is a suite of its own in a folder below ``--output``, so that the command can be interrupted, typed again and
 shared by processes; then it writes ``effort.md`` from them. The cost of a run is measured in fine-tunings: seconds of
-supernet, search and one retraining, divided by those of one LoRA fine-tuning of as many epochs on the same images.
+supernet, search and one retraining, divided by those of one LoRA fine-tuning of as many epochs on the same images, each the
+least over all runs, since other work on a machine only adds to it.
 """
 
 import argparse
@@ -12,7 +13,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from statistics import fmean, median
 
 from peft_noah.experiments.cells import load_cells
 from peft_noah.formatting import percent, table
@@ -39,33 +39,33 @@ def training_seconds(run, method):
     return json.loads(lines[-1])["seconds"]
 
 
-def cost(run, unit):
-    """Supernet, search and retraining of a run in fine-tunings of LoRA, which take ``unit`` seconds."""
-    stages = json.loads((run / "stages.json").read_text())
-    parts = [stages["supernet"]["seconds"], stages["search"]["seconds"], training_seconds(run, RETRAINED)]
-    return [seconds / unit for seconds in parts]
+def least_seconds(runs):
+    """Of supernet, search and retraining on train + validation, each the least over the runs."""
+    stages = [json.loads((run / "stages.json").read_text()) for run in runs]
+    found = [min(stage[name]["seconds"] for stage in stages) for name in ("supernet", "search")]
+    return [*found, min(training_seconds(run, RETRAINED) for run in runs)]
 
 
 def report(folder, efforts, epochs):
     """The table as Markdown."""
     first = folder / efforts[0]
     runs = sorted(path.parent.relative_to(first) for path in first.glob("*/seed*/stages.json"))
-    units = {run: training_seconds(first / run, LORA) for run in runs}
+    unit = min(training_seconds(first / run, LORA) for run in runs)
     found = estimates(first, LORA)
     rows = [[LORA, "1", "1.0", *(percent(e.mean, e.error) for e in found.values())]]
     costs = {}
     for effort in efforts:
-        costs[effort] = [cost(folder / effort / run, units[run]) for run in runs]
+        costs[effort] = [seconds / unit for seconds in least_seconds([folder / effort / run for run in runs])]
         for method in (INHERITED, RETRAINED):
-            measured = median(sum(parts[:2] if method == INHERITED else parts) for parts in costs[effort])
+            measured = sum(costs[effort][:2] if method == INHERITED else costs[effort])
             accuracies = [percent(e.mean, e.error) for e in estimates(folder / effort, method).values()]
             rows.append([method, effort, f"{measured:.1f}", *accuracies])
     header = ["method", "--effort", "measured cost", *found]
-    supernet, search, again = (fmean(parts) for parts in zip(*costs[efforts[0]], strict=True))
+    supernet, search, again = costs[efforts[0]]
     return (
-        f"{table(header, rows)}\n\nTest accuracy (%), mean over {len({run.name for run in runs})} seeds ± standard error. "
-        f"{epochs} epochs of LoRA, which are the unit of cost, and of retraining. At --effort {efforts[0]} the supernet took "
-        f"{supernet:.2f}, the search {search:.2f} and the retraining {again:.2f} of them. Supernet and retraining grow with "
+        f"{table(header, rows)}\n\nTest accuracy (%), mean over {len({run.name for run in runs})} seeds ± standard error. The "
+        f"unit of cost is a LoRA fine-tuning of {epochs} epochs, as long as the retraining. At --effort {efforts[0]} the supernet "
+        f"took {supernet:.2f}, the search {search:.2f} and the retraining {again:.2f} of them. Supernet and retraining grow with "
         f"the epochs, the search does not: with 100 epochs it would be {supernet:.2f} + {search * epochs / 100:.2f} + "
         f"{again:.2f} = {supernet + search * epochs / 100 + again:.1f}.\n"
     )
