@@ -15,7 +15,6 @@ import argparse
 import importlib
 import os
 import sys
-import time
 from pathlib import Path
 
 SECTIONS = ("training", "evaluation", "search", "inference", "memory", "growth", "startup")
@@ -41,15 +40,14 @@ def main() -> None:
     command = " ".join(["python", "benchmarks/benchmark.py", *sys.argv[1:]])
     print(f"`{command}`\n\nMachine: {machine()}.\n")
     for name in chosen:
-        tables, started = [], time.perf_counter()
+        tables = []
         for result in importlib.import_module(f"section_{name}").run(arguments.quick):
             print(result.markdown(), flush=True)
             tables.append(result)
             if result.curves is not None:
                 result.plot(arguments.output / f"{name}.png")
-        seconds = round(time.perf_counter() - started)
-        section = {"command": command, "machine": machine(), "seconds": seconds}
-        keep(arguments.output, name, {**section, "tables": [table.to_dict() for table in tables]})
+        section = {"command": command, "machine": machine(), "tables": [table.to_dict() for table in tables]}
+        keep(arguments.output, name, section)
 
 
 def keep(folder: Path, name: str, section: dict) -> None:
@@ -70,9 +68,7 @@ def markdown(found: dict[str, dict]) -> str:
     parts = ["# How fast peft-noah is\n"]
     for name in [name for name in SECTIONS if name in found]:
         section = found[name]
-        parts.append(
-            f"## {name.capitalize()}\n\n`{section['command']}`, {section['seconds']} s. {section['machine']}.\n"
-        )
+        parts.append(f"## {name.capitalize()}\n\n`{section['command']}`. {section['machine']}.\n")
         parts += [Table(**table).markdown() for table in section["tables"]]
     return "\n".join(parts)
 
