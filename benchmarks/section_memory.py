@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
 from measure import SIZES, Table, as_floats, make_images, make_split, make_step, make_supernet, sample
 from reference import Reference
 
 from peft_noah.fast import fast_forward
 from peft_noah.scoring import Scorer, spread
+from peft_noah.training.memory import peak_memory
 from peft_noah.training.processes import make_accelerator
 
 BATCH = {"ViT-B/16": 16, "small": 64}
@@ -93,12 +94,10 @@ def _step(size: str, name: str) -> float:
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return peak_memory(torch.device("cpu")) / 1e6
 
 
 if __name__ == "__main__":
-    import torch
-
     torch.set_num_threads(1)
     kind, *more = sys.argv[1:]
     print(json.dumps(_search(*more) if kind == "search" else _step(kind, *more)))

@@ -65,6 +65,24 @@ class SearchSettings:
         if not isinstance(self.suffix_mutation, bool):
             raise ValueError(f"suffix_mutation is {reprlib.repr(self.suffix_mutation)}; give true or false.")
 
+    def to_dict(self) -> dict[str, float | bool]:
+        """The settings as plain data; ``suffix_mutation`` only where it is on, as files have it that knew none."""
+        values = asdict(self)
+        return values if self.suffix_mutation else {k: v for k, v in values.items() if k != "suffix_mutation"}
+
+    @classmethod
+    def from_dict(cls, data: object) -> SearchSettings:
+        """The settings that :meth:`to_dict` describes.
+
+        Raises:
+            ValueError: an entry is missing, unknown, or out of its bounds.
+        """
+        keys = [entry.name for entry in fields(cls)]
+        if isinstance(data, Mapping) and "suffix_mutation" not in data:
+            keys.remove("suffix_mutation")
+        check_keys(data, keys, "the settings")
+        return cls(**data)
+
     @classmethod
     def named(cls, name: str) -> SearchSettings:
         """The settings of a named variant. Each scores 750 candidates, so that they can be compared.
@@ -212,7 +230,7 @@ class SearchResult:
             "provenance": self.provenance,
             "seed": self.seed,
             "budget": self.budget,
-            "settings": asdict(self.settings),
+            "settings": self.settings.to_dict(),
             "space": self.space.to_dict(),
             "candidates": [candidate.to_dict() for candidate in self.candidates],
         }
@@ -237,12 +255,11 @@ class SearchResult:
     @classmethod
     def _from_dict(cls, data: object) -> SearchResult:
         check_keys(data, [entry.name for entry in fields(cls)], "a search result")
-        check_keys(data["settings"], [entry.name for entry in fields(SearchSettings)], "the settings")
         for name, kind in (("versions", dict), ("provenance", dict), ("candidates", list)):
             if not isinstance(data[name], kind):
                 raise ValueError(f"{name} is {reprlib.repr(data[name])}; give a {kind.__name__}.")
         result = cls(
-            settings=SearchSettings(**data["settings"]),
+            settings=SearchSettings.from_dict(data["settings"]),
             space=SearchSpace.from_dict(data["space"]),
             budget=check_int(data["budget"], "budget", 0, MAX_COUNT),
             seed=check_int(data["seed"], "seed", 0, MAX_COUNT),

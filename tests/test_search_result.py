@@ -56,6 +56,13 @@ def test_the_default_variant_redraws_dims_and_costs_the_same_as_the_others():
     assert {variant.population_size * variant.generations for variant in variants.values()} == {750}
 
 
+@pytest.mark.parametrize("name", ["default", "suffix"])
+def test_settings_come_back_also_from_files_that_knew_no_suffix_mutation(name):
+    settings = SearchSettings.named(name)
+    assert SearchSettings.from_dict(settings.to_dict()) == settings
+    assert ("suffix_mutation" in settings.to_dict()) is (name == "suffix")
+
+
 def test_an_unknown_variant_names_the_known_ones():
     with pytest.raises(ValueError, match=r"'fast' \(known: default, paper, released, suffix\)"):
         SearchSettings.named("fast")
@@ -133,7 +140,7 @@ def test_the_file_holds_every_candidate_with_all_that_is_known_of_it(tmp_path):
         "parents": [0, 1],
     }
     assert (data["seed"], data["budget"], data["versions"]) == (3, 100, {"python": "3.12.0"})
-    assert data["settings"] == asdict(SearchSettings()) and data["space"] == SPACE.to_dict()
+    assert data["settings"] == SearchSettings().to_dict() and data["space"] == SPACE.to_dict()
     assert data["provenance"] == {"dataset": "fashion_mnist", "images": 200}
 
 
