@@ -36,7 +36,7 @@ NOTE = (
 
 def run(quick: bool) -> Iterator[Table]:
     """float32, with frozen weights packed."""
-    rounds = 3 if quick else 15
+    rounds = 1 if quick else 15
     seconds = {name: _series(name, sizes, rounds) for name, sizes in SERIES.items()}
     curves = {
         name: [(float(size), 1e3 * statistics.median(values)) for size, values in times.items()]
@@ -55,7 +55,7 @@ def run(quick: bool) -> Iterator[Table]:
 def _series(name: str, sizes: list[int], rounds: int) -> dict[str, list[float]]:
     with ExitStack() as stack:
         if name == "candidates":
-            return interleave({str(size): _generation(stack, size) for size in sizes}, max(2, rounds // 5))
+            return interleave({str(size): _generation(stack, size) for size in sizes}, max(1, rounds // 5))
         return interleave({str(size): _step(stack, name, size) for size in sizes}, rounds)
 
 
