@@ -157,7 +157,7 @@ class Problem:
         core = self.model.base_model.model.config
         return (
             f"Population {self.settings.population_size}, {self.settings.generations} generations, {len(self.images)} "
-            f"images of {core.image_size if not sampled else self.pixels.shape[-1]} pixels, a ViT of width {core.hidden_size} "
+            f"images of {self.pixels.shape[-1]} pixels, a ViT of width {core.hidden_size} "
             f"and {core.num_hidden_layers} blocks, recipe 'released', cache 1 GB. Each row adds to the one above; scores are "
             f"float32 in all. G in batches of {GS_BATCH}. Screened: {100 * twice:.1f} % of all images were looked at "
             f"in float32, those of the first candidates among them. Best: {100 * self.best.best.score:.1f} %.{sampled}"

@@ -226,6 +226,55 @@ def test_a_search_at_a_risk_leaves_bounds_and_repeats_itself(supernet, images, a
         Scorer(supernet, images, normalize, accelerator, risk=1.5)
 
 
+# --- screened in bfloat16 --------------------------------------------------------------------------------------------
+
+
+def test_a_screened_search_has_the_scores_of_float32(supernet, images, accelerator, bfloat16):
+    plain = run(supernet, images, plain_score(supernet, images, accelerator))
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    screened = run(supernet, images, scorer, racing=True, map=spread)
+    assert scorer.screen.reason is None and scorer.screen.change > 0
+    assert histories(screened) == histories(plain) and screened.top(10) == plain.top(10)
+    assert 0 < scorer.looked_again < 0.5 * len(images) * len(plain.candidates)
+    unscreened = Scorer(supernet, images, normalize, accelerator, screen=False)
+    run(supernet, images, unscreened, racing=True, map=spread)
+    assert unscreened.screen.reason == "it was not asked for" and unscreened.looked_again == 0
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_noise_within_the_safety_changes_no_score_and_trusting_it_would(
+    supernet, images, accelerator, trusted, bfloat16, monkeypatch
+):
+    noise = torch.Generator().manual_seed(0)
+    scorer, exact = Scorer(supernet, images, normalize, accelerator), plain_score(supernet, images, accelerator)
+    space = supernet.get_search_space()
+    architectures = [space.sample(random.Random(seed)) for seed in range(6)]
+    first = [scorer(architecture) for architecture in architectures[:1]]
+    logits, most = scorer.prefixes.logits, 0.05
+
+    def noisy(*args):
+        exactly = logits(*args).float()
+        return exactly + most * (2 * torch.rand(exactly.shape, generator=noise) - 1)
+
+    monkeypatch.setattr(scorer.prefixes, "logits", noisy)
+    if trusted:
+        monkeypatch.setattr(scorer.screen, "change", 0.0)
+        monkeypatch.setattr(scorer.screen, "learn", lambda change: None)
+    else:
+        scorer.screen.learn(2 * most)
+    scores = first + [scorer(architecture) for architecture in architectures[1:]]
+    assert (scores == [exact(architecture) for architecture in architectures]) is not trusted
+
+
+def test_a_resumed_screened_search_starts_from_what_was_learnt(supernet, images, accelerator, bfloat16):
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    result = run(supernet, images, scorer, racing=True, map=spread)
+    scorer.keep(result)
+    again = Scorer(supernet, images, normalize, accelerator)
+    again.resume(result)
+    assert again.screen.change == scorer.screen.change == result.provenance["screening"]["change"]
+
+
 # --- failures and progress -----------------------------------------------------------------------------------------
 
 

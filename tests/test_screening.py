@@ -1,41 +1,21 @@
-"""Screening in bfloat16: what it decides, what it leaves to float32, and that scores are those of float32."""
+"""Screening in bfloat16: what it decides, and what it leaves to float32."""
 
 from __future__ import annotations
 
 import math
-import random
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_architecture import unhurried
-from test_scoring import histories, make_images, make_supernet, normalize, plain_score, run, teach
 
 from peft_noah import screening
 from peft_noah.racing import Bar, Hardness, Unsure, race
-from peft_noah.scoring import Scorer, spread
 from peft_noah.screening import SAFETY, Screen, label_gap
 from peft_noah.search_result import Bounds
-from peft_noah.training.processes import make_accelerator
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def bfloat16(monkeypatch):
-    """As on a machine with bfloat16 in hardware; others compute the same, more slowly."""
-    monkeypatch.setattr(screening, "has_bfloat16", lambda device: True)
-
-
-@pytest.fixture(scope="module")
-def supernet():
-    return make_supernet()
-
-
-@pytest.fixture(scope="module")
-def images(supernet):
-    return teach(supernet, make_images())
 
 
 # --- one image -----------------------------------------------------------------------------------------------------
@@ -145,54 +125,3 @@ def test_unsure_answers_are_asked_again_only_where_they_could_decide():
     # lost only if the unsure ones are wrong: they are asked, all others being known
     assert run(lambda images: [Unsure(False) if image < 10 else True for image in images]) == 1.0
     assert asked == [list(range(10))]
-
-
-# --- a supernet ----------------------------------------------------------------------------------------------------
-
-
-def test_a_screened_search_has_the_scores_of_float32(supernet, images, bfloat16):
-    accelerator = make_accelerator()
-    plain = run(supernet, images, plain_score(supernet, images, accelerator))
-    scorer = Scorer(supernet, images, normalize, accelerator)
-    screened = run(supernet, images, scorer, racing=True, map=spread)
-    assert scorer.screen.reason is None and scorer.screen.change > 0
-    assert histories(screened) == histories(plain) and screened.top(10) == plain.top(10)
-    assert 0 < scorer.looked_again < 0.5 * len(images) * len(plain.candidates)
-    unscreened = Scorer(supernet, images, normalize, accelerator, screen=False)
-    run(supernet, images, unscreened, racing=True, map=spread)
-    assert unscreened.screen.reason == "it was not asked for" and unscreened.looked_again == 0
-
-
-@pytest.mark.parametrize("trusted", [False, True])
-def test_noise_within_the_safety_changes_no_score_and_trusting_it_would(
-    supernet, images, trusted, bfloat16, monkeypatch
-):
-    accelerator, noise = make_accelerator(), torch.Generator().manual_seed(0)
-    scorer, exact = Scorer(supernet, images, normalize, accelerator), plain_score(supernet, images, accelerator)
-    space = supernet.get_search_space()
-    architectures = [space.sample(random.Random(seed)) for seed in range(6)]
-    first = [scorer(architecture) for architecture in architectures[:1]]
-    logits, most = scorer.prefixes.logits, 0.05
-
-    def noisy(*args):
-        exactly = logits(*args).float()
-        return exactly + most * (2 * torch.rand(exactly.shape, generator=noise) - 1)
-
-    monkeypatch.setattr(scorer.prefixes, "logits", noisy)
-    if trusted:
-        monkeypatch.setattr(scorer.screen, "change", 0.0)
-        monkeypatch.setattr(scorer.screen, "learn", lambda change: None)
-    else:
-        scorer.screen.learn(2 * most)
-    scores = first + [scorer(architecture) for architecture in architectures[1:]]
-    assert (scores == [exact(architecture) for architecture in architectures]) is not trusted
-
-
-def test_a_resumed_screened_search_starts_from_what_was_learnt(supernet, images, bfloat16):
-    accelerator = make_accelerator()
-    scorer = Scorer(supernet, images, normalize, accelerator)
-    result = run(supernet, images, scorer, racing=True, map=spread)
-    scorer.keep(result)
-    again = Scorer(supernet, images, normalize, accelerator)
-    again.resume(result)
-    assert again.screen.change == scorer.screen.change == result.provenance["screening"]["change"]
