@@ -1,7 +1,7 @@
 """How fast peft-noah is, measured anew: every figure is a ratio of times taken side by side in this one run.
 
     python benchmarks/benchmark.py                     # all sections, on one core; about an hour
-    python benchmarks/benchmark.py --quick             # fewer repeats, about 6 minutes
+    python benchmarks/benchmark.py --quick             # fewer repeats, about 5 minutes
     python benchmarks/benchmark.py --only training,memory --output results
 
 The tables go to the terminal, and as Markdown, JSON and figures to ``--output``; a section that is measured again takes the
@@ -23,7 +23,7 @@ SECTIONS = ("training", "evaluation", "search", "inference", "memory", "growth",
 def main() -> None:
     """Run the sections that were asked for, and write each when it is done."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, about 6 minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, about 5 minutes")
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"some of {','.join(SECTIONS)}")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder for the results")
     arguments = parser.parse_args()
