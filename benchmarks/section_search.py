@@ -75,7 +75,8 @@ class Problem:
         normalize: uint8 pixels to the backbone's input.
         accelerator: device and precision.
         settings: of the search.
-        every: the ways without racing score every so many-th candidate only; their times count as many times.
+        every: the ways without racing score every so many-th candidate only, and their times count as many times; above
+            1 the way that differs from the next one by shared prefixes alone is left out.
     """
 
     def __init__(self, model: nn.Module, images, normalize, accelerator, settings: SearchSettings, every=1) -> None:
@@ -94,7 +95,7 @@ class Problem:
     def ways(self, stack: ExitStack) -> dict[str, Scorer | Authors]:
         """The ways to score, each on a model of its own that shares the frozen weights."""
         ways: dict[str, Scorer | Authors] = {G: Authors(self.model, self.pixels, self.images.labels)}
-        for name in (FAST, RACED, SHARED, SCREENED):
+        for name in (FAST, RACED, SHARED, SCREENED) if self.every == 1 else (FAST, SHARED, SCREENED):
             copy = share(self.model)
             stack.enter_context(fast_forward(copy))
             ways[name] = scorer = Scorer(copy, *self.arguments, screen=name == SCREENED)

@@ -8,6 +8,8 @@ The model itself runs, with what is kept in place of the blocks that it stands f
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -140,7 +142,7 @@ class PrefixCache:
             return None
         while self.bytes + size > self.limit:
             self.bytes -= self._states.popitem(last=False)[1].size
-        values = hidden.new_empty((self.images, *hidden.shape[1:]))
+        values = _empty((self.images, *hidden.shape[1:]), hidden)
         state = self._states[key] = _State(values, torch.zeros(self.images, dtype=torch.bool), size)
         self.bytes += size
         self._new.append(key)
@@ -167,6 +169,19 @@ class _State:
     values: torch.Tensor
     known: torch.Tensor
     size: int
+
+
+def _empty(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Memory for a state.
+
+    On a CPU it comes straight from the operating system, which has it back as soon as the state leaves: what `malloc`
+    frees between states of other sizes it often cannot use again, and the process would grow beyond the limit.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    private = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}  # Windows has no other kind
+    memory = mmap.mmap(-1, math.prod(shape) * like.element_size(), **private)
+    return torch.frombuffer(memory, dtype=like.dtype).view(shape)
 
 
 class _Kept(nn.Module):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from peft_noah.fast import fast_forward
 from peft_noah.prefixes import PrefixCache
 
 IMAGES = 16
+STATM = Path("/proc/self/statm")
 STATE = 5 * 24 * 4  # bytes of a float32 hidden state of one image: 5 tokens of width 24
 
 
@@ -134,6 +137,26 @@ def test_the_memory_stays_below_its_limit_and_results_are_the_same(states, pixel
     assert cache.blocks_shared > 0
     cache.clear()
     assert cache.bytes == 0 and not cache._states
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="the process's memory is read from /proc")
+def test_what_a_state_took_is_the_systems_again():
+    """`malloc` would keep it for later states, between small blocks that stay."""
+    torch.empty(7 * 2**20).fill_(1)  # after a block of 28 MB was freed, malloc keeps all smaller ones
+    cache = PrefixCache(make_supernet(), IMAGES, 1.0)
+    small, before = [], process_bytes()
+    for index in range(20):
+        cache._keep(((index,),), torch.arange(IMAGES), torch.ones(1, 2**16 + 64 * index).expand(IMAGES, -1))
+        small.append(torch.ones(2**14))
+    full, size = process_bytes(), cache.bytes
+    assert full - before > 0.9 * size > 60e6
+    cache.clear()
+    assert full - process_bytes() > 0.95 * size
+
+
+def process_bytes() -> int:
+    """Resident memory of this process."""
+    return int(STATM.read_text().split()[1]) * mmap.PAGESIZE
 
 
 def test_what_a_candidate_without_children_left_is_the_first_to_go(pixels):
