@@ -221,6 +221,16 @@ def test_gradient_checkpointing_recomputes_the_fast_blocks(pixels):
     torch.testing.assert_close((logits, fast_gradients), (expected, gradients), atol=1e-10, rtol=1e-10)
 
 
+def test_training_with_gradient_checkpointing_makes_no_packed_copies(pixels):
+    model = build(dtype=torch.float32)
+    model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
+    for training in (True, False):  # what trained needs no memory any more
+        with fast_forward(model) as fast:
+            model.train(training)(pixel_values=pixels)
+        packed = {entry.packed for entry in fast.linears._entries.values()}
+        assert packed == {not training}
+
+
 def test_a_compiler_sees_one_graph(pixels):
     subnet = build(dtype=torch.float32).eval().extract(ARCHITECTURES[1])
     with fast_forward(subnet), torch.inference_mode():

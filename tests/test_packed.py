@@ -99,6 +99,30 @@ def test_autocast_rounds_as_a_plain_linear_does(leaves):
     torch.testing.assert_close(*gradients, atol=5e-2, rtol=1e-2)
 
 
+def test_float32_gradients_need_no_second_copy(leaves):
+    linears, x = FrozenLinears(), torch.randn(5, 24, requires_grad=True)
+    y = linears(x, leaves)
+    torch.autograd.grad(y.sum(), x)
+    (entry,) = linears._entries.values()
+    assert entry.transposed is None
+    assert [part.data_ptr() for part in entry.parts] == [leaf.weight.data_ptr() for leaf in leaves]
+
+
+def test_a_weight_changed_before_its_gradient_is_an_error_as_in_a_plain_linear(leaves):
+    x = torch.randn(5, 24, requires_grad=True)
+    y = FrozenLinears()(x, leaves)
+    with torch.no_grad():
+        leaves[2].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_other_weights_are_not_kept_beside_their_packed_form(leaves):
+    linears = FrozenLinears()
+    linears(torch.randn(5, 24), leaves, (1,), lambda: [leaf.weight + 1 for leaf in leaves])
+    assert [entry.parts for entry in linears._entries.values()] == [()]
+
+
 def test_a_copy_keeps_nothing(leaves):
     linears = FrozenLinears()
     linears(torch.randn(5, 24), leaves)

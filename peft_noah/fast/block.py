@@ -28,7 +28,8 @@ class FastOptions:
         prompts_as_keys: VPT's tokens as keys and values only.
         head_tokens_only: in the last block, only the tokens that the classifier reads.
         fuse_projections: one matrix product for query, key and value.
-        pack_weights: frozen weights in oneDNN's layout, cast once; costs up to twice their memory.
+        pack_weights: frozen weights in oneDNN's layout, cast once; these copies take as much memory again as the weights
+            in float32. With gradient checkpointing they are not made while training.
         merge_lora: LoRA added to copies of the weights, in evaluation mode without gradients.
     """
 

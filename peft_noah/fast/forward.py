@@ -200,6 +200,9 @@ def _before_call(
     fast.note(_why_not_now(root, args, kwargs, modules))
     if fast.reason is not None:
         return None
+    # who has activations computed twice needs memory more than time
+    checkpointing = root.training and getattr(modules[0], "gradient_checkpointing", False)
+    fast.linears.pack = fast.options.pack_weights and not checkpointing
     backbone = BACKBONES[root.config.model_type]
     # a class of the user's own may read other tokens than transformers' classifier
     own = type(root).__module__.startswith("transformers.models.") and hasattr(root, backbone.head)
