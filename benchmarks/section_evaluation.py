@@ -44,7 +44,7 @@ NOTE = (
 def run(quick: bool) -> Iterator[Table]:
     """Without gradients, in evaluation mode."""
     images = {"small": 50} if quick else {"ViT-B/16": 25, "small": 200}
-    rounds = {"small": 3} if quick else {"ViT-B/16": 5, "small": 20}
+    rounds = {"small": 3} if quick else {"ViT-B/16": 5, "small": 15}
     errors: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     times = {f"{size}, {images[size]} images": _times(size, images[size], rounds[size], errors) for size in images}
     note = NOTE.format(

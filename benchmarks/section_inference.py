@@ -23,7 +23,7 @@ NOTE = (
 
 def run(quick: bool) -> Iterator[Table]:
     """float32."""
-    rounds = {"small": 4} if quick else {"ViT-B/16": 20, "small": 40}
+    rounds = {"small": 4} if quick else {"ViT-B/16": 12, "small": 32}
     subnets = 1 if quick else 4
     times = {
         f"{size}, batch {BATCH[size]}": _times(size, rounds[size], subnets, compiled=not quick) for size in rounds

@@ -95,10 +95,11 @@ class NoahModel(BaseTuner):
         name = self._adapter(adapter_name)
         self._check_unmerged(name)
         architecture = self._check_fits(Architecture(architecture), name)
-        for module in self._prompt_modules(name):
+        modules = list(self._prompt_modules(name))
+        for module in modules:
             row = architecture.get(module.name)
             module.set_dim(row[module.block] if row else 0)
-        self._set_streams(name)
+        self._set_streams(name, [module for module in modules if isinstance(module, Vpt)])
 
     def get_architecture(self, adapter_name: str | None = None) -> Architecture:
         """The subnet that is active now."""
@@ -255,10 +256,10 @@ class NoahModel(BaseTuner):
                     )
         return architecture
 
-    def _set_streams(self, name: str) -> None:
-        vpts = {m.block: m for m in self._prompt_modules(name) if isinstance(m, Vpt)}
-        if not vpts:
+    def _set_streams(self, name: str, modules: list[Vpt]) -> None:
+        if not modules:
             return
+        vpts = {module.block: module for module in modules}
         blocks = len(next(iter(self.peft_config[name].architecture.values())))
         dims = [vpts[block].dim if block in vpts else None for block in range(blocks)]
         for block, stream in enumerate(plan_streams(dims, self.peft_config[name].vpt_past_depth)):
