@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from peft_noah.fast import packed
 from peft_noah.fast.packed import FrozenLinears, PackedLinear, can_pack, is_frozen_linear
 
 
@@ -24,9 +25,11 @@ def plain(x, leaves):
     return torch.cat([F.linear(x, leaf.weight, leaf.bias) for leaf in leaves], -1)
 
 
+@pytest.mark.parametrize("transposed", [0, packed.TRANSPOSED])
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_outputs_and_gradients_equal_plain_linears(leaves, pack, dtype):
+def test_outputs_and_gradients_equal_plain_linears(leaves, pack, dtype, transposed, monkeypatch):
+    monkeypatch.setattr(packed, "TRANSPOSED", transposed)
     leaves = tuple(leaf.to(dtype) for leaf in leaves)
     x = torch.randn(2, 5, 24, dtype=dtype, requires_grad=True)
     linears = FrozenLinears(pack)
@@ -42,7 +45,9 @@ def test_float32_weights_are_packed_on_a_cpu_with_onednn(leaves):
     assert not can_pack(leaves[0].weight.double())
 
 
-def test_gradients_of_gradients_exist(leaves):
+@pytest.mark.parametrize("transposed", [0, packed.TRANSPOSED])
+def test_gradients_of_gradients_exist(leaves, transposed, monkeypatch):
+    monkeypatch.setattr(packed, "TRANSPOSED", transposed)
     x = torch.randn(5, 24, requires_grad=True)
     linears = FrozenLinears()
 
@@ -80,7 +85,9 @@ def test_other_weights_are_used_until_their_version_changes(leaves):
     torch.testing.assert_close(linears(x, leaves), plain(x, leaves))
 
 
-def test_weights_first_used_without_gradients_serve_with_them(leaves):
+@pytest.mark.parametrize("transposed", [0, packed.TRANSPOSED])
+def test_weights_first_used_without_gradients_serve_with_them(leaves, transposed, monkeypatch):
+    monkeypatch.setattr(packed, "TRANSPOSED", transposed)
     linears, x = FrozenLinears(), torch.randn(5, 24, requires_grad=True)
     with torch.inference_mode():
         linears(x.detach(), leaves)
@@ -99,16 +106,31 @@ def test_autocast_rounds_as_a_plain_linear_does(leaves):
     torch.testing.assert_close(*gradients, atol=5e-2, rtol=1e-2)
 
 
-def test_float32_gradients_need_no_second_copy(leaves):
+def test_float32_gradients_need_no_second_copy(leaves, monkeypatch):
+    monkeypatch.setattr(packed, "TRANSPOSED", 0)
     linears, x = FrozenLinears(), torch.randn(5, 24, requires_grad=True)
-    y = linears(x, leaves)
-    torch.autograd.grad(y.sum(), x)
+    y, expected = linears(x, leaves), plain(x, leaves)
+    g = torch.randn_like(y)
+    torch.testing.assert_close(torch.autograd.grad(y, x, g), torch.autograd.grad(expected, x, g))
     (entry,) = linears._entries.values()
     assert entry.transposed is None
     assert [part.data_ptr() for part in entry.parts] == [leaf.weight.data_ptr() for leaf in leaves]
 
 
-def test_a_weight_changed_before_its_gradient_is_an_error_as_in_a_plain_linear(leaves):
+def test_second_copies_stay_below_their_limit(leaves, monkeypatch):
+    sizes = [leaf.weight.nbytes for leaf in leaves]
+    monkeypatch.setattr(packed, "TRANSPOSED", sizes[0] + sizes[1])
+    linears, x = FrozenLinears(), torch.randn(5, 24, requires_grad=True)
+    for _ in range(2):  # a weight that changes has its copy made again
+        for leaf in leaves:
+            torch.autograd.grad(linears(x, (leaf,)).sum(), x)
+            with torch.no_grad():
+                leaf.weight.add_(1)
+    assert [entry.transposed is not None for entry in linears._entries.values()] == [True, True, False]
+
+
+def test_a_weight_changed_before_its_gradient_is_an_error_as_in_a_plain_linear(leaves, monkeypatch):
+    monkeypatch.setattr(packed, "TRANSPOSED", 0)
     x = torch.randn(5, 24, requires_grad=True)
     y = FrozenLinears()(x, leaves)
     with torch.no_grad():

@@ -3,7 +3,8 @@
 On a CPU, oneDNN's matrix kernels read weights in blocks of their own; a plain Linear rearranges them at every call. Under
 autocast, a frozen weight is cast at every call, since only weights that are trained are cached. `FrozenLinears` keeps
 both: forward weights (out, in), and where gradients run through in bfloat16, transposed ones (in, out). They are copies:
-as much memory again as the frozen weights take in float32, whose gradients run through the weights themselves.
+as much memory again as the frozen weights take in float32, whose gradients run through the weights themselves in all but
+small models.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from torch import nn
 
 #: what makes a kept copy stale: storage and version of each weight it was made from, and whatever the caller adds
 Stamp = tuple
+
+#: bytes of transposed float32 copies: a small model affords them, a larger one has one copy of most of its weights
+TRANSPOSED = 32e6
 
 
 def is_frozen_linear(leaf: nn.Module) -> bool:
@@ -40,8 +44,8 @@ def can_pack(weight: torch.Tensor) -> bool:
 class _Entry:
     """A weight (out, in), as it is or in oneDNN's layout.
 
-    ``parts`` are the weights it was stacked from, where gradients run through these: a second copy in float32 would save
-    an eighth of that product's time. Else ``transposed`` is there once a gradient has run through.
+    ``parts`` are the weights it was stacked from, where gradients run through these: a second copy would save an eighth of
+    that product's time. Else ``transposed`` is there once a gradient has run through.
     """
 
     stamp: Stamp
@@ -109,6 +113,7 @@ class FrozenLinears:
     def __init__(self, pack: bool = True) -> None:
         self.pack = pack
         self._entries: dict[tuple, _Entry] = {}
+        self._transposed: dict[tuple, int] = {}  # bytes of float32 weights that may have a second copy
 
     def __reduce__(self):
         return FrozenLinears, (self.pack,)  # a copy of the model starts with nothing kept
@@ -131,7 +136,7 @@ class FrozenLinears:
         key = (tuple(map(id, leaves)), dtype, weights is not None)
         entry = self._entries.get(key)
         if entry is None or entry.stamp != stamp:
-            entry = self._entries[key] = self._make(stamp, leaves, dtype, weights)
+            entry = self._entries[key] = self._make(key, stamp, leaves, weights)
         return entry.linear(x.to(dtype))
 
     @staticmethod
@@ -142,16 +147,22 @@ class FrozenLinears:
             return weight.dtype
         return torch.get_autocast_dtype(kind)
 
-    def _make(self, stamp: Stamp, leaves: tuple[nn.Linear, ...], dtype: torch.dtype, other: Callable | None) -> _Entry:
+    def _make(self, key: tuple, stamp: Stamp, leaves: tuple[nn.Linear, ...], other: Callable | None) -> _Entry:
         weights = [leaf.weight.detach() for leaf in leaves] if other is None else other()
+        _, dtype, _ = key
         with torch.inference_mode(False), torch.no_grad():
             weight = torch.cat(weights) if len(weights) > 1 else weights[0].detach()
             weight, bias = weight.to(dtype), _stacked_bias(leaves)
             bias = None if bias is None else bias.to(dtype)
         if not (self.pack and can_pack(weight)):
             return _Entry(stamp, weight, bias, packed=False)
-        parts = tuple(weights) if other is None and dtype == torch.float32 else ()
-        return _Entry(stamp, _pack(weight), bias, packed=True, parts=parts)
+        single = other is None and dtype == torch.float32 and not self._may_transpose(key, weight.nbytes)
+        return _Entry(stamp, _pack(weight), bias, packed=True, parts=tuple(weights) if single else ())
+
+    def _may_transpose(self, key: tuple, size: int) -> bool:
+        if key not in self._transposed and sum(self._transposed.values()) + size <= TRANSPOSED:
+            self._transposed[key] = size
+        return key in self._transposed
 
 
 def _stacked_bias(leaves: tuple[nn.Linear, ...]) -> torch.Tensor | None:
