@@ -90,7 +90,16 @@ class Problem:
         core = self.model.base_model.model.config
         budget = scaled_budget(core.hidden_size, core.num_hidden_layers)
         count = self.model.count_parameters
-        return search(self.model.get_search_space(), score, count, budget, self.settings, racing=True, **options)
+        return search(
+            self.model.get_search_space(),
+            score,
+            count,
+            budget,
+            self.settings,
+            racing=True,
+            on_generation=lambda result: print(f"scored {len(result.candidates)}", file=sys.stderr, flush=True),
+            **options,
+        )
 
     def ways(self, stack: ExitStack) -> dict[str, Scorer | Authors]:
         """The ways to score, each on a model of its own that shares the frozen weights."""

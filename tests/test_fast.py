@@ -231,6 +231,18 @@ def test_training_with_gradient_checkpointing_makes_no_packed_copies(pixels):
         assert packed == {not training}
 
 
+@pytest.mark.parametrize("small", [0, 64e6])
+def test_float32_gradients_are_the_same_with_one_copy_of_the_weights_or_two(small, pixels, monkeypatch):
+    monkeypatch.setattr("peft_noah.fast.forward.SMALL", small)
+    model = build(dtype=torch.float32).train()
+    expected = logits_and_gradients(model, pixels)
+    with fast_forward(model) as fast:
+        found = logits_and_gradients(model, pixels)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    copies = {entry.transposed is not None for entry in fast.linears._entries.values()}
+    assert (True in copies) == bool(small)
+
+
 def test_a_compiler_sees_one_graph(pixels):
     subnet = build(dtype=torch.float32).eval().extract(ARCHITECTURES[1])
     with fast_forward(subnet), torch.inference_mode():

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from peft_noah.fast import packed
 from peft_noah.fast.packed import FrozenLinears, PackedLinear, can_pack, is_frozen_linear
 
 
@@ -25,14 +24,13 @@ def plain(x, leaves):
     return torch.cat([F.linear(x, leaf.weight, leaf.bias) for leaf in leaves], -1)
 
 
-@pytest.mark.parametrize("transposed", [0, packed.TRANSPOSED])
+@pytest.mark.parametrize("transpose", [True, False])
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_outputs_and_gradients_equal_plain_linears(leaves, pack, dtype, transposed, monkeypatch):
-    monkeypatch.setattr(packed, "TRANSPOSED", transposed)
+def test_outputs_and_gradients_equal_plain_linears(leaves, pack, dtype, transpose):
     leaves = tuple(leaf.to(dtype) for leaf in leaves)
     x = torch.randn(2, 5, 24, dtype=dtype, requires_grad=True)
-    linears = FrozenLinears(pack)
+    linears = FrozenLinears(pack, transpose)
     for inputs in (x, x[:, :1], x.transpose(0, 1)):
         y, expected = linears(inputs, leaves), plain(inputs, leaves)
         torch.testing.assert_close(y, expected)
@@ -45,11 +43,10 @@ def test_float32_weights_are_packed_on_a_cpu_with_onednn(leaves):
     assert not can_pack(leaves[0].weight.double())
 
 
-@pytest.mark.parametrize("transposed", [0, packed.TRANSPOSED])
-def test_gradients_of_gradients_exist(leaves, transposed, monkeypatch):
-    monkeypatch.setattr(packed, "TRANSPOSED", transposed)
+@pytest.mark.parametrize("transpose", [True, False])
+def test_gradients_of_gradients_exist(leaves, transpose):
     x = torch.randn(5, 24, requires_grad=True)
-    linears = FrozenLinears()
+    linears = FrozenLinears(transpose=transpose)
 
     def penalty(y):
         (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
@@ -85,10 +82,9 @@ def test_other_weights_are_used_until_their_version_changes(leaves):
     torch.testing.assert_close(linears(x, leaves), plain(x, leaves))
 
 
-@pytest.mark.parametrize("transposed", [0, packed.TRANSPOSED])
-def test_weights_first_used_without_gradients_serve_with_them(leaves, transposed, monkeypatch):
-    monkeypatch.setattr(packed, "TRANSPOSED", transposed)
-    linears, x = FrozenLinears(), torch.randn(5, 24, requires_grad=True)
+@pytest.mark.parametrize("transpose", [True, False])
+def test_weights_first_used_without_gradients_serve_with_them(leaves, transpose):
+    linears, x = FrozenLinears(transpose=transpose), torch.randn(5, 24, requires_grad=True)
     with torch.inference_mode():
         linears(x.detach(), leaves)
     y = linears(x, leaves)
@@ -106,9 +102,8 @@ def test_autocast_rounds_as_a_plain_linear_does(leaves):
     torch.testing.assert_close(*gradients, atol=5e-2, rtol=1e-2)
 
 
-def test_float32_gradients_need_no_second_copy(leaves, monkeypatch):
-    monkeypatch.setattr(packed, "TRANSPOSED", 0)
-    linears, x = FrozenLinears(), torch.randn(5, 24, requires_grad=True)
+def test_float32_gradients_need_no_second_copy(leaves):
+    linears, x = FrozenLinears(transpose=False), torch.randn(5, 24, requires_grad=True)
     y, expected = linears(x, leaves), plain(x, leaves)
     g = torch.randn_like(y)
     torch.testing.assert_close(torch.autograd.grad(y, x, g), torch.autograd.grad(expected, x, g))
@@ -117,22 +112,9 @@ def test_float32_gradients_need_no_second_copy(leaves, monkeypatch):
     assert [part.data_ptr() for part in entry.parts] == [leaf.weight.data_ptr() for leaf in leaves]
 
 
-def test_second_copies_stay_below_their_limit(leaves, monkeypatch):
-    sizes = [leaf.weight.nbytes for leaf in leaves]
-    monkeypatch.setattr(packed, "TRANSPOSED", sizes[0] + sizes[1])
-    linears, x = FrozenLinears(), torch.randn(5, 24, requires_grad=True)
-    for _ in range(2):  # a weight that changes has its copy made again
-        for leaf in leaves:
-            torch.autograd.grad(linears(x, (leaf,)).sum(), x)
-            with torch.no_grad():
-                leaf.weight.add_(1)
-    assert [entry.transposed is not None for entry in linears._entries.values()] == [True, True, False]
-
-
-def test_a_weight_changed_before_its_gradient_is_an_error_as_in_a_plain_linear(leaves, monkeypatch):
-    monkeypatch.setattr(packed, "TRANSPOSED", 0)
+def test_a_weight_changed_before_its_gradient_is_an_error_as_in_a_plain_linear(leaves):
     x = torch.randn(5, 24, requires_grad=True)
-    y = FrozenLinears()(x, leaves)
+    y = FrozenLinears(transpose=False)(x, leaves)
     with torch.no_grad():
         leaves[2].weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

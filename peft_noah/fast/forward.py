@@ -45,6 +45,10 @@ logger = logging.getLogger(__name__)
 _ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3")
 
 
+#: bytes of frozen weights up to which a second copy of them for gradients in float32 does not matter
+SMALL = 64e6
+
+
 class FastForward:
     """What `fast_forward` yields.
 
@@ -97,6 +101,7 @@ def fast_forward(model: nn.Module, **options: bool) -> Iterator[FastForward]:
     backbone = BACKBONES[root.config.model_type]
     blocks = [root.get_submodule(name) for name in backbone.block_names(root)]
     modules = [module for block in blocks for module in block.modules()]
+    fast.linears.transpose = sum(leaf.weight.nbytes for leaf in modules if is_frozen_linear(leaf)) <= SMALL
     hook = functools.partial(_before_call, fast=fast, modules=modules)
     handle = root.register_forward_pre_hook(hook, with_kwargs=True)
     swapped = list(_swap(fast, backbone, blocks))

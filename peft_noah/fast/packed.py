@@ -19,9 +19,6 @@ from torch import nn
 #: what makes a kept copy stale: storage and version of each weight it was made from, and whatever the caller adds
 Stamp = tuple
 
-#: bytes of transposed float32 copies: a small model affords them, a larger one has one copy of most of its weights
-TRANSPOSED = 32e6
-
 
 def is_frozen_linear(leaf: nn.Module) -> bool:
     """Whether a leaf is an ordinary Linear (not quantised, sharded or replaced) that is not trained."""
@@ -108,15 +105,15 @@ class FrozenLinears:
     Args:
         pack: use oneDNN's layout where there is one; False: only stack and cast. May be set at any time; what is kept
             stays as it is.
+        transpose: in float32 too, keep transposed weights for gradients.
     """
 
-    def __init__(self, pack: bool = True) -> None:
-        self.pack = pack
+    def __init__(self, pack: bool = True, transpose: bool = True) -> None:
+        self.pack, self.transpose = pack, transpose
         self._entries: dict[tuple, _Entry] = {}
-        self._transposed: dict[tuple, int] = {}  # bytes of float32 weights that may have a second copy
 
     def __reduce__(self):
-        return FrozenLinears, (self.pack,)  # a copy of the model starts with nothing kept
+        return FrozenLinears, (self.pack, self.transpose)  # a copy of the model starts with nothing kept
 
     def __call__(
         self,
@@ -136,7 +133,7 @@ class FrozenLinears:
         key = (tuple(map(id, leaves)), dtype, weights is not None)
         entry = self._entries.get(key)
         if entry is None or entry.stamp != stamp:
-            entry = self._entries[key] = self._make(key, stamp, leaves, weights)
+            entry = self._entries[key] = self._make(stamp, leaves, dtype, weights)
         return entry.linear(x.to(dtype))
 
     @staticmethod
@@ -147,22 +144,16 @@ class FrozenLinears:
             return weight.dtype
         return torch.get_autocast_dtype(kind)
 
-    def _make(self, key: tuple, stamp: Stamp, leaves: tuple[nn.Linear, ...], other: Callable | None) -> _Entry:
+    def _make(self, stamp: Stamp, leaves: tuple[nn.Linear, ...], dtype: torch.dtype, other: Callable | None) -> _Entry:
         weights = [leaf.weight.detach() for leaf in leaves] if other is None else other()
-        _, dtype, _ = key
         with torch.inference_mode(False), torch.no_grad():
             weight = torch.cat(weights) if len(weights) > 1 else weights[0].detach()
             weight, bias = weight.to(dtype), _stacked_bias(leaves)
             bias = None if bias is None else bias.to(dtype)
         if not (self.pack and can_pack(weight)):
             return _Entry(stamp, weight, bias, packed=False)
-        single = other is None and dtype == torch.float32 and not self._may_transpose(key, weight.nbytes)
+        single = other is None and dtype == torch.float32 and not self.transpose
         return _Entry(stamp, _pack(weight), bias, packed=True, parts=tuple(weights) if single else ())
-
-    def _may_transpose(self, key: tuple, size: int) -> bool:
-        if key not in self._transposed and sum(self._transposed.values()) + size <= TRANSPOSED:
-            self._transposed[key] = size
-        return key in self._transposed
 
 
 def _stacked_bias(leaves: tuple[nn.Linear, ...]) -> torch.Tensor | None:
