@@ -140,9 +140,13 @@ class PrefixCache:
             self._depth = min(len(self._blocks) - 1, max(fitting // SHARERS, fitting > 0))
         if len(key[0]) > self._depth:  # a row up to the block; in the first call, every block shows its output
             return None
+        shape, values = (self.images, *hidden.shape[1:]), None
         while self.bytes + size > self.limit:
-            self.bytes -= self._states.popitem(last=False)[1].size
-        values = _empty((self.images, *hidden.shape[1:]), hidden)
+            _, left = self._states.popitem(last=False)
+            self.bytes -= left.size
+            if left.values.shape == shape and left.values.dtype == hidden.dtype:
+                values = left.values  # new memory would have to be zeroed by the system
+        values = _empty(shape, hidden) if values is None else values
         state = self._states[key] = _State(values, torch.zeros(self.images, dtype=torch.bool), size)
         self.bytes += size
         self._new.append(key)
