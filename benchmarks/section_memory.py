@@ -30,7 +30,7 @@ NOTE = (
 CACHES_GB = (0.0, 0.1, 0.3, 1.0)
 CACHE_NOTE = (
     "The same for {candidates} candidates of a search, the small ViT, 200 images in one batch, each in full; median of "
-    "three processes, which differ by some 30 MB. What is above that without a cache must stay below the limit."
+    "three processes, which can differ by some 200 MB. What is above that without a cache must stay below the limit."
 )
 
 

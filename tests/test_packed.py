@@ -122,7 +122,7 @@ def test_a_weight_changed_before_its_gradient_is_an_error_as_in_a_plain_linear(l
 
 
 def test_other_weights_are_not_kept_beside_their_packed_form(leaves):
-    linears = FrozenLinears()
+    linears = FrozenLinears(transpose=False)
     linears(torch.randn(5, 24), leaves, (1,), lambda: [leaf.weight + 1 for leaf in leaves])
     assert [entry.parts for entry in linears._entries.values()] == [()]
 
