@@ -19,6 +19,7 @@ class Backbone:
         mlp_output: path of the leaf whose output is added to the residual after the MLP.
         attention_output: path of the leaf whose output is added to the residual after attention.
         norm: name of the first norm of a block, a direct child of it; the leaf that holds VPT's tokens.
+        embeddings: name of what makes the first block's input of the pixels, seen from anywhere above.
         head: name of the classifier on the model.
         prefix_tokens: number of class tokens before the patches; no unit.
         norm_after: name of the second norm of a block, before the MLP. Only where it is given does `fast_forward` know the
@@ -40,6 +41,7 @@ class Backbone:
         }
     )
     attention_output: str = "attention.o_proj"
+    embeddings: str = "embeddings"
     head: str = "classifier"
     prefix_tokens: int = 1
     norm_after: str | None = None
@@ -52,6 +54,11 @@ class Backbone:
         """Names of the blocks in ``model``, in order."""
         pattern = re.compile(rf"(?:.*\.)?{re.escape(self.blocks)}\.\d+")
         return [name for name, _ in model.named_modules() if pattern.fullmatch(name)]
+
+    def embeddings_name(self, model: nn.Module) -> str | None:
+        """Name of the embeddings in ``model``, if they are there."""
+        names = (name for name, _ in model.named_modules())
+        return next((name for name in names if f".{name}".endswith(f".{self.embeddings}")), None)
 
 
 _VIT = Backbone(

@@ -1,9 +1,9 @@
 """Shared prefixes: what a block outputs depends only on the choices up to it, so related candidates share the first ones.
 
     embeddings -> block 0 -> block 1 -> ... -> block n - 1 -> norm -> classifier
-                         kept       kept
+              kept       kept       kept
 
-The model itself runs, with what is kept in place of the blocks that it stands for.
+The model itself runs, with what is kept in place of the embeddings and of the blocks that it stands for.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ class PrefixCache:
         self.model, self.images, self.limit = model, images, int(limit_gb * 1e9)
         self.bytes = self.blocks_run = self.blocks_shared = 0
         self._states: OrderedDict[tuple, _State] = OrderedDict()
-        self._depth: int | None = None  # blocks whose outputs are kept; known once there is one
+        self._depth: int | None = None  # the last block whose input is kept; known once there is one
+        self._keeps_embeddings = False
         self._new: list[tuple] = []
-        self._checked: set[bool] = set()
+        self._checked: set[int | None] = set()
         self.reason = self._find_blocks()
 
     def _find_blocks(self) -> str | None:
@@ -57,12 +58,15 @@ class PrefixCache:
         backbone = BACKBONES.get(getattr(getattr(root, "config", None), "model_type", None))
         if not self.limit or backbone is None:
             return "no memory is allowed for it" if backbone else "the model's blocks are not known"
-        names = backbone.block_names(root)
+        names, embeddings = backbone.block_names(root), backbone.embeddings_name(root)
         parent, _, self._name = names[0].rpartition(".")[0].rpartition(".")
         self._parent = root.get_submodule(parent)
         self._blocks = getattr(self._parent, self._name)
         if not isinstance(self._blocks, nn.ModuleList) or len(names) != len(self._blocks):
             return "the model's blocks are not in one list"
+        self._embeddings = None if embeddings is None else root.get_submodule(embeddings)
+        if self._embeddings is None or "forward" in self._embeddings.__dict__:
+            return "the model's embeddings are not known, or have a forward of their own"
         self._looks_ahead = self.model.peft_config[self.model.active_adapter].vpt_past_depth == "carry"
         return None
 
@@ -74,45 +78,55 @@ class PrefixCache:
             return self.model(pixel_values=pixels).logits
         keys, rows = self._keys(architecture), torch.tensor(images)
         start = self._shared(keys, rows)
-        if bool(start) not in self._checked:
-            return self._check(keys, start, rows, pixels)
-        self.blocks_shared += start * len(images)
-        self.blocks_run += (len(self._blocks) - start) * len(images)
+        kind = start and 1  # nothing, the embeddings, blocks
+        if kind not in self._checked:
+            return self._check(keys, start, rows, pixels, kind)
+        self.blocks_shared += (start or 0) * len(images)
+        self.blocks_run += (len(self._blocks) - (start or 0)) * len(images)
         return self._run(keys, start, rows, pixels)
 
     def _keys(self, architecture: Architecture) -> list[tuple]:
-        """What the output of each block but the last depends on."""
+        """What the input of each block depends on: the embeddings on nothing that is searched for."""
         count, rows = len(self._blocks), [architecture[name] for name in sorted(architecture)]
-        keys = [tuple(row[:end] for row in rows) for end in range(1, count)]
+        keys = [tuple(row[:end] for row in rows) for end in range(count)]
         if self._looks_ahead:  # tokens run on into a block that has none of its own
             vpt = architecture.get(Vpt.name, (0,) * count)
-            keys = [(*key, vpt[end] == 0) for end, key in enumerate(keys, start=1)]
+            keys = [(*key, end > 0 and vpt[end] == 0) for end, key in enumerate(keys)]
         return keys
 
-    def _shared(self, keys: list[tuple], rows: torch.Tensor) -> int:
-        """How many leading blocks need not run; their states count as used."""
-        start = 0
-        for end, key in enumerate(keys[: self._depth], start=1):
+    def _shared(self, keys: list[tuple], rows: torch.Tensor) -> int | None:
+        """How many leading blocks need not run; None: the embeddings neither; their states count as used."""
+        start = None
+        for block, key in enumerate(keys if self._depth is None else keys[: self._depth + 1]):
             if key in self._states and self._states[key].known[rows].all():
-                start = end
-        for key in reversed(keys[:start]):  # the first block's last, for it is shared most
+                start = block
+        for key in reversed(
+            keys[: 0 if start is None else start + 1]
+        ):  # the first ones last, for they are shared most
             if key in self._states:
                 self._states.move_to_end(key)
         return start
 
-    def _run(self, keys: list[tuple], start: int, rows: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-        path: list[nn.Module] = [_Kept(self._states[keys[start - 1]].values[rows])] if start else []
-        for block in range(start, len(self._blocks)):
-            path.append(self._blocks[block])
-            if block < (len(keys) if self._depth is None else self._depth):
+    def _run(self, keys: list[tuple], start: int | None, rows: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        path: list[nn.Module] = []
+        for block in range(start or 0, len(self._blocks)):
+            if (start is None or block > start) and (self._depth is None or block <= self._depth):
                 path.append(_Tap(partial(self._keep, keys[block], rows)))
+            path.append(self._blocks[block])
+        if start is not None:
+            values = self._states[keys[start]].values
+            hidden = values.index_select(0, rows.to(values.device))
+            self._embeddings.forward = lambda *args, **kwargs: hidden
         setattr(self._parent, self._name, nn.ModuleList(path))
         try:
             return self.model(pixel_values=pixels).logits
         finally:
             setattr(self._parent, self._name, self._blocks)
+            self._embeddings.__dict__.pop("forward", None)
 
-    def _check(self, keys: list[tuple], start: int, rows: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    def _check(
+        self, keys: list[tuple], start: int | None, rows: torch.Tensor, pixels: torch.Tensor, kind: int | None
+    ) -> torch.Tensor:
         """The plain logits; where those of the shared way differ, it is not taken again."""
         plain = self.model(pixel_values=pixels).logits
         try:
@@ -122,7 +136,7 @@ class PrefixCache:
         if not equal:
             self.reason = "the model does more between its blocks than hand hidden states on"
             self.clear()
-        self._checked.add(bool(start))
+        self._checked.add(kind)
         return plain
 
     # ------------------------------------------------------------------ what is kept
@@ -130,25 +144,28 @@ class PrefixCache:
     def _keep(self, key: tuple, rows: torch.Tensor, hidden: torch.Tensor) -> None:
         state = self._states.get(key) or self._make_room(key, hidden)
         if state is not None:
-            state.values[rows] = hidden
+            state.values.index_copy_(0, rows.to(hidden.device), hidden)
             state.known[rows] = True
 
     def _make_room(self, key: tuple, hidden: torch.Tensor) -> _State | None:
-        size = self.images * hidden[0].numel() * hidden.element_size()
+        shape = (self.images, *hidden.shape[1:])
+        size, memory = math.prod(shape) * hidden.element_size(), None
         if self._depth is None:
             fitting = self.limit // size
             self._depth = min(len(self._blocks) - 1, max(fitting // SHARERS, fitting > 0))
-        if len(key[0]) > self._depth:  # a row up to the block; in the first call, every block shows its output
+            self._keeps_embeddings = fitting > SHARERS
+        depth = len(key[0])
+        if depth > self._depth or not (depth or self._keeps_embeddings):  # the first call tells of every block
             return None
-        shape, values = (self.images, *hidden.shape[1:]), None
-        while self.bytes + size > self.limit:
+        while memory is None and self.bytes + size > self.limit:
             _, left = self._states.popitem(last=False)
-            self.bytes -= left.size
-            if left.values.shape == shape and left.values.dtype == hidden.dtype:
-                values = left.values  # new memory would have to be zeroed by the system
-        values = _empty(shape, hidden) if values is None else values
-        state = self._states[key] = _State(values, torch.zeros(self.images, dtype=torch.bool), size)
-        self.bytes += size
+            self.bytes -= left.memory.nbytes
+            if left.memory.nbytes >= size and left.values.device == hidden.device:
+                memory = left.memory  # new memory would have to be zeroed by the system
+        memory = _empty(size, hidden.device) if memory is None else memory
+        values = memory[:size].view(hidden.dtype).view(shape)
+        state = self._states[key] = _State(values, torch.zeros(self.images, dtype=torch.bool), memory)
+        self.bytes += memory.nbytes
         self._new.append(key)
         return state
 
@@ -168,35 +185,23 @@ class PrefixCache:
 
 @dataclass(frozen=True)
 class _State:
-    """The output of a block, ``values`` (images, T, D), of which those of the ``known`` images are there; in bytes, ``size``."""
+    """The input of a block, ``values`` (images, T, D), of which those of the ``known`` images are there, in its ``memory``."""
 
     values: torch.Tensor
     known: torch.Tensor
-    size: int
+    memory: torch.Tensor
 
 
-def _empty(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """Memory for a state.
+def _empty(size: int, device: torch.device) -> torch.Tensor:
+    """So many bytes for a state.
 
-    On a CPU it comes straight from the operating system, which has it back as soon as the state leaves: what `malloc`
+    On a CPU they come straight from the operating system, which has them back as soon as nothing uses them: what `malloc`
     frees between states of other sizes it often cannot use again, and the process would grow beyond the limit.
     """
-    if like.device.type != "cpu":
-        return like.new_empty(shape)
+    if device.type != "cpu":
+        return torch.empty(size, dtype=torch.uint8, device=device)
     private = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}  # Windows has no other kind
-    memory = mmap.mmap(-1, math.prod(shape) * like.element_size(), **private)
-    return torch.frombuffer(memory, dtype=like.dtype).view(shape)
-
-
-class _Kept(nn.Module):
-    """In place of blocks whose output is known."""
-
-    def __init__(self, hidden: torch.Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
-
-    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        return self.hidden
+    return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=torch.uint8)
 
 
 class _Tap(nn.Module):

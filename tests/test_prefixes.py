@@ -132,11 +132,41 @@ def test_the_memory_stays_below_its_limit_and_results_are_the_same(states, pixel
     for architecture in relatives(model.get_search_space(), 20):
         assert torch.equal(logits(cache, architecture, pixels), plain(model, architecture, pixels))
         cache.settle(useful=False)
-        assert cache.bytes == sum(state.values.nbytes for state in cache._states.values()) <= cache.limit
+        assert cache.bytes == sum(state.memory.nbytes for state in cache._states.values()) <= cache.limit
     assert cache.bytes == states * IMAGES * STATE or states == 25
     assert cache.blocks_shared > 0
     cache.clear()
     assert cache.bytes == 0 and not cache._states
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+def test_embeddings_are_computed_once_where_there_is_memory_for_them(family, pixels):
+    model, calls = make_supernet(family), []
+    cache = PrefixCache(model, IMAGES, 1.0)
+    cache._embeddings.register_forward_hook(lambda module, args, output: calls.append(module.forward.__name__))
+    architectures = [Architecture(lora=[dim, 1, 1, 1]) for dim in (1, 5, 10)]
+    for architecture in architectures:
+        assert torch.equal(logits(cache, architecture, pixels), plain(model, architecture, pixels))
+    # of `logits`: both checks look at the plain model too; of `plain`: each
+    assert calls.count("forward") == 3 + 3 and calls.count("<lambda>") == 2
+    tight = PrefixCache(model, IMAGES, (3 * IMAGES * STATE + 7) / 1e9)
+    for architecture in architectures:
+        logits(tight, architecture, pixels)
+    assert all(key[0] for key in tight._states)
+
+
+def test_a_state_takes_over_the_memory_of_a_larger_one(pixels):
+    cache = PrefixCache(make_supernet(), IMAGES, 4 * IMAGES * 100 / 1e9)
+    rows = torch.arange(IMAGES)
+    cache._keep(((1,),), rows, torch.ones(IMAGES, 1, 100))
+    memory = cache._states[((1,),)].memory
+    cache._keep(((2,),), rows, torch.full((IMAGES, 3, 30), 2.0))
+    assert cache._states[((2,),)].memory is memory and cache.bytes == memory.nbytes
+    assert torch.equal(cache._states[((2,),)].values, torch.full((IMAGES, 3, 30), 2.0))
+    cache._keep(((3,),), rows, torch.ones(IMAGES, 1, 95))
+    assert cache._states[((3,),)].memory is memory
+    cache._keep(((4,),), rows[:1], torch.ones(1, 1, 10))
+    assert not cache._states[((4,),)].known[1:].any()
 
 
 @pytest.mark.skipif(not STATM.exists(), reason="the process's memory is read from /proc")
@@ -210,6 +240,12 @@ def test_the_models_blocks_are_in_place_again_after_an_error(pixels):
     blocks, architecture = model.base_model.model.vit.layers, model.get_search_space().largest()
     for _ in range(2):
         logits(cache, architecture, pixels)
-    with pytest.raises(ValueError, match="channel"):
-        logits(cache, architecture, pixels[:, :2])
+
+    def fail(*_):
+        raise ValueError("at last")
+
+    blocks[3].mlp.register_forward_pre_hook(fail)
+    with pytest.raises(ValueError, match="at last"):
+        logits(cache, architecture, pixels)
     assert model.base_model.model.vit.layers is blocks
+    assert "forward" not in model.base_model.model.vit.embeddings.__dict__
