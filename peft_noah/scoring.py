@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 #: images of each of the first candidates that are looked at in both precisions, to learn how much bfloat16 changes
 FIRST_COMPARED = 32
 
+#: share of the cache for merged weights, which candidates have in common block by block
+MERGED_SHARE = 0.1
+
 
 class Scorer:
     """Top-1 accuracy of subnets, a fraction, as `evaluate` measures it; or its bounds, where a race is stopped.
@@ -45,7 +48,7 @@ class Scorer:
         batch_size: most images per forward pass.
         cache_gb: most memory that may be taken beside the model and a batch, in gigabytes (10^9 bytes). It holds the
             normalised images, which beyond it are fetched and normalised whenever they are needed, and with what is
-            left hidden states that candidates share, see :class:`~peft_noah.prefixes.PrefixCache`.
+            left what candidates share: hidden states, see :class:`~peft_noah.prefixes.PrefixCache`, and merged weights.
         risk: how likely, at most, a candidate that reaches the bar may be stopped, see :class:`~peft_noah.racing.Chance`;
             0: never, and the hardest images come first.
         screen: whether to look in bfloat16 first, and in float32 only where that could matter, see
@@ -91,7 +94,9 @@ class Scorer:
         size = 4 * len(images) * channels * height * width
         fits = size <= cache_gb * 1e9
         self._pixels = self._fetch(list(range(len(images)))) if fits else None
-        self.prefixes = PrefixCache(model, len(images), cache_gb - size / 1e9 if fits else 0.0)
+        left = cache_gb - size / 1e9 if fits else 0.0
+        self._merged_bytes = int(MERGED_SHARE * left * 1e9)
+        self.prefixes = PrefixCache(model, len(images), (1 - MERGED_SHARE) * left)
 
     def keep(self, result: SearchResult) -> None:
         """Note in a result's provenance what `resume` needs to go on as if nothing had happened."""
@@ -132,7 +137,8 @@ class Scorer:
         was_training = self.model.training
         self.model.eval()
         try:
-            with fast_forward(self.model), torch.inference_mode():  # as `evaluate` does
+            with fast_forward(self.model) as fast, torch.inference_mode():  # as `evaluate` does
+                fast.linears.limit = self._merged_bytes
                 yield
         finally:
             self.model.train(was_training)

@@ -12,10 +12,13 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from peft_noah.backbones import Backbone
-from peft_noah.fast.packed import FrozenLinears, is_frozen_linear
+from peft_noah.fast.packed import FrozenLinears, Stamp, is_frozen_linear
 from peft_noah.layer import NoahLayer
 from peft_noah.prompts import Lora, PromptModule
 from peft_noah.prompts.vpt import FAST_CALL, insert_tokens, strip_tokens
+
+#: whether this processor multiplies bfloat16 in tiles: then PyTorch's fused attention does so too, in its forward alone
+_HAS_AMX = torch.cpu._is_amx_tile_supported()
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
 
@@ -109,11 +112,11 @@ class BlockPlan:
         norm, drop = part(layout.norm), part(layout.drop)
         stream, keys, rows, after = self._enter(block, norm, hidden, call)
         y = self._attend(block, norm(stream), None if keys is None else norm(keys), rows, kwargs)
-        x = drop(y) + (stream if rows is None else rows(stream))
+        x = _add(drop(y), stream if rows is None else rows(stream))
         y = part(layout.mlp)(part(layout.norm_after)(x))
         if not layout.mlp_output.startswith(f"{layout.mlp}."):
             y = part(layout.mlp_output)(y)
-        x = drop(y) + x
+        x = _add(drop(y), x)
         return x if after is None else after(x)
 
     def run_masked(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
@@ -166,9 +169,8 @@ class BlockPlan:
         heads = [x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for x in (query, key, value, *more)]
         heads, more = heads[:3], [x.expand(len(h), -1, -1, -1) for x in heads[3:]]
         heads[1:] = [torch.cat(pair, 2) for pair in zip(heads[1:], more, strict=True)] if more else heads[1:]
-        in_bfloat16_on_cpu = query.dtype == torch.bfloat16 and query.device.type == "cpu"
         name = attention.config._attn_implementation
-        function = matmul_attention if in_bfloat16_on_cpu else ALL_ATTENTION_FUNCTIONS[name]
+        function = matmul_attention if _fused_is_slow(heads) else ALL_ATTENTION_FUNCTIONS[name]
         dropout = attention.attention_dropout if attention.training else 0.0
         y, _ = function(attention, *heads, None, dropout=dropout, scaling=attention.scaling, **kwargs)
         y = attention.o_proj(y.flatten(2))
@@ -186,20 +188,35 @@ class BlockPlan:
         sizes = [leaf.out_features for leaf in leaves]
         updates = self._updates(sites)
         if updates is not None:
-            return self.linears(x, leaves, updates, lambda: [_merged(site) for site in sites]).split(sizes, -1)
+            return self.linears(x, leaves, *updates, lambda: [_merged(site) for site in sites]).split(sizes, -1)
         x = x.to(self.linears.dtype_for(x, leaves[0].weight))  # cast once for all
         outputs = self.linears(x, leaves).split(sizes, -1)
         pairs = zip(sites, outputs, strict=True)
         return tuple(site.adapt(x, y) if isinstance(site, NoahLayer) else y for site, y in pairs)
 
-    def _updates(self, sites: list[nn.Module]) -> tuple | None:
-        """What merged weights of ``sites`` depend on; None where nothing is to be merged."""
+    def _updates(self, sites: list[nn.Module]) -> tuple[Stamp, Stamp] | None:
+        """Which merged weights of ``sites`` are meant, and what else they depend on; None where nothing is to be merged."""
         if not self.options.merge_lora or torch.is_grad_enabled() or sites[0].training:
             return None
         modules = [module for site in sites for module in _active_modules(site)]
         if not modules or not all(isinstance(module, Lora) for module in modules):
             return None
-        return tuple((id(module), module.dim, module.scale, *module.versions()) for module in modules)
+        choice = tuple((id(module), module.dim) for module in modules)
+        return choice, tuple((module.scale, *module.versions()) for module in modules)
+
+
+def _add(branch: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+    if branch.dtype == stream.dtype or torch.is_grad_enabled():
+        return branch + stream
+    return branch.to(stream.dtype).add_(stream)  # PyTorch adds two dtypes more slowly than it casts one and adds
+
+
+def _fused_is_slow(heads: list[torch.Tensor]) -> bool:
+    """Whether `matmul_attention` takes less time than PyTorch's fused attention."""
+    if heads[0].dtype != torch.bfloat16 or heads[0].device.type != "cpu":
+        return False
+    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in heads)
+    return gradients or not _HAS_AMX
 
 
 def matmul_attention(
@@ -215,8 +232,8 @@ def matmul_attention(
     """Attention as two matrix products, called as transformers calls its attention functions, without a mask.
 
     On a CPU in bfloat16, forward and backward take a quarter to a half of the time of PyTorch's fused attention, whose
-    scores are float32; here they are rounded to bfloat16, as all else is. ``query`` (B, H, T, d), ``key`` and ``value``
-    (B, H, S, d) to (B, T, H, d).
+    scores are float32; here they are rounded to bfloat16, as all else is. With AMX the fused forward alone is faster.
+    ``query`` (B, H, T, d), ``key`` and ``value`` (B, H, S, d) to (B, T, H, d).
     """
     flat = [x.flatten(0, 1) for x in (query, key.transpose(-2, -1), value)]
     scores = torch.baddbmm(query.new_zeros(1), flat[0], flat[1], beta=0, alpha=scaling)
