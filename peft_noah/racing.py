@@ -29,9 +29,11 @@ class Unsure(NamedTuple):
 
     Attributes:
         right: what it is, if it has not.
+        margin: the larger, the less likely it has.
     """
 
     right: bool
+    margin: float = 0.0
 
 
 #: which of these images are right, in their order
@@ -143,7 +145,8 @@ def race(
 
     Without ``chance`` the hardest images come first, and what is left out changes nothing: a stopped candidate stays
     below the bar even with every remaining image right. Each look takes as many images as are expected to settle it,
-    judging by how often others got them wrong. Unsure answers are asked again before they decide anything.
+    judging by how often others got them wrong. Unsure answers are asked again before they decide anything, those that
+    are likely to be confirmed first, and no more of them than it takes.
 
     Args:
         check: which of some images the candidate gets right.
@@ -156,7 +159,7 @@ def race(
     order = hardness.order() if chance is None else chance.order(size)
     limit = size + 1 if bar is None else bar.wrong_to_miss(size)
     seen, wrong = 0, []
-    unsure: dict[bool, list[int]] = {True: [], False: []}
+    unsure: dict[bool, list[tuple[float, int]]] = {True: [], False: []}  # by what they seem to be
 
     def ask_again(images: list[int]) -> list[int]:
         return [image for image, right in zip(images, recheck(images), strict=True) if not right] if images else []
@@ -167,17 +170,18 @@ def race(
         images = order[seen : seen + (_chunk(left, missing) if chance is None else chance.look(size, seen))]
         for image, answer in zip(images, check(images), strict=True):
             if isinstance(answer, Unsure):
-                unsure[answer.right].append(image)
+                unsure[answer.right].append((answer.margin, image))
             elif not answer:
                 wrong.append(image)
         seen += len(images)
-        if len(wrong) < limit <= len(wrong) + len(unsure[False]):
-            wrong += ask_again(unsure[False])
-            unsure[False] = []
+        while len(wrong) < limit <= len(wrong) + len(unsure[False]):
+            unsure[False].sort()
+            asked = [unsure[False].pop()[1] for _ in range(limit - len(wrong))]
+            wrong += ask_again(asked)
         if chance is not None and seen < size and chance.unlikely(size, limit - 1, seen, len(wrong)):
             break
     if seen == size and len(wrong) < limit:
-        wrong += ask_again(unsure[True] + unsure[False])
+        wrong += ask_again([image for _, image in unsure[True] + unsure[False]])
         unsure = {}
     low, high = (seen - len(wrong) - sum(map(len, unsure.values()))) / size, (size - len(wrong)) / size
     return Outcome(high if low == high else Bounds(low, high), tuple(order[:seen]), tuple(wrong))

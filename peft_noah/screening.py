@@ -57,7 +57,7 @@ class Screen:
         """Which images are right by their bfloat16 logits (B, C) and labels (B,)."""
         gaps = label_gap(logits, labels, classes).tolist()
         most = SAFETY * (math.inf if self.change is None else self.change)
-        return [gap > 0 if abs(gap) > most else Unsure(gap > 0) for gap in gaps]
+        return [gap > 0 if abs(gap) > most else Unsure(gap > 0, max(0.0, abs(gap))) for gap in gaps]
 
     def learn(self, change: float) -> None:
         """Take in how much bfloat16 changed a gap at most; a change without bounds ends the screening."""

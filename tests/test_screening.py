@@ -34,12 +34,12 @@ def test_an_image_is_decided_only_where_its_gap_is_larger_than_rounding(bfloat16
     def answer(gap):
         return screen.answers(torch.tensor([[gap, 0.0]]), label)[0]
 
-    assert screen.reason is None and answer(5.0) == Unsure(True)  # nothing is known of rounding yet
+    assert screen.reason is None and answer(5.0) == Unsure(True, 5.0)  # nothing is known of rounding yet
     screen.learn(0.5)
     t = 0.5 * SAFETY
     assert [answer(t + 0.1), answer(-t - 0.1)] == [True, False]
-    assert [answer(t - 0.1), answer(-t + 0.1)] == [Unsure(True), Unsure(False)]
-    assert answer(0.0) == answer(math.nan) == Unsure(False)
+    assert [answer(t - 0.125), answer(-t + 0.125)] == [Unsure(True, t - 0.125), Unsure(False, t - 0.125)]
+    assert answer(0.0) == answer(math.nan) == Unsure(False, 0.0)
     screen.learn(0.1)
     assert screen.change == 0.5
 
@@ -80,7 +80,7 @@ def test_what_was_learnt_comes_back_and_what_cannot_be_is_refused(bfloat16):
 # --- one race ------------------------------------------------------------------------------------------------------
 
 
-kinds = st.sampled_from([True, False, Unsure(True), Unsure(False)])
+kinds = st.booleans() | st.builds(Unsure, st.booleans(), st.floats(0, 1))
 
 
 @settings(unhurried, max_examples=80)
@@ -124,4 +124,26 @@ def test_unsure_answers_are_asked_again_only_where_they_could_decide():
     assert isinstance(lost, Bounds) and asked == []
     # lost only if the unsure ones are wrong: they are asked, all others being known
     assert run(lambda images: [Unsure(False) if image < 10 else True for image in images]) == 1.0
-    assert asked == [list(range(10))]
+    assert [sorted(images) for images in asked] == [list(range(10))]
+
+
+def test_the_surest_are_asked_first_and_no_more_than_it_takes():
+    asked = []
+
+    def run(right):
+        asked.clear()
+
+        def recheck(images):
+            asked.append(images)
+            return [image in right for image in images]
+
+        answers = [Unsure(False, image / 20) if image < 12 else False for image in range(20)]
+        return race(
+            lambda images: [answers[image] for image in images], Hardness(20), Bar(0.5, False), recheck=recheck
+        )
+
+    assert run(right=set()).result == Bounds(0.0, 0.45) and asked == [[11, 10, 9]]
+    assert run(right={10, 9, 8}).result == Bounds(0.15, 0.45) and asked == [[11, 10, 9], [8, 7], [6]]
+    assert run(right=set(range(2, 12))).result == 0.5 and [image for images in asked for image in images] == [
+        *range(11, -1, -1)
+    ]
