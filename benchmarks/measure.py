@@ -88,6 +88,7 @@ def machine() -> str:
         lines = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = f"{lines[0]}, {len(lines)} cores" if lines else cpu
     isa = torch.backends.cpu.get_cpu_capability()
+    isa += " and AMX" if torch.cpu._is_amx_tile_supported() else ""  # what multiplies bfloat16
     return (
         f"{cpu} ({isa}), {torch.get_num_threads()} thread, Python {platform.python_version()}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}, peft-noah {__version__}"

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from peft_noah.fast import packed
 from peft_noah.fast.packed import FrozenLinears, PackedLinear, can_pack, is_frozen_linear
 
 
@@ -80,6 +81,16 @@ def test_other_weights_are_used_until_their_version_changes(leaves):
     assert len(calls) == 2
     torch.testing.assert_close(first, plain(x, leaves) + x.sum(-1, keepdim=True))
     torch.testing.assert_close(linears(x, leaves), plain(x, leaves))
+
+
+def test_wide_float32_weights_are_left_to_mkl_where_it_is_faster(monkeypatch):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("PyTorch was built without oneDNN")
+    wide, narrow = torch.empty(2304, 768), torch.empty(3072, 384)
+    for fast in (False, True):
+        monkeypatch.setattr(packed, "_MKL_IS_FAST", fast)
+        assert (can_pack(wide), can_pack(narrow)) == (not fast, True)
+    assert can_pack(wide.bfloat16()) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @pytest.mark.parametrize("fitting", [0, 1, 2])

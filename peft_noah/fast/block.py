@@ -32,7 +32,8 @@ class FastOptions:
         head_tokens_only: in the last block, only the tokens that the classifier reads.
         fuse_projections: one matrix product for query, key and value.
         pack_weights: frozen weights in oneDNN's layout, cast once; these copies take as much memory again as the weights
-            in float32. With gradient checkpointing they are not made while training.
+            in float32. With gradient checkpointing they are not made while training, nor in float32 where PyTorch's
+            own product is as fast: wide ones on an Intel.
         merge_lora: LoRA added to copies of the weights, in evaluation mode without gradients.
     """
 
