@@ -112,7 +112,7 @@ class NoahLayer(nn.Module, BaseTunerLayer):
                 continue
             y = drop_path(y, self.drop_path_rates.get(name, 0.0), self.training)
             for module in self.prompt_modules(name):
-                if module.dim:
+                if module.live:
                     y = module(x, y)
                 else:
                     idle.extend(module.parameters())

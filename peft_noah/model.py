@@ -34,6 +34,7 @@ class NoahModel(BaseTuner):
     prefix: str = "noah_"
     tuner_layer_cls = NoahLayer
     target_module_mapping: dict[str, list[str]] = {}
+    _fixed: tuple[str, list[PromptModule]] | None = None  # the adapter whose shapes are fixed, and its modules
 
     # ------------------------------------------------------------------ injection, called by PEFT
 
@@ -93,13 +94,60 @@ class NoahModel(BaseTuner):
                 merged. Nothing has changed then.
         """
         name = self._adapter(adapter_name)
-        self._check_unmerged(name)
+        is_fixed = self._fixed is not None and self._fixed[0] == name
+        if not is_fixed:
+            self._check_unmerged(name)
         architecture = self._check_fits(Architecture(architecture), name)
-        modules = list(self._prompt_modules(name))
+        modules = self._fixed[1] if is_fixed else list(self._prompt_modules(name))
         for module in modules:
             row = architecture.get(module.name)
             module.set_dim(row[module.block] if row else 0)
         self._set_streams(name, [module for module in modules if isinstance(module, Vpt)])
+        if is_fixed:
+            numbers, _ = modules[0].chosen
+            numbers.copy_(torch.tensor([number for module in modules for number in module.choice()]))
+
+    @contextmanager
+    def fixed_shapes(self, adapter_name: str | None = None) -> Iterator[None]:
+        """Compute every subnet with the shapes of the largest for a while: for a compiler, or for CUDA graphs.
+
+        Weights behind the active slice count as zeros and VPT's tokens behind it are keys that no query sees, so that
+        outputs and gradients are those of the slices. What is active is a tensor on the device: choosing another subnet
+        changes no shape and no Python value that a compiled model depends on. A model with VPT must run in
+        `peft_noah.fast.fast_forward` meanwhile.
+
+        Args:
+            adapter_name: which adapter; None: the active one.
+
+        Raises:
+            ValueError: where blocks store different numbers of VPT tokens.
+        """
+        name = self._adapter(adapter_name)
+        self._check_unmerged(name)
+        modules = list(self._prompt_modules(name))
+        vpts = [module for module in modules if isinstance(module, Vpt)]
+        blocks = len(next(iter(self.peft_config[name].architecture.values())))
+        stored = [vpt.max_dim for vpt in vpts] + [0] * (blocks - len(vpts))
+        if len({*stored}) > 1:
+            raise ValueError(
+                f"shapes cannot be fixed: adapter {name!r} stores {stored} VPT tokens, and all blocks must store equally "
+                "many. Choose a search space in which every block may carry VPT, or train without compiling."
+            )
+        streams = plan_streams([stored[0], *[0] * (blocks - 1)], self.peft_config[name].vpt_past_depth)
+        for vpt in vpts:
+            vpt.largest_stream = streams[vpt.block]
+        counts = [len(module.choice()) for module in modules]
+        numbers = torch.zeros(sum(counts), dtype=torch.int64, device=next(modules[0].parameters()).device)
+        try:
+            for module, count, end in zip(modules, counts, itertools.accumulate(counts), strict=True):
+                module.chosen = (numbers, end - count)
+            self._fixed = name, modules
+            self.set_architecture(self.get_architecture(name), name)
+            yield
+        finally:
+            self._fixed = None
+            for module in modules:
+                module.chosen = None
 
     def get_architecture(self, adapter_name: str | None = None) -> Architecture:
         """The subnet that is active now."""

@@ -71,10 +71,18 @@ class RunContext:
         self.files = RunFolder(folder)
         self.folder = self.files.path
         self.settings = self.files.agree(settings)
+        if shard and self.settings.compile:
+            raise ValueError(
+                "a sharded backbone cannot be compiled: choose one of --shard-backbone, which saves memory, and --compile, "
+                "which saves time."
+            )
         # settings.json is written once all is checked; asked before the processes meet, so that all see the same
         self._prepared = (self.folder / SETTINGS).exists()
         self.accelerator: Accelerator = make_accelerator(
-            self.settings.mixed_precision, log_with=log_with, project_dir=self.folder / TRACKING
+            self.settings.mixed_precision,
+            self.settings.compile_mode,
+            log_with=log_with,
+            project_dir=self.folder / TRACKING,
         )
         self._checkpoint_seconds, self._shard = checkpoint_seconds, shard
         self.reporter = reporter or Reporter(enabled=self.accelerator.is_main_process)

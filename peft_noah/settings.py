@@ -52,6 +52,7 @@ class RunSettings:
         image_mean, image_std: None: from the backbone's image processor.
         image_column, label_column: None: found by their types.
         mixed_precision: Accelerate's ``"no"``, ``"fp16"`` or ``"bf16"``.
+        compile: train compiled models, with CUDA graphs on a GPU: after a minute, the steps take a fraction of their time.
         accumulate, sampling: micro-batches per step, and which subnets several processes train: as `TrainingSettings` has
             them.
 
@@ -87,6 +88,7 @@ class RunSettings:
     image_column: str | None = None
     label_column: str | None = None
     mixed_precision: str = "no"
+    compile: bool = False
     accumulate: int = 1
     sampling: str = "shared"
 
@@ -132,6 +134,14 @@ class RunSettings:
     def _share(self) -> float:
         """Supernet and search as a share of the paper's."""
         return 1.0 if self.effort is None else (self.effort - 1) / (PAPER_EFFORT - 1)
+
+    @property
+    def compile_mode(self) -> str | None:
+        """The mode of `torch.compile`; None: nothing is compiled. A CUDA graph's gradients would not add up over
+        micro-batches."""
+        if not self.compile:
+            return None
+        return "reduce-overhead" if self.accumulate == 1 else "default"
 
     def training(self, stage: str) -> TrainingSettings:
         """The training settings of ``"supernet"``, ``"subnet"`` or ``"full"``."""

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate.utils import TorchDynamoPlugin
 from conftest import make_model
 from peft import get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -29,6 +30,7 @@ CASES = {
     "accumulated and clipped": {"accumulate": 3, "max_grad_norm": 0.1, "label_smoothing": 0.1},
     "per-process": {"sampling": "per-process"},
     "sharded": {"shard": True, "accumulate": 2},
+    "compiled": {"compiled": True},
 }
 
 
@@ -54,10 +56,12 @@ def fit(
     checkpoint=None,
     interruption=None,
     shard=False,
+    compiled=False,
     **changes,
 ):
     """Train a supernet; returns its weights and losses."""
     model, losses = make_supernet(recipe), []
+    accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="aot_eager" if compiled else "no", dynamic=False)
     if shard:
         shard_backbone(model, accelerator)
 

@@ -95,6 +95,9 @@ RUN_OPTIONS = {
     "augment": option(bool, False, "Colour jitter and RandAugment on training images, as for few-shot learning."),
     "other_test": option(list[str], [], "A further test set as NAME=FOLDER or NAME=HUB-ID; may be repeated."),
     "mixed_precision": option(str, "no", "no, fp16 or bf16, through Accelerate."),
+    "compile": option(
+        bool, False, "Compile what is trained, with CUDA graphs: for a GPU; takes a minute or two for each model."
+    ),
     "accumulate": option(int, 1, "Micro-batches per step and process, to save memory."),
     "sampling": option(
         str, "shared", "With several processes: shared (one subnet per step), or per-process (each its own)."

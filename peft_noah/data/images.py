@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -204,6 +205,19 @@ class ImageSplit(Dataset):
             mine = owners == owner
             pixel_values[mine] = self._parts[owner].take(rows[mine] - self._starts[owner])
         return {"pixel_values": pixel_values, "labels": self.labels[rows]}
+
+    def on(self, device: torch.device) -> ImageSplit:
+        """The same images in a device's own memory, if it has some and they take at most a quarter of what is free there;
+        else this split. Batches come from where the images are."""
+        if device.type != "cuda" or not self.in_memory:
+            return self
+        free, _ = torch.cuda.mem_get_info(device)
+        if len(self) * math.prod(self.image_shape) > free / 4:
+            return self
+        pixels = torch.empty((len(self), *self.image_shape), dtype=torch.uint8, device=device)
+        for start, part in zip(self._starts, self._parts, strict=True):
+            pixels[start : start + len(part)] = part.images
+        return ImageSplit(pixels, self.labels, self.classes)
 
     @staticmethod
     def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:

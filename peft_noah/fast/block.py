@@ -12,13 +12,16 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from peft_noah.backbones import Backbone
-from peft_noah.fast.packed import FrozenLinears, Stamp, is_frozen_linear
+from peft_noah.fast.packed import FrozenLinears, Stamp, is_frozen_linear, stacked_linear
 from peft_noah.layer import NoahLayer
 from peft_noah.prompts import Lora, PromptModule
 from peft_noah.prompts.vpt import FAST_CALL, insert_tokens, strip_tokens
 
 #: whether this processor multiplies bfloat16 in tiles: then PyTorch's fused attention does so too, in its forward alone
 _HAS_AMX = torch.cpu._is_amx_tile_supported()
+
+#: devices on which a compiled model multiplies query, key and value apart: stacking costs a CPU more than it saves
+_COMPILED_APART = ("cpu",)
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
 
@@ -34,7 +37,8 @@ class FastOptions:
         pack_weights: frozen weights in oneDNN's layout, cast once; these copies take as much memory again as the weights
             in float32. With gradient checkpointing they are not made while training, nor in float32 where PyTorch's
             own product is as fast: wide ones on an Intel.
-        merge_lora: LoRA added to copies of the weights, in evaluation mode without gradients.
+        merge_lora: LoRA added to copies of the weights, in evaluation mode without gradients; in a model compiled for
+            another device than the CPU, in training too, where no dropout comes between.
     """
 
     prompts_as_keys: bool = True
@@ -50,9 +54,11 @@ class FastCall:
 
     Args:
         reads: number of leading tokens that are read from the last block; None: all.
+        unmasked: whether a mask that reaches a block hides nothing: transformers makes such ones for some tracers.
     """
 
     reads: int | None
+    unmasked: bool = False
 
 
 class FastBlock:
@@ -65,7 +71,7 @@ class FastBlock:
         call = kwargs.pop(FAST_CALL, None)
         if call is None or self.noah_fast is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
-        if attention_mask is not None:
+        if attention_mask is not None and not call.unmasked:
             plain = super().forward
             return self.noah_fast.run_masked(self, plain, (hidden_states, attention_mask), kwargs)
         return self.noah_fast.run(self, hidden_states, call, kwargs)
@@ -86,11 +92,13 @@ class _Entered(NamedTuple):
     """A block's input: the ``stream`` (B, T, D), and what is special about some of its tokens.
 
     ``keys`` (1 or B, m, D) are VPT's tokens that only serve as keys and values. ``rows`` selects the tokens of the stream
-    that the block computes, ``after`` those that it passes on; None: all.
+    that the block computes, ``after`` those that it passes on; None: all. ``visible`` (1, 1, 1, T + m) says which of all
+    keys are seen; None: all.
     """
 
     stream: torch.Tensor
     keys: torch.Tensor | None = None
+    visible: torch.Tensor | None = None
     rows: Rows | None = None
     after: Rows | None = None
 
@@ -111,8 +119,8 @@ class BlockPlan:
         """The block's output for ``hidden`` (B, T, D)."""
         part, layout = block.get_submodule, self.backbone
         norm, drop = part(layout.norm), part(layout.drop)
-        stream, keys, rows, after = self._enter(block, norm, hidden, call)
-        y = self._attend(block, norm(stream), None if keys is None else norm(keys), rows, kwargs)
+        stream, keys, visible, rows, after = self._enter(block, norm, hidden, call)
+        y = self._attend(block, norm(stream), None if keys is None else norm(keys), visible, rows, kwargs)
         x = _add(drop(y), stream if rows is None else rows(stream))
         y = part(layout.mlp)(part(layout.norm_after)(x))
         if not layout.mlp_output.startswith(f"{layout.mlp}."):
@@ -137,24 +145,36 @@ class BlockPlan:
         vpt = norm.active_vpt() if isinstance(norm, NoahLayer) else None
         if vpt is None or not vpt.passing:
             return _Entered(hidden, rows=first)
-        prefix, (entering, leaving) = self.backbone.prefix_tokens, vpt.stream
+        prefix, (entering, leaving) = self.backbone.prefix_tokens, vpt.flow
         strip = functools.partial(vpt.strip, prefix=prefix, count=vpt.passing)
-        if leaving:  # the next block reads them: they are tokens like all others
-            return _Entered(vpt.insert(hidden, prefix))
-        if not self.options.prompts_as_keys:
-            return _Entered(vpt.insert(hidden, prefix), rows=first, after=strip if first is None else None)
-        if not vpt.dim:  # those of an earlier block leave here
+        either = vpt.chosen is not None and entering > 0  # own tokens or an earlier block's, by what is chosen
+        if leaving or either or not self.options.prompts_as_keys:
+            stream = vpt.insert(hidden, prefix)
+            at = stream.shape[1] - vpt.passing if vpt.position == "last" else prefix
+            visible = vpt.visible(stream.shape[1], at)
+            if leaving:  # the next block reads them: they are tokens like all others
+                return _Entered(stream, visible=visible)
+            return _Entered(stream, visible=visible, rows=first, after=strip if first is None else None)
+        if not vpt.live:  # those of an earlier block leave here
             return _Entered(hidden, rows=first or strip)
         # one set of keys and values serves all samples, unless dropout makes them differ
         sites = (norm, *(block.get_submodule(path) for path in self._projections()[1:]))
         tokens = vpt.own_tokens(len(hidden) if any(map(_is_random, sites)) else 1)
-        return _Entered(vpt.strip(hidden, prefix, entering), tokens.to(hidden.dtype), rows=first)
+        stream = vpt.strip(hidden, prefix, entering)
+        visible = vpt.visible(stream.shape[1] + vpt.live, stream.shape[1])
+        return _Entered(stream, tokens.to(hidden.dtype), visible, rows=first)
 
     def _projections(self) -> list[str]:
         return [self.backbone.projections[name] for name in ("query", "key", "value")]
 
     def _attend(
-        self, block: nn.Module, h: torch.Tensor, keys: torch.Tensor | None, rows: Rows | None, kwargs: dict[str, Any]
+        self,
+        block: nn.Module,
+        h: torch.Tensor,
+        keys: torch.Tensor | None,
+        visible: torch.Tensor | None,
+        rows: Rows | None,
+        kwargs: dict[str, Any],
     ) -> torch.Tensor:
         """Attention of ``rows`` of ``h`` (B, T, D) to all of it and to ``keys`` (1 or B, m, D), with its output's leaf."""
         attention = block.get_submodule(self.backbone.attention)
@@ -171,9 +191,10 @@ class BlockPlan:
         heads, more = heads[:3], [x.expand(len(h), -1, -1, -1) for x in heads[3:]]
         heads[1:] = [torch.cat(pair, 2) for pair in zip(heads[1:], more, strict=True)] if more else heads[1:]
         name = attention.config._attn_implementation
-        function = matmul_attention if _fused_is_slow(heads) else ALL_ATTENTION_FUNCTIONS[name]
+        by_products = visible is None and _fused_is_slow(heads)
+        function = matmul_attention if by_products else ALL_ATTENTION_FUNCTIONS[name]
         dropout = attention.attention_dropout if attention.training else 0.0
-        y, _ = function(attention, *heads, None, dropout=dropout, scaling=attention.scaling, **kwargs)
+        y, _ = function(attention, *heads, visible, dropout=dropout, scaling=attention.scaling, **kwargs)
         y = attention.o_proj(y.flatten(2))
         if not self.backbone.attention_output.startswith(f"{self.backbone.attention}."):
             y = block.get_submodule(self.backbone.attention_output)(y)
@@ -181,19 +202,26 @@ class BlockPlan:
 
     def _project(self, x: torch.Tensor, sites: list[nn.Module]) -> tuple[torch.Tensor, ...]:
         """Outputs of some of the projections for one input ``x`` (B, T, D)."""
-        if torch.compiler.is_compiling() or not self.options.fuse_projections:
-            return tuple(site(x) for site in sites)
-        leaves = tuple(map(_frozen_leaf, sites))
-        if None in leaves:
+        leaves = tuple(map(_frozen_leaf, sites)) if self.options.fuse_projections else (None,)
+        compiling = torch.compiler.is_compiling()
+        if None in leaves or (compiling and x.device.type in _COMPILED_APART):
             return tuple(site(x) for site in sites)
         sizes = [leaf.out_features for leaf in leaves]
+        if compiling:  # the compiler stacks, and adds LoRA's updates, while it casts
+            merged = self.options.merge_lora and all(map(_is_linear_now, sites))
+            weights = [
+                _updated_weight(site) if merged else leaf.weight for site, leaf in zip(sites, leaves, strict=True)
+            ]
+            outputs = stacked_linear(x, weights, leaves).split(sizes, -1)
+            if merged:
+                return outputs
+            return tuple(_adapted(site, x, y) for site, y in zip(sites, outputs, strict=True))
         updates = self._updates(sites)
         if updates is not None:
             return self.linears(x, leaves, *updates, lambda: [_merged(site) for site in sites]).split(sizes, -1)
         x = x.to(self.linears.dtype_for(x, leaves[0].weight))  # cast once for all
         outputs = self.linears(x, leaves).split(sizes, -1)
-        pairs = zip(sites, outputs, strict=True)
-        return tuple(site.adapt(x, y) if isinstance(site, NoahLayer) else y for site, y in pairs)
+        return tuple(_adapted(site, x, y) for site, y in zip(sites, outputs, strict=True))
 
     def _updates(self, sites: list[nn.Module]) -> tuple[Stamp, Stamp] | None:
         """Which merged weights of ``sites`` are meant, and what else they depend on; None where nothing is to be merged."""
@@ -250,10 +278,29 @@ def _frozen_leaf(site: nn.Module) -> nn.Linear | None:
     return leaf if is_frozen_linear(leaf) else None
 
 
+def _adapted(site: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return site.adapt(x, y) if isinstance(site, NoahLayer) else y
+
+
 def _active_modules(site: nn.Module) -> list[PromptModule]:
     if not isinstance(site, NoahLayer) or site.disable_adapters:
         return []
-    return [module for name in site.active_adapters for module in site.prompt_modules(name) if module.dim]
+    return [module for name in site.active_adapters for module in site.prompt_modules(name) if module.live]
+
+
+def _is_linear_now(site: nn.Module) -> bool:
+    """Whether all that a projection's adapters do in this call, their gradients too, is a sum with its weight."""
+    if not isinstance(site, NoahLayer) or site.disable_adapters:
+        return True
+    if site.batch_adapters is not None or (site.training and site.drop_path_rates):
+        return False
+    modules = [module for name in site.active_adapters for module in site.prompt_modules(name)]
+    return all(isinstance(module, Lora) and module.live and not module.is_random for module in modules)
+
+
+def _updated_weight(site: nn.Module) -> torch.Tensor:
+    weight = _frozen_leaf(site).weight
+    return sum((module.delta_weight() for module in _active_modules(site)), start=weight)
 
 
 def _merged(site: nn.Module) -> torch.Tensor:

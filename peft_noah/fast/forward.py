@@ -16,8 +16,9 @@ from its own modules, as transformers does, but
 - frozen weights are laid out for the CPU's matrix kernels, or cast to the autocast dtype, once (`packed`);
 - while nothing is trained, LoRA's updates are added to copies of the projections' weights.
 
-Where this cannot be done, the model runs as it is: `FastForward.reason` says why. Under `torch.compile` only the first two
-gains remain: layouts, casts and products are the compiler's.
+Where this cannot be done, the model runs as it is: `FastForward.reason` says why. Under `torch.compile` layouts and casts are
+the compiler's; on a GPU it also gets one product for query, key and value, with LoRA's updates added to its weights where
+there is no dropout before them. A supernet is compiled once for all subnets in `NoahModel.fixed_shapes`.
 """
 
 from __future__ import annotations
@@ -209,7 +210,7 @@ def _before_call(
     checkpointing = root.training and getattr(modules[0], "gradient_checkpointing", False)
     fast.linears.pack = fast.options.pack_weights and not checkpointing
     backbone = BACKBONES[root.config.model_type]
-    # a class of the user's own may read other tokens than transformers' classifier
-    own = type(root).__module__.startswith("transformers.models.") and hasattr(root, backbone.head)
-    reads = backbone.head_tokens if own and fast.options.head_tokens_only else None
-    return args, {**kwargs, FAST_CALL: FastCall(reads)}
+    # a class of the user's own may read other tokens than transformers' classifier, and make masks
+    own = type(root).__module__.startswith("transformers.models.")
+    reads = backbone.head_tokens if own and hasattr(root, backbone.head) and fast.options.head_tokens_only else None
+    return args, {**kwargs, FAST_CALL: FastCall(reads, unmasked=own)}

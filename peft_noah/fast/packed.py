@@ -32,7 +32,8 @@ def is_frozen_linear(leaf: nn.Module) -> bool:
     if type(leaf) not in (nn.Linear, PackedLinear) or "forward" in leaf.__dict__:
         return False
     weight = leaf.weight
-    plain = type(weight) is nn.Parameter and weight.is_floating_point() and not weight.is_inference()
+    plain = type(weight) is nn.Parameter and weight.is_floating_point()
+    plain = plain and (torch.compiler.is_compiling() or not weight.is_inference())  # a compiler cannot ask that
     return plain and not weight.requires_grad and (leaf.bias is None or not leaf.bias.requires_grad)
 
 
@@ -182,6 +183,11 @@ class FrozenLinears:
             return _Entry(stamp, weight, bias, packed=False)
         single = other is None and dtype == torch.float32 and not self.transpose
         return _Entry(stamp, _pack(weight), bias, packed=True, parts=tuple(weights) if single else ())
+
+
+def stacked_linear(x: torch.Tensor, weights: list[torch.Tensor], leaves: tuple[nn.Linear, ...]) -> torch.Tensor:
+    """The same as `FrozenLinears` on ``weights`` with the biases of ``leaves``, with nothing kept."""
+    return F.linear(x, torch.cat(weights), _stacked_bias(leaves))
 
 
 def _stacked_bias(leaves: tuple[nn.Linear, ...]) -> torch.Tensor | None:

@@ -42,6 +42,6 @@ class Adapter(PromptModule):
         nn.init.zeros_(self.up)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        hidden = F.linear(self.cast(y, self.down), self.active("down"), self.active("down_bias"))  # (B, T, a)
+        hidden = F.linear(self.cast(y, self.down), self.aligned("down"), self.aligned("down_bias"))  # (B, T, a)
         hidden = self.dropout(self.activation(hidden))
-        return y + F.linear(hidden, self.active("up").T, self.up_bias).to(y.dtype)
+        return y + F.linear(hidden, self.aligned("up").T, self.active("up_bias")).to(y.dtype)

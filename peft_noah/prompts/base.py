@@ -18,6 +18,9 @@ class PromptModule(nn.Module):
     of its weights at a dim. Counting, slicing, saving and searching follow from these shapes alone. The elastic axis of
     every weight is its first, so that each slice is contiguous and equals a standalone weight bit for bit.
 
+    `forward` computes with `active` weights. While shapes are fixed (`NoahModel.fixed_shapes`) these are the stored ones
+    with zeros behind the slice, which must change nothing, and what is computed must not depend on ``dim`` but on `live`.
+
     Args:
         in_features: width of the site's input; no unit.
         out_features: width of the site's output; no unit.
@@ -32,12 +35,17 @@ class PromptModule(nn.Module):
     name: ClassVar[str]
     site: ClassVar[str]
 
+    #: while shapes are fixed: what all modules of the adapter chose, in one tensor, and where this one's numbers begin
+    chosen: tuple[torch.Tensor, int] | None = None
+
     def __init__(self, in_features: int, out_features: int, max_dim: int, block: int, config) -> None:
         super().__init__()
         self.in_features, self.out_features, self.max_dim, self.block = in_features, out_features, max_dim, block
         self._configure(config)
-        for name, shape in self.shapes(max_dim).items():
+        stored = self.shapes(max_dim)
+        for name, shape in stored.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        self._names = tuple(stored)
         self.set_dim(max_dim)
         self.reset_parameters(config)
 
@@ -66,11 +74,36 @@ class PromptModule(nn.Module):
         self.dim = dim
         self._sizes = {name: shape[0] for name, shape in self.shapes(dim).items()} if dim else {}
 
+    @property
+    def live(self) -> int:
+        """The dim that is computed with: the active one, or while shapes are fixed the stored one."""
+        return self.dim if self.chosen is None else self.max_dim
+
+    def choice(self) -> list[int]:
+        """What `chosen` holds of this module: the size of each weight's active slice, 0 where it is switched off."""
+        return [self._sizes.get(name, 0) for name in self._names]
+
+    def chosen_size(self, index: int) -> torch.Tensor:
+        """While shapes are fixed, number ``index`` of `choice`, a scalar on the device."""
+        numbers, first = self.chosen
+        return numbers[first + index]
+
     def active(self, name: str) -> torch.Tensor:
-        """The leading slice of weight ``name`` that the active dim uses."""
+        """The leading slice of weight ``name`` that the active dim uses; while shapes are fixed, all of it, with zeros
+        behind the slice."""
         weight = getattr(self, name)
+        if self.chosen is not None:
+            rows = torch.arange(len(weight), device=weight.device).view(-1, *[1] * (weight.dim() - 1))
+            return weight.where(rows < self.chosen_size(self._names.index(name)), 0.0)
         size = self._sizes[name]
         return weight if size == weight.shape[0] else weight[:size]
+
+    def aligned(self, name: str) -> torch.Tensor:
+        """The same as `active` along a bottleneck; while shapes are fixed, with further zeros up to a multiple of 8 rows,
+        which a GPU's matrix kernels need to be fast."""
+        weight = self.active(name)
+        extra = 0 if self.chosen is None else -len(weight) % 8
+        return torch.cat([weight, weight.new_zeros(extra, *weight.shape[1:])]) if extra else weight
 
     @staticmethod
     def cast(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -90,7 +123,7 @@ class PromptModule(nn.Module):
     def is_random(self) -> bool:
         """Whether the module draws numbers of its own for each sample now, so that no two get the same output."""
         dropout = getattr(self, "dropout", None)
-        return bool(self.dim) and dropout is not None and dropout.training and dropout.p > 0.0
+        return bool(self.live) and dropout is not None and dropout.training and dropout.p > 0.0
 
     def delta_weight(self) -> torch.Tensor | None:
         """What adding the module to a frozen Linear's weight (out, in) would be; None where it is not linear."""

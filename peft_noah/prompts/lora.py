@@ -48,14 +48,17 @@ class Lora(PromptModule):
         nn.init.zeros_(self.up)
 
     def _down(self) -> torch.Tensor:
-        return self._shared_down[0].down[: self.dim] if self._shared_down else self.active("down")
+        if not self._shared_down:
+            return self.aligned("down")
+        owner = self._shared_down[0]
+        return owner.down[: self.dim] if self.chosen is None else owner.aligned("down")
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         hidden = F.linear(self.cast(self.dropout(x), self.up), self._down())  # (B, T, r)
         if hidden.dtype == y.dtype:  # one pass over y instead of three
             rows = y.reshape(-1, y.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
-            return torch.addmm(*rows, self.active("up"), alpha=self.scale).view(y.shape)
-        update = hidden @ self.active("up")  # (B, T, out)
+            return torch.addmm(*rows, self.aligned("up"), alpha=self.scale).view(y.shape)
+        update = hidden @ self.aligned("up")  # (B, T, out)
         if self.scale != 1.0:
             update = update * self.scale
         return y + update.to(y.dtype)
@@ -72,4 +75,4 @@ class Lora(PromptModule):
 
     def delta_weight(self) -> torch.Tensor:
         """``s * W_up^T W_down``, shape (out, in)."""
-        return self.scale * (self.active("up").T @ self._down())
+        return self.scale * (self.aligned("up").T @ self._down())

@@ -38,6 +38,7 @@ class Vpt(PromptModule):
         self.position = config.vpt_position
         self.dropout = nn.Dropout(config.dropout)
         self.stream: Stream = (0, 0)
+        self.largest_stream: Stream = (0, 0)
 
     def shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
         return {"tokens": (dim, self.out_features)}
@@ -51,7 +52,23 @@ class Vpt(PromptModule):
     @property
     def passing(self) -> int:
         """Number of tokens that the block processes: its own, else those that run on."""
-        return self.dim or self.stream[0]
+        return self.live or self.flow[0]
+
+    @property
+    def flow(self) -> Stream:
+        """The stream as it is computed: while shapes are fixed, the largest one."""
+        return self.stream if self.chosen is None else self.largest_stream
+
+    def choice(self) -> list[int]:
+        """The size of the slice, and how many tokens the block reads."""
+        return [*super().choice(), self.dim or self.stream[0]]
+
+    def visible(self, keys: int, first: int) -> torch.Tensor | None:
+        """Which of the keys a query sees, (1, 1, 1, ``keys``), where the tokens begin at ``first``; None: all."""
+        if self.chosen is None:
+            return None
+        place = torch.arange(keys, device=self.tokens.device) - first
+        return ((place < self.chosen_size(1)) | (place >= self.passing))[None, None, None]
 
     def own_tokens(self, size: int, batch: list[Vpt] | None = None) -> torch.Tensor:
         """This block's tokens for ``size`` samples, (size, m, D), each sample with dropout of its own."""
@@ -64,10 +81,13 @@ class Vpt(PromptModule):
 
         ``batch`` names the module of each sample where they differ; all have this one's dim.
         """
-        if not self.dim:
+        if not self.live:
             return hidden
-        tokens = self.own_tokens(hidden.shape[0], batch).to(hidden.dtype)
-        clean = self.strip(hidden, prefix, self.stream[0])
+        tokens, entering = self.own_tokens(hidden.shape[0], batch).to(hidden.dtype), self.flow[0]
+        if self.chosen is not None and entering:  # as many enter as the block has
+            first = hidden.shape[1] - entering if self.position == "last" else prefix
+            tokens = tokens.where(self.chosen_size(0) > 0, hidden[:, first : first + entering])
+        clean = self.strip(hidden, prefix, entering)
         if self.position == "last":
             return torch.cat([clean, tokens], dim=1)
         return torch.cat([clean[:, :prefix], tokens, clean[:, prefix:]], dim=1)
@@ -114,8 +134,13 @@ def insert_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], *, site
     """Forward pre-hook of a block. A plain function that looks its layer up: a copied model finds its own weights."""
     layer = block.get_submodule(site)
     vpt = layer.active_vpt()
-    if vpt is None or not vpt.passing or FAST_CALL in kwargs:
+    if FAST_CALL in kwargs or vpt is None or not vpt.passing:
         return None
+    if vpt.chosen is not None:
+        raise RuntimeError(
+            "while shapes are fixed, a model with VPT runs in `peft_noah.fast.fast_forward` alone, which is off for this model "
+            "or call: its `reason` says why. Train without compiling, or remove the reason."
+        )
     args, kwargs = list(args), dict(kwargs)
     # shape[0], not len: torch.export would take a length for a constant
     if args:
@@ -133,7 +158,7 @@ def insert_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], *, site
 def strip_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any, *, site: str, prefix: int) -> Any:
     """Forward hook of a block: takes out the tokens that do not run on."""
     vpt = block.get_submodule(site).active_vpt()
-    if vpt is None or not vpt.passing or vpt.stream[1] or FAST_CALL in kwargs:
+    if FAST_CALL in kwargs or vpt is None or not vpt.passing or vpt.stream[1]:
         return None
     if isinstance(output, torch.Tensor):
         return vpt.strip(output, prefix, vpt.passing)

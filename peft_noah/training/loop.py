@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -43,7 +43,7 @@ from peft_noah.fast import fast_forward
 from peft_noah.training.batches import Shares
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.interruption import Interruption
-from peft_noah.training.processes import total
+from peft_noah.training.processes import is_compiling, total
 from peft_noah.training.sharding import average_gradients, is_sharded
 from peft_noah.training.state import TrainingState, identity_of
 
@@ -204,22 +204,28 @@ def train(
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
-    optimizer = AdamW(trainable, lr=1.0, weight_decay=settings.weight_decay)
+    # one kernel for all weights where they are small and many
+    fused = accelerator.device.type == "cuda"
+    optimizer = AdamW(trainable, lr=1.0, weight_decay=settings.weight_decay, fused=fused)
     sharded = is_sharded(model)  # DistributedDataParallel takes no such model
+    core, compiled = model, is_compiling(accelerator)
     model, optimizer = accelerator.prepare_model(model, evaluation_mode=sharded), accelerator.prepare(optimizer)
-    core = accelerator.unwrap_model(model)
     identity = {} if checkpoint is None else identity_of(images, settings.to_dict(), sampler)
     state = TrainingState(core, optimizer, accelerator, identity, checkpoint, interruption)
     work = _Work(model, normalize, settings, accelerator, optimizer, trainable if sharded else [])
+    work.fill = max(map(max, map(shares.counts, range(shares.steps)))) if compiled else 0
 
     set_seed(settings.seed, device_specific=True)
     progress = state.load()
     model.train()
     steps = settings.epochs * shares.steps
-    with fast_forward(model):
+    resident = images.on(accelerator.device)
+    with fast_forward(core), _compilable(core, compiled, elastic=sampler is not None):
         for epoch in range(len(progress.losses), settings.epochs):
             start = progress.step - epoch * shares.steps
-            batches = iter(DataLoader(images, batch_sampler=shares.start_at(epoch, start), collate_fn=images.collate))
+            batches = iter(
+                DataLoader(resident, batch_sampler=shares.start_at(epoch, start), collate_fn=images.collate)
+            )
             state.restore_generators()  # not before the loader is there: it draws a seed from torch's generator
             for position in range(start, shares.steps):
                 if sampler is not None:
@@ -240,6 +246,19 @@ def train(
     return TrainingLog(tuple(progress.losses), progress.step, progress.seconds, progress.peak_memory)
 
 
+@contextmanager
+def _compilable(model: nn.Module, compiled: bool, elastic: bool) -> Iterator[None]:
+    """Let a compiler see a supernet of one shape; what it made, and the memory of its graphs, goes in the end."""
+    if not compiled:
+        yield
+        return
+    try:
+        with model.fixed_shapes() if elastic else nullcontext():
+            yield
+    finally:
+        torch.compiler.reset()
+
+
 def _stream(sampling: str, step: int, accelerator: Accelerator) -> int:
     """Place in the stream of architectures: one per step, or one per step and process."""
     if sampling == "shared":
@@ -252,6 +271,10 @@ class _Work:
 
     Args:
         averaged: weights whose gradients the processes must average themselves, since nothing around the model does.
+
+    Attributes:
+        fill: images that each forward pass gets, filled up with some of its own whose outputs count for nothing; 0: as they
+            come. A compiler would compile the model anew for the last batch of an epoch.
     """
 
     def __init__(
@@ -265,7 +288,7 @@ class _Work:
     ) -> None:
         self.model, self.normalize, self.settings, self.accelerator = model, normalize, settings, accelerator
         self.optimizer, self.averaged = optimizer, averaged
-        self._broken_images = False
+        self._broken_images, self.fill = False, 0
 
     def update(self, rate: float) -> None:
         """Clip the gradients, take a step at a learning rate, and clear them."""
@@ -293,7 +316,7 @@ class _Work:
             batch = send_to_device(next(batches), self.accelerator.device)
             exchange = index == len(counts) - 1
             with nullcontext() if exchange else self.accelerator.no_sync(self.model):
-                logits = self.model(pixel_values=self.normalize(batch["pixel_values"])).logits
+                logits = self._logits(batch["pixel_values"])
                 smoothing = self.settings.label_smoothing
                 loss = F.cross_entropy(logits.float(), batch["labels"], label_smoothing=smoothing)
                 self.accelerator.backward(loss * (count * self.accelerator.num_processes / size))
@@ -302,6 +325,13 @@ class _Work:
                 self._broken_images |= not torch.isfinite(self.normalize(batch["pixel_values"])).all()
             loss_sum += value * count
         return loss_sum
+
+    def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits (B, classes) of uint8 images (B, 3, H, W)."""
+        size = len(pixels)
+        if size < self.fill:
+            pixels = pixels[torch.arange(self.fill, device=pixels.device) % size]
+        return self.model(pixel_values=self.normalize(pixels)).logits[:size]
 
     def describe_non_finite(self, value: float, step: int, model: nn.Module | None) -> str:
         """Why the loss of a step may be ``value``; ``model`` is a supernet."""

@@ -20,32 +20,42 @@ import os
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 
 
-def make_accelerator(mixed_precision: str = "no", **kwargs) -> Accelerator:
+def make_accelerator(mixed_precision: str = "no", compile_mode: str | None = None, **kwargs) -> Accelerator:
     """An Accelerator whose batch size counts over all processes, so that their number does not change the training.
 
     Args:
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
+        compile_mode: a mode of `torch.compile`, which models are then trained with; None: as ``accelerate launch`` was told.
         **kwargs: further arguments of `accelerate.Accelerator`, such as ``log_with`` and ``project_dir`` of trackers.
 
     Raises:
         ValueError: if a launcher started several processes and they did not find each other.
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
+    # Accelerate makes a group of CPU processes only when it is told that the CPU is meant
+    kwargs.setdefault("cpu", launched > 1 and not torch.accelerator.is_available())
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
-        # Accelerate makes a group of CPU processes only when it is told that the CPU is meant
-        cpu=launched > 1 and not torch.accelerator.is_available(),
         dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=True),
         **kwargs,
     )
+    # set here: Accelerate's state, which all accelerators of a process share, would keep the plugin of the first one
+    compiler = {} if compile_mode is None else {"backend": "inductor", "mode": compile_mode, "dynamic": False}
+    accelerator.state.dynamo_plugin = TorchDynamoPlugin(**compiler)
     if accelerator.num_processes < launched:
         raise ValueError(
             f"a launcher started {launched} processes, but this one sees {accelerator.num_processes}. On this kind of "
             "device start the command without a launcher."
         )
     return accelerator
+
+
+def is_compiling(accelerator: Accelerator) -> bool:
+    """Whether models that it prepares are compiled."""
+    return accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
 
 
 def total(accelerator: Accelerator, *values: float) -> list[float]:
