@@ -1,6 +1,7 @@
 """How fast peft-noah is, measured anew: every figure is a ratio of times taken side by side in this one run.
 
     python benchmarks/benchmark.py                     # all sections, on one core; about an hour
+    python benchmarks/benchmark.py --only gpu          # on a CUDA device, with all cores: compiling needs them; 5 minutes
     python benchmarks/benchmark.py --quick             # fewer repeats, about 5 minutes
     python benchmarks/benchmark.py --only training,memory --output results
 
@@ -17,7 +18,7 @@ import os
 import sys
 from pathlib import Path
 
-SECTIONS = ("training", "evaluation", "search", "inference", "memory", "growth", "startup")
+SECTIONS = ("training", "evaluation", "search", "inference", "memory", "growth", "startup", "gpu")
 
 
 def main() -> None:
@@ -31,7 +32,8 @@ def main() -> None:
     if unknown := sorted({*chosen} - {*SECTIONS}):
         parser.error(f"unknown sections {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    _use_one_core()
+    if chosen != ["gpu"]:
+        _use_one_core()
 
     import torch
     from measure import machine
@@ -68,7 +70,9 @@ def markdown(found: dict[str, dict]) -> str:
     parts = ["# How fast peft-noah is\n"]
     for name in [name for name in SECTIONS if name in found]:
         section = found[name]
-        parts.append(f"## {name.capitalize()}\n\n`{section['command']}`. {section['machine']}.\n")
+        parts.append(
+            f"## {'GPU' if name == 'gpu' else name.capitalize()}\n\n`{section['command']}`. {section['machine']}.\n"
+        )
         parts += [Table(**table).markdown() for table in section["tables"]]
     return "\n".join(parts)
 

@@ -89,8 +89,9 @@ def machine() -> str:
         cpu = f"{lines[0]}, {len(lines)} cores" if lines else cpu
     isa = torch.backends.cpu.get_cpu_capability()
     isa += " and AMX" if torch.cpu._is_amx_tile_supported() else ""  # what multiplies bfloat16
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (
-        f"{cpu} ({isa}), {torch.get_num_threads()} thread, Python {platform.python_version()}, torch "
+        f"{cpu} ({isa}){gpu}, {torch.get_num_threads()} thread, Python {platform.python_version()}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}, peft-noah {__version__}"
     )
 
@@ -133,11 +134,13 @@ def sample(model: nn.Module, count: int, seed: int = 0) -> list[Architecture]:
 
 def make_step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, dtype=None) -> Callable[[], None]:
     """One step of training: forward, cross-entropy, backward, AdamW."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    kind = images.device.type
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-4, fused=kind == "cuda")
     model.train()
 
     def step() -> None:
-        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        with torch.autocast(kind, dtype or torch.bfloat16, enabled=dtype is not None):
             logits = logits_of(model, images)
         F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
@@ -166,19 +169,30 @@ def check_equal(logits: torch.Tensor, expected: torch.Tensor, what: str, toleran
     return error
 
 
-def interleave(functions: dict[str, Callable[[int], None]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Processor seconds of each function in each round; a round calls all with its number, one after the other.
+def gpu_clock() -> float:
+    """Seconds, once the GPU has done what it was given."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
-    Processor time of the one thread that computes: on a quiet core it is what a clock shows, on a shared one it leaves
-    out the time that others took.
+
+def interleave(
+    functions: dict[str, Callable[[int], None]],
+    rounds: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, list[float]]:
+    """Seconds of each function in each round; a round calls all with its number, one after the other.
+
+    By default processor time of the one thread that computes: on a quiet core it is what a clock shows, on a shared one
+    it leaves out the time that others took.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(-warmup, rounds):
         for name, function in functions.items():
-            start = time.process_time()
+            start = clock()
             function(number % rounds)
             if number >= 0:
-                times[name].append(time.process_time() - start)
+                times[name].append(clock() - start)
     return times
 
 

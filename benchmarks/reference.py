@@ -20,7 +20,7 @@ def drop_path(y: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
     """Stochastic depth."""
     if not training or not rate:
         return y
-    return y * (torch.rand(len(y), 1, 1) >= rate) / (1 - rate)
+    return y * (torch.rand(len(y), 1, 1, device=y.device) >= rate) / (1 - rate)
 
 
 class ReferenceBlock(nn.Module):
@@ -86,7 +86,7 @@ class Reference(nn.Module):
             for index, block in enumerate(base.vit.layers)
         )
         head = base.classifier.modules_to_save["default"]
-        self.head = nn.Linear(head.in_features, head.out_features)
+        self.head = nn.Linear(head.in_features, head.out_features, device=head.weight.device)
         self.head.load_state_dict(head.state_dict())
         self.checkpointing = False
         self.train(model.training)

@@ -1,0 +1,196 @@
+"""The same on a GPU: a step of supernet training, scoring a candidate, and fetching a batch.
+
+    python benchmarks/benchmark.py --only gpu
+
+The floor of a step is the time that the card's own large matrix product would take for the multiplications of forward
+pass and activations' gradients in the frozen blocks, as if each token went through all of them once each way:
+4 x parameters x tokens floating-point operations per image.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import torch
+from measure import (
+    SIZES,
+    Table,
+    check_equal,
+    gpu_clock,
+    interleave,
+    logits_of,
+    make_images,
+    make_split,
+    make_step,
+    make_supernet,
+    ratios,
+    sample,
+    share,
+)
+from reference import Reference
+from torch import nn
+
+from peft_noah.architecture import Architecture
+from peft_noah.fast import fast_forward
+
+SIZE = "ViT-B/16"
+BATCHES = (64, 256)
+SCORED = 200
+BF16 = torch.bfloat16
+NOTE = (
+    "{size}; forward, cross-entropy, backward and AdamW of a subnet sampled anew in each of {rounds} rounds from the VTAB-1k "
+    "space, recipe 'released', without dropout; the same weights, images and subnets for all, one after the other, each "
+    "waited for. Median; ratio of G's float32 time (no TF32) to this one's, with quartiles. Floor: {floor:,.0f} images/s, from "
+    "{rate:.0f} TFLOP/s of an 8192 x 8192 x 8192 product in bfloat16. {more}"
+)
+
+
+def run(quick: bool) -> Iterator[Table]:
+    """Nothing where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing measured\n")
+        return
+    rate = _matrix_rate()
+    yield _training(rate, 5 if quick else 12)
+    yield _scoring(5 if quick else 12)
+    yield _loading(5 if quick else 50)
+
+
+def _matrix_rate() -> float:
+    """Floating-point operations per second."""
+    a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=BF16)
+    times = interleave({"product": lambda number: a @ b}, 20, 3, gpu_clock)["product"]
+    return 2 * 8192**3 / statistics.median(times)
+
+
+def _training(rate: float, rounds: int) -> Table:
+    supernet = make_supernet(SIZES[SIZE]).cuda()
+    subnets = sample(supernet, rounds)
+    floor = rate / _operations(supernet)
+    times, seconds, errors = {}, [], []
+    for batch in BATCHES:
+        images, labels = (x.cuda() for x in make_images(SIZES[SIZE], batch))
+        with ExitStack() as stack:
+            plain, fast, fixed = share(supernet), share(supernet), share(supernet)
+            stack.enter_context(fast_forward(fast))
+            stack.enter_context(fast_forward(fixed))
+            stack.enter_context(fixed.base_model.fixed_shapes())
+            compiled = torch.compile(fixed, mode="reduce-overhead", dynamic=False, fullgraph=True)
+            reference = Reference(supernet)
+            models: dict[str, tuple[nn.Module, torch.dtype | None]] = {
+                "G": (reference, None),
+                "G in bfloat16": (reference, BF16),
+                "transformers' layers, elastic slices, bfloat16": (plain, BF16),
+                "fast forward, float32": (fast, None),
+                "fast forward, bfloat16": (fast, BF16),
+                "compiled, bfloat16": (compiled, BF16),
+            }
+            errors += _differences(models, subnets[0], images)
+            calls = {
+                name: _call(model, make_step(model, images, labels, dtype), subnets)
+                for name, (model, dtype) in models.items()
+            }
+            start = time.perf_counter()
+            calls["compiled, bfloat16"](0)
+            seconds.append(time.perf_counter() - start)
+            times[batch] = interleave(calls, rounds, 3, gpu_clock)
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
+    more = f"Compiling took {' and '.join(f'{s:.0f}' for s in seconds)} s."
+    more += f" Logits agree to {max(errors):.0e} of the largest in bfloat16."
+    note = NOTE.format(size=SIZE, rounds=rounds, floor=floor, rate=rate / 1e12, more=more)
+    return _step_table(times, floor, note)
+
+
+def _operations(model: nn.Module) -> float:
+    """Of one image, forward and backward through the frozen blocks."""
+    base = model.base_model.model
+    config = base.config
+    tokens = (config.image_size // config.patch_size) ** 2 + 1
+    parameters = sum(p.numel() for p in base.vit.layers.parameters() if not p.requires_grad)
+    return 4 * parameters * tokens
+
+
+def _differences(models: dict, subnet: Architecture, images: torch.Tensor) -> list[float]:
+    logits = {}
+    for name, (model, dtype) in models.items():
+        if name != "compiled, bfloat16":  # without gradients it would be compiled once more
+            model.set_architecture(subnet)
+            with torch.no_grad(), torch.autocast("cuda", BF16, enabled=dtype is not None):
+                logits[name] = logits_of(model.train(), images)
+    return [check_equal(value, logits["G"], name, 0.1) for name, value in logits.items()]
+
+
+def _call(model: nn.Module, step: Callable[[], None], subnets: list[Architecture]) -> Callable[[int], None]:
+    def call(number: int) -> None:
+        model.set_architecture(subnets[number])
+        step()
+
+    return call
+
+
+def _step_table(times: dict[int, dict[str, list[float]]], floor: float, note: str) -> Table:
+    header = [""]
+    for batch in times:
+        header += [f"batch {batch}: ms", "images/s", "of the floor", "G / this"]
+    rows = []
+    for name in next(iter(times.values())):
+        row = [name]
+        for batch, columns in times.items():
+            seconds = statistics.median(columns[name])
+            median, low, high = ratios(columns, name, "G")
+            row += [f"{1e3 * seconds:.1f}", f"{batch / seconds:,.0f}", f"{batch / seconds / floor:.0%}"]
+            row.append(f"{median:.2f} ({low:.2f} to {high:.2f})")
+        rows.append(row)
+    title = "Supernet training step on a GPU"
+    return Table(title, header, rows, note, values={"seconds": times, "floor": floor})
+
+
+def _scoring(rounds: int) -> Table:
+    supernet = make_supernet(SIZES[SIZE]).cuda().eval()
+    images = make_images(SIZES[SIZE], SCORED)[0].cuda()
+    subnets = sample(supernet, rounds)
+    fast, reference = share(supernet), Reference(supernet)
+    with fast_forward(fast):
+        models = {
+            "G": (reference, None),
+            "G in bfloat16": (reference, BF16),
+            "transformers' layers": (supernet, None),
+            "fast forward": (fast, None),
+            "fast forward, bfloat16": (fast, BF16),
+        }
+        calls = {name: _score(model, images, subnets, dtype) for name, (model, dtype) in models.items()}
+        times = interleave(calls, rounds, 2, gpu_clock)
+    rows = []
+    for name, seconds in times.items():
+        median, low, high = ratios(times, name, "G")
+        rows.append([name, f"{1e3 * statistics.median(seconds):.1f}", f"{median:.2f} ({low:.2f} to {high:.2f})"])
+    note = f"{SIZE}, {SCORED} images in one batch; choosing the subnet and merging it counts; {rounds} rounds."
+    return Table("Scoring a candidate on a GPU", ["", "ms", "G / this"], rows, note, values={"seconds": times})
+
+
+def _score(model: nn.Module, images: torch.Tensor, subnets: list[Architecture], dtype: torch.dtype | None):
+    @torch.inference_mode()
+    def score(number: int) -> None:
+        model.set_architecture(subnets[number])
+        with torch.autocast("cuda", BF16, enabled=dtype is not None):
+            logits_of(model, images)
+
+    return score
+
+
+def _loading(rounds: int) -> Table:
+    split = make_split(SIZES[SIZE], 1000)
+    places = {"the host's memory": split, "the GPU's memory": split.on(torch.device("cuda"))}
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[: BATCHES[0]].tolist()
+
+    def fetch(images):
+        return lambda number: images.__getitems__(order)["pixel_values"].to("cuda")
+
+    times = interleave({name: fetch(images) for name, images in places.items()}, rounds, 3, gpu_clock)
+    rows = [[name, f"{1e3 * statistics.median(seconds):.2f}"] for name, seconds in times.items()]
+    note = f"{BATCHES[0]} random ones of 1,000 decoded images of 224 pixels, ready on the GPU; {rounds} rounds."
+    return Table("Fetching a batch", ["images in", "ms"], rows, note, values={"seconds": times})
