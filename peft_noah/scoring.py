@@ -6,6 +6,7 @@ search(space, scorer, count, budget, racing=True, map=spread)
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -169,28 +170,37 @@ class Scorer:
     def _right(self, architecture: Architecture, images: list[int]) -> list[bool | Unsure]:
         """Which of these images the active subnet gets right."""
         screened = self.screen.reason is None
-        if screened and self.screen.change is None:
-            return self._exactly(images, compared=FIRST_COMPARED)
+        if not screened or self.screen.change is not None:
+            return self._look(architecture, images, screened)
+        sure = self._exactly(images[:FIRST_COMPARED], compare=True)
+        return sure + self._look(architecture, images[FIRST_COMPARED:], screened)
+
+    def _look(self, architecture: Architecture, images: list[int], screened: bool) -> list[bool | Unsure]:
+        """The same in the precision of the search, or in bfloat16."""
         answers: list[bool | Unsure] = []
         for batch, pixels in self._batches(images):
             with self.screen.autocast() if screened else self.accelerator.autocast():
                 logits = self.prefixes.logits(architecture, batch, pixels)
             labels, classes = self.images.labels[batch], self.images.classes
-            answers += self.screen.answers(logits, labels, classes) if screened else self._answers(logits, labels)
+            if screened:
+                answers += self.screen.answers(logits, labels, classes, first=self._change)
+            else:
+                answers += self._answers(logits, labels)
         return answers
 
-    def _exactly(self, images: list[int], compared: int = 0) -> list[bool]:
-        """The same for sure, in float32; notes how much bfloat16 changes the gaps of the first so many of a batch."""
+    def _exactly(self, images: list[int], compare: bool = False) -> list[bool]:
+        """The same for sure, in float32; may note how much bfloat16 changes the gaps at most."""
         answers: list[bool] = []
         for batch, pixels in self._batches(images):
             labels, classes = self.images.labels[batch], self.images.classes
             logits = self.model(pixel_values=pixels).logits
             answers += self._answers(logits, labels)
-            if compared:
+            if compare:
                 with self.screen.autocast():
-                    rounded = self.model(pixel_values=pixels[:compared]).logits
-                gaps = [label_gap(x[:compared], labels[:compared], classes) for x in (logits, rounded)]
-                self._change = max(self._change or 0.0, (gaps[0] - gaps[1]).abs().max().item())
+                    rounded = self.model(pixel_values=pixels).logits
+                gaps = [label_gap(x, labels, classes) for x in (logits, rounded)]
+                change = (gaps[0] - gaps[1]).abs().max().item()  # NaN if any is
+                self._change = max(self._change or 0.0, math.inf if math.isnan(change) else change)
         self.looked_again += len(images)
         return answers
 

@@ -3,8 +3,9 @@
     gap = logit of the label - largest other logit
     right: gap > t        wrong: gap < -t        look again: all else
 
-``t`` is what bfloat16 is taken to change of a gap at most: SAFETY times the largest change that was seen so far. Where this
-holds, the answers are those of float32. Few images lie within ``t``, and a race looks again only at those that could decide it.
+``t`` is what bfloat16 is taken to change of a gap at most: SAFETY times the largest change that was seen so far, FIRST_SAFETY
+times for the first candidates, of which each knows its own changes alone. Where this holds, the answers are those of float32.
+Few images lie within ``t``, and a race looks again only at those that could decide it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import nn
 from peft_noah.jsonfile import check_keys
 from peft_noah.racing import Unsure
 
-SAFETY = 2.0
+SAFETY, FIRST_SAFETY = 2.0, 4.0
 
 
 class Screen:
@@ -52,11 +53,17 @@ class Screen:
         return torch.autocast(self.device_type, torch.bfloat16)
 
     def answers(
-        self, logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[int] | None = None
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        classes: Sequence[int] | None = None,
+        first: float | None = None,
     ) -> list[bool | Unsure]:
-        """Which images are right by their bfloat16 logits (B, C) and labels (B,)."""
+        """Which images are right by their bfloat16 logits (B, C) and labels (B,); ``first`` is the largest change that a
+        candidate has seen itself, where nothing was learnt from others yet."""
         gaps = label_gap(logits, labels, classes).tolist()
-        most = SAFETY * (math.inf if self.change is None else self.change)
+        learnt = math.inf if self.change is None else self.change
+        most = SAFETY * learnt if first is None else FIRST_SAFETY * first
         return [gap > 0 if abs(gap) > most else Unsure(gap > 0, max(0.0, abs(gap))) for gap in gaps]
 
     def learn(self, change: float) -> None:

@@ -17,11 +17,11 @@ import torch
 from conftest import make_model
 from peft import get_peft_model
 
-from peft_noah import NoahConfig
+from peft_noah import NoahConfig, scoring
 from peft_noah.architecture import SearchSpace
 from peft_noah.data.images import ImageSplit
 from peft_noah.racing import Bar, Hardness
-from peft_noah.scoring import Scorer, spread
+from peft_noah.scoring import FIRST_COMPARED, Scorer, spread
 from peft_noah.search import SearchSettings, search
 from peft_noah.search_result import Bounds, SearchResult
 from peft_noah.training.evaluation import evaluate
@@ -239,6 +239,26 @@ def test_a_screened_search_has_the_scores_of_float32(supernet, images, accelerat
     unscreened = Scorer(supernet, images, normalize, accelerator, screen=False)
     run(supernet, images, unscreened, racing=True, map=spread)
     assert unscreened.screen.reason == "it was not asked for" and unscreened.looked_again == 0
+
+
+def test_a_first_candidate_is_compared_on_some_images_and_looked_at_again_where_unsure(
+    supernet, images, accelerator, bfloat16
+):
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    subnet = supernet.get_search_space().largest()
+    assert scorer(subnet) == Scorer(supernet, images, normalize, accelerator, screen=False)(subnet)
+    assert FIRST_COMPARED <= scorer.looked_again < len(images)
+    assert scorer.screen.change > 0
+
+
+def test_numbers_that_bfloat16_does_not_hold_end_the_screening(supernet, images, accelerator, bfloat16, monkeypatch):
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    expected = Scorer(supernet, images, normalize, accelerator, screen=False)(supernet.get_search_space().largest())
+    gap = scoring.label_gap
+    monkeypatch.setattr(scoring, "label_gap", lambda *args: gap(*args) * float("nan"))
+    assert scorer(supernet.get_search_space().largest()) == expected
+    assert scorer.looked_again == len(images)
+    assert scorer.screen.reason == "bfloat16 does not hold the model's numbers"
 
 
 @pytest.mark.parametrize("trusted", [False, True])

@@ -12,7 +12,7 @@ from test_architecture import unhurried
 
 from peft_noah import screening
 from peft_noah.racing import Bar, Hardness, Unsure, race
-from peft_noah.screening import SAFETY, Screen, label_gap
+from peft_noah.screening import FIRST_SAFETY, SAFETY, Screen, label_gap
 from peft_noah.search_result import Bounds
 
 CPU = torch.device("cpu")
@@ -42,6 +42,16 @@ def test_an_image_is_decided_only_where_its_gap_is_larger_than_rounding(bfloat16
     assert answer(0.0) == answer(math.nan) == Unsure(False, 0.0)
     screen.learn(0.1)
     assert screen.change == 0.5
+
+
+def test_what_a_first_candidate_has_seen_itself_is_trusted_less(bfloat16):
+    screen, logits = Screen(torch.nn.Linear(1, 1), CPU, "no"), torch.tensor([[1.9, 0.0], [2.1, 0.0], [-2.1, 0.0]])
+    assert FIRST_SAFETY * 0.5 == 2.0 > SAFETY * 0.5
+    answers = screen.answers(logits, torch.tensor([0, 0, 0]), first=0.5)
+    assert answers == [Unsure(True, pytest.approx(1.9)), True, False]
+    assert all(
+        isinstance(answer, Unsure) for answer in screen.answers(logits, torch.tensor([0, 0, 0]), first=math.inf)
+    )
 
 
 @pytest.mark.parametrize(
