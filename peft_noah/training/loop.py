@@ -180,7 +180,8 @@ def train(
         images: uint8 images and labels.
         normalize: uint8 pixels to the backbone's input.
         settings: epochs, rates and the rest.
-        accelerator: devices, processes and precision.
+        accelerator: devices, processes, precision and compiler; a compiled supernet keeps one shape, see
+            `NoahModel.fixed_shapes`.
         sampler: the architecture of each step, for a supernet.
         on_step: called with (step, steps in all, mean loss of the global batch) after each step.
         checkpoint: where to go on from, if something is there, and where to save; the last step is saved too. The caller
@@ -188,7 +189,8 @@ def train(
         interruption: asked after each step whether to save and stop.
 
     Raises:
-        ValueError: if nothing in the model is trainable, or the checkpoint belongs to another training.
+        ValueError: if nothing in the model is trainable, the checkpoint belongs to another training, or a supernet to be
+            compiled cannot keep one shape.
         NonFiniteLossError: on a NaN or infinite loss; names step and architecture.
         CheckpointError: if a checkpoint cannot be written.
         Interrupted: if a signal came; says how to go on.
