@@ -214,8 +214,8 @@ def train(
     model, optimizer = accelerator.prepare_model(model, evaluation_mode=sharded), accelerator.prepare(optimizer)
     identity = {} if checkpoint is None else identity_of(images, settings.to_dict(), sampler)
     state = TrainingState(core, optimizer, accelerator, identity, checkpoint, interruption)
-    work = _Work(model, normalize, settings, accelerator, optimizer, trainable if sharded else [])
-    work.fill = max(map(max, map(shares.counts, range(shares.steps)))) if compiled else 0
+    fill = max(map(max, map(shares.counts, range(shares.steps)))) if compiled else 0
+    work = _Work(model, normalize, settings, accelerator, optimizer, trainable if sharded else [], fill)
 
     set_seed(settings.seed, device_specific=True)
     progress = state.load()
@@ -273,8 +273,6 @@ class _Work:
 
     Args:
         averaged: weights whose gradients the processes must average themselves, since nothing around the model does.
-
-    Attributes:
         fill: images that each forward pass gets, filled up with some of its own whose outputs count for nothing; 0: as they
             come. A compiler would compile the model anew for the last batch of an epoch.
     """
@@ -287,10 +285,11 @@ class _Work:
         accelerator: Accelerator,
         optimizer: Optimizer,
         averaged: list[nn.Parameter],
+        fill: int,
     ) -> None:
         self.model, self.normalize, self.settings, self.accelerator = model, normalize, settings, accelerator
-        self.optimizer, self.averaged = optimizer, averaged
-        self._broken_images, self.fill = False, 0
+        self.optimizer, self.averaged, self.fill = optimizer, averaged, fill
+        self._broken_images = False
 
     def update(self, rate: float) -> None:
         """Clip the gradients, take a step at a learning rate, and clear them."""
