@@ -149,6 +149,32 @@ def make_step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, dtyp
     return step
 
 
+def make_sampled_step(
+    model: nn.Module, step: Callable[[], None], subnets: Sequence[Architecture]
+) -> Callable[[int], None]:
+    """A step of the model with the subnet of a round."""
+
+    def call(number: int) -> None:
+        model.set_architecture(subnets[number])
+        step()
+
+    return call
+
+
+def make_score(
+    model: nn.Module, batches: Sequence[torch.Tensor], subnets: Sequence[Architecture], dtype: torch.dtype | None
+) -> Callable[[int], torch.Tensor]:
+    """Logits (images, classes) of the subnet of a round, without gradients."""
+
+    @torch.inference_mode()
+    def score(number: int) -> torch.Tensor:
+        model.set_architecture(subnets[number])
+        with torch.autocast(batches[0].device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            return torch.cat([logits_of(model, batch) for batch in batches])
+
+    return score
+
+
 def logits_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Logits of our model or of the reference."""
     output = model(pixel_values=images)

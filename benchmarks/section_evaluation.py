@@ -11,8 +11,8 @@ from measure import (
     Table,
     check_equal,
     interleave,
-    logits_of,
     make_images,
+    make_score,
     make_supernet,
     sample,
     share,
@@ -69,21 +69,11 @@ def _times(size: str, count: int, rounds: int, errors: dict[str, list[float]]) -
             if options:
                 chosen.update(dict.fromkeys(options, True))
                 stack.enter_context(fast_forward(models[name], **chosen))
-        functions = {name: _score(model, batches, subnets, None) for name, model in models.items()}
-        functions["+ bfloat16"] = _score(list(models.values())[-1], batches, subnets, torch.bfloat16)
-        functions["G in bfloat16"] = _score(models["G"], batches, subnets, torch.bfloat16)
+        functions = {name: make_score(model, batches, subnets, None) for name, model in models.items()}
+        functions["+ bfloat16"] = make_score(list(models.values())[-1], batches, subnets, torch.bfloat16)
+        functions["G in bfloat16"] = make_score(models["G"], batches, subnets, torch.bfloat16)
         expected = functions["G"](0)
         for name, function in functions.items():
             kind, tolerance = ("bfloat16", 0.1) if "bfloat16" in name else ("float32", 1e-4)
             errors[kind].append(check_equal(function(0), expected, name, tolerance))
         return interleave(functions, rounds)
-
-
-def _score(model, batches, subnets, dtype):
-    @torch.inference_mode()
-    def score(number: int) -> torch.Tensor:
-        model.set_architecture(subnets[number])
-        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-            return torch.cat([logits_of(model, batch) for batch in batches])
-
-    return score

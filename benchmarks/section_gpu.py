@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import torch
@@ -23,12 +23,15 @@ from measure import (
     interleave,
     logits_of,
     make_images,
+    make_sampled_step,
+    make_score,
     make_split,
     make_step,
     make_supernet,
     ratios,
     sample,
     share,
+    speed_table,
 )
 from reference import Reference
 from torch import nn
@@ -90,7 +93,7 @@ def _training(rate: float, rounds: int) -> Table:
             }
             errors += _differences(models, subnets[0], images)
             calls = {
-                name: _call(model, make_step(model, images, labels, dtype), subnets)
+                name: make_sampled_step(model, make_step(model, images, labels, dtype), subnets)
                 for name, (model, dtype) in models.items()
             }
             start = time.perf_counter()
@@ -124,14 +127,6 @@ def _differences(models: dict, subnet: Architecture, images: torch.Tensor) -> li
     return [check_equal(value, logits["G"], name, 0.1) for name, value in logits.items()]
 
 
-def _call(model: nn.Module, step: Callable[[], None], subnets: list[Architecture]) -> Callable[[int], None]:
-    def call(number: int) -> None:
-        model.set_architecture(subnets[number])
-        step()
-
-    return call
-
-
 def _step_table(times: dict[int, dict[str, list[float]]], floor: float, note: str) -> Table:
     header = [""]
     for batch in times:
@@ -162,24 +157,10 @@ def _scoring(rounds: int) -> Table:
             "fast forward": (fast, None),
             "fast forward, bfloat16": (fast, BF16),
         }
-        calls = {name: _score(model, images, subnets, dtype) for name, (model, dtype) in models.items()}
+        calls = {name: make_score(model, [images], subnets, dtype) for name, (model, dtype) in models.items()}
         times = interleave(calls, rounds, 2, gpu_clock)
-    rows = []
-    for name, seconds in times.items():
-        median, low, high = ratios(times, name, "G")
-        rows.append([name, f"{1e3 * statistics.median(seconds):.1f}", f"{median:.2f} ({low:.2f} to {high:.2f})"])
-    note = f"{SIZE}, {SCORED} images in one batch; choosing the subnet and merging it counts; {rounds} rounds."
-    return Table("Scoring a candidate on a GPU", ["", "ms", "G / this"], rows, note, values={"seconds": times})
-
-
-def _score(model: nn.Module, images: torch.Tensor, subnets: list[Architecture], dtype: torch.dtype | None):
-    @torch.inference_mode()
-    def score(number: int) -> None:
-        model.set_architecture(subnets[number])
-        with torch.autocast("cuda", BF16, enabled=dtype is not None):
-            logits_of(model, images)
-
-    return score
+    note = f"One batch; choosing the subnet and merging it counts; {rounds} rounds."
+    return speed_table("Scoring a candidate on a GPU", {f"{SIZE}, {SCORED} images": times}, note)
 
 
 def _loading(rounds: int) -> Table:

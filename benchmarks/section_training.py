@@ -14,6 +14,7 @@ from measure import (
     interleave,
     logits_of,
     make_images,
+    make_sampled_step,
     make_step,
     make_supernet,
     sample,
@@ -75,7 +76,9 @@ def _times(size: str, rounds: int, errors: list[float], **options) -> dict[str, 
         last = list(models)[-1]
         for name, model in {"+ bfloat16": last, "G in bfloat16": "G"}.items():
             models[name], steps[name] = models[model], make_step(models[model], images, labels, torch.bfloat16)
-        return interleave({name: _call(models[name], step, subnets) for name, step in steps.items()}, rounds)
+        return interleave(
+            {name: make_sampled_step(models[name], step, subnets) for name, step in steps.items()}, rounds
+        )
 
 
 def _check(models: dict, subnet, images: torch.Tensor) -> list[float]:
@@ -84,11 +87,3 @@ def _check(models: dict, subnet, images: torch.Tensor) -> list[float]:
         model.set_architecture(subnet)
         logits[name] = logits_of(model, images).detach()
     return [check_equal(value, logits["G"], name) for name, value in logits.items()]
-
-
-def _call(model, step, subnets):
-    def call(number: int) -> None:
-        model.set_architecture(subnets[number])
-        step()
-
-    return call

@@ -79,6 +79,18 @@ def test_lora_is_added_to_the_weights_where_nothing_comes_between():
         assert block._is_linear_now(query)
 
 
+def test_a_compiled_backbone_of_half_precision_takes_updates_of_float32(pixels, monkeypatch):
+    monkeypatch.setattr(block, "_COMPILED_APART", ())
+    torch._dynamo.reset()
+    model = get_peft_model(make_model().bfloat16(), NoahConfig(init_weights=False)).eval()
+    model.set_architecture({"lora": [5, 5, 5, 5]})
+    assert model.base_model.model.vit.layers[0].attention.q_proj.noah_lora["default"].up.dtype == torch.float32
+    with torch.inference_mode(), fast_forward(model):
+        expected = model(pixel_values=pixels.bfloat16()).logits
+        logits = torch.compile(model, backend="eager", fullgraph=True)(pixel_values=pixels.bfloat16()).logits
+    torch.testing.assert_close(logits, expected)
+
+
 def test_everything_is_as_before_when_it_ends(pixels):
     model = build().eval()
     model.set_architecture(ARCHITECTURES[1])

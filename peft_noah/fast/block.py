@@ -209,9 +209,7 @@ class BlockPlan:
         sizes = [leaf.out_features for leaf in leaves]
         if compiling:  # the compiler stacks, and adds LoRA's updates, while it casts
             merged = self.options.merge_lora and all(map(_is_linear_now, sites))
-            weights = [
-                _updated_weight(site) if merged else leaf.weight for site, leaf in zip(sites, leaves, strict=True)
-            ]
+            weights = [_merged(site) for site in sites] if merged else [leaf.weight for leaf in leaves]
             outputs = stacked_linear(x, weights, leaves).split(sizes, -1)
             if merged:
                 return outputs
@@ -298,14 +296,12 @@ def _is_linear_now(site: nn.Module) -> bool:
     return all(isinstance(module, Lora) and module.live and not module.is_random for module in modules)
 
 
-def _updated_weight(site: nn.Module) -> torch.Tensor:
-    weight = _frozen_leaf(site).weight
-    return sum((module.delta_weight() for module in _active_modules(site)), start=weight)
-
-
 def _merged(site: nn.Module) -> torch.Tensor:
-    weight = site.merged_weight(site.active_adapters, False) if _active_modules(site) else None
-    return _frozen_leaf(site).weight if weight is None else weight
+    """A projection's weight with LoRA's updates, in its own dtype; gradients reach them."""
+    weight = _frozen_leaf(site).weight
+    for module in _active_modules(site):
+        weight = (weight + module.delta_weight()).to(weight.dtype)
+    return weight
 
 
 def _is_random(site: nn.Module) -> bool:
