@@ -16,6 +16,7 @@ from torch import nn
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.config import NoahConfig
 from peft_noah.export import export_lora
+from peft_noah.fixed_shapes import chosen_by_masks, write_choices
 from peft_noah.layer import NoahLayer, NoahLinear, check_one_vpt, is_quantised, not_mergeable
 from peft_noah.mixed_batch import adapter_per_sample
 from peft_noah.placement import Layout, Placement, plan, resolve_config, unwrap
@@ -104,8 +105,7 @@ class NoahModel(BaseTuner):
             module.set_dim(row[module.block] if row else 0)
         self._set_streams(name, [module for module in modules if isinstance(module, Vpt)])
         if is_fixed:
-            numbers, _ = modules[0].chosen
-            numbers.copy_(torch.tensor([number for module in modules for number in module.choice()]))
+            write_choices(modules)
 
     @contextmanager
     def fixed_shapes(self, adapter_name: str | None = None) -> Iterator[None]:
@@ -125,29 +125,13 @@ class NoahModel(BaseTuner):
         name = self._adapter(adapter_name)
         self._check_unmerged(name)
         modules = list(self._prompt_modules(name))
-        vpts = [module for module in modules if isinstance(module, Vpt)]
-        blocks = len(next(iter(self.peft_config[name].architecture.values())))
-        stored = [vpt.max_dim for vpt in vpts] + [0] * (blocks - len(vpts))
-        if len({*stored}) > 1:
-            raise ValueError(
-                f"shapes cannot be fixed: adapter {name!r} stores {stored} VPT tokens, and all blocks must store equally "
-                "many. Choose a search space in which every block may carry VPT, or train without compiling."
-            )
-        streams = plan_streams([stored[0], *[0] * (blocks - 1)], self.peft_config[name].vpt_past_depth)
-        for vpt in vpts:
-            vpt.largest_stream = streams[vpt.block]
-        counts = [len(module.choice()) for module in modules]
-        numbers = torch.zeros(sum(counts), dtype=torch.int64, device=next(modules[0].parameters()).device)
-        try:
-            for module, count, end in zip(modules, counts, itertools.accumulate(counts), strict=True):
-                module.chosen = (numbers, end - count)
+        with chosen_by_masks(modules, self.peft_config[name], name):
             self._fixed = name, modules
-            self.set_architecture(self.get_architecture(name), name)
-            yield
-        finally:
-            self._fixed = None
-            for module in modules:
-                module.chosen = None
+            try:
+                self.set_architecture(self.get_architecture(name), name)
+                yield
+            finally:
+                self._fixed = None
 
     def get_architecture(self, adapter_name: str | None = None) -> Architecture:
         """The subnet that is active now."""
