@@ -55,6 +55,13 @@ def test_a_signal_that_nobody_asked_for_is_raised_at_the_end():
         raise ValueError
 
 
+def test_what_may_never_end_stops_at_once():
+    with pytest.raises(Interrupted, match="same command"), Interruption() as noted:
+        noted.at_once = True
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("went on")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_stops_at_once_with_a_message_where_nothing_notes_signals(number):
     before = signal.getsignal(number)

@@ -2,6 +2,7 @@
 
 import signal
 
+import launched_training
 import pytest
 import torch
 from launched_training import fit
@@ -106,6 +107,22 @@ def test_a_signal_saves_and_stops_after_the_step(number, tmp_path):
     assert len(resumed["losses"]) == 3
     resumed["losses"] = whole["losses"]
     assert equal(whole, resumed)
+
+
+@pytest.mark.parametrize(("step", "message"), [(1, r"^stopped \(SIGTERM\)"), (2, "after step 2, which is saved")])
+def test_a_signal_while_a_compiler_works_is_not_left_until_the_step_ends(step, message, tmp_path, monkeypatch):
+    calls, plain = [], launched_training.normalize
+
+    def normalize(pixels):
+        calls.append(pixels)
+        if len(calls) == step:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(pixels)
+
+    monkeypatch.setattr(launched_training, "normalize", normalize)
+    with Interruption() as interruption, pytest.raises(Interrupted, match=message):
+        fit(make_accelerator(), compiled=True, checkpoint=CheckpointFolder(tmp_path), interruption=interruption)
+    assert any(tmp_path.iterdir()) == (step > 1)
 
 
 def test_a_signal_without_a_checkpoint_folder_stops_and_says_that_nothing_was_saved():

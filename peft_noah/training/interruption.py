@@ -55,8 +55,9 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """Notes SIGINT and SIGTERM while it is open, instead of dying of them.
 
-    Work asks for :attr:`signal` between two steps; one that came after the last is raised as the context ends. A second Ctrl-C, more than a second after the first, kills at once.
-    Outside the main thread, where Python allows no handlers, nothing is changed and nothing is noted.
+    Work asks for :attr:`signal` between two steps; one that came after the last is raised as the context ends. A second
+    Ctrl-C, more than a second after the first, kills at once. Outside the main thread, where Python allows no handlers,
+    nothing is changed and nothing is noted.
 
     Examples:
         >>> with Interruption() as interruption:
@@ -69,6 +70,9 @@ class Interruption:
         self.signal = 0
         #: whether the work has been told, by `check` or otherwise; what has not been told is raised at the end
         self.told = False
+        #: whether to raise `Interrupted` wherever a signal comes, for the time in which a step may never end: a compiler
+        #: waits for ever for workers that the same signal has killed, and a terminal, `timeout` and a cluster send it to all
+        self.at_once = False
         self._at = 0.0
         self._previous: dict[int, object] = {}
 
@@ -91,6 +95,8 @@ class Interruption:
             os.kill(os.getpid(), number)
         if not self.signal:
             self.signal, self._at = int(number), time.monotonic()
+        if self.at_once and not self.told:
+            self.check("stopped")
 
     def check(self, what: str = "stopped", accelerator: Accelerator | None = None) -> None:
         """Raise if a signal has come.

@@ -19,6 +19,7 @@ from peft_noah.data.images import ImageSplit
 from peft_noah.training.checkpoint import Checkpoint, CheckpointFolder
 from peft_noah.training.interruption import Interrupted, Interruption, interrupted
 from peft_noah.training.memory import peak_memory, start_measuring
+from peft_noah.training.processes import is_compiling
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ class TrainingState:
         self.identity = {**identity, "weights": _digest(shapes)}
         self._resumed: Checkpoint | None = None
         self._since = time.perf_counter()
+        if interruption is not None:  # what the first step compiles can be compiled again
+            interruption.at_once = is_compiling(accelerator)
         start_measuring(accelerator.device)
 
     def wishes(self, step: int) -> tuple[bool, bool]:
@@ -84,7 +87,10 @@ class TrainingState:
         The processes add their wishes up, so that all do the same.
         """
         due = self.folder is not None and self.accelerator.is_main_process and self.folder.due(step)
-        return self.interruption is not None and self.interruption.signal != 0, due
+        if self.interruption is None:
+            return False, due
+        self.interruption.at_once = False
+        return self.interruption.signal != 0, due
 
     def after_step(self, progress: Progress, stop: float, due: float) -> None:
         """Do what the processes agreed on.
