@@ -33,6 +33,7 @@ ROWS = {
         "head_tokens_only",
     ),
     "+ frozen weights packed": ("pack_weights",),
+    "+ patches by a product": ("patches_by_product",),
 }
 NOTE = (
     "One candidate after the other, {images} images each, in batches of {batches}; choosing the subnet and merging it "

@@ -32,6 +32,7 @@ ROWS = {
     "+ prompts as keys and values only": "prompts_as_keys",
     "+ last block for CLS only": "head_tokens_only",
     "+ frozen weights packed": "pack_weights",
+    "+ patches by a product": "patches_by_product",
 }
 NOTE = (
     "Forward, cross-entropy, backward and AdamW of a sampled VTAB-1k subnet, recipe 'released'; the same weights, images "

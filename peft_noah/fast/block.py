@@ -39,6 +39,7 @@ class FastOptions:
             own product is as fast: wide ones on an Intel.
         merge_lora: LoRA added to copies of the weights, in evaluation mode without gradients; in a model compiled for
             another device than the CPU, in training too, where no dropout comes between.
+        patches_by_product: the patch embedding as a matrix product instead of a convolution.
     """
 
     prompts_as_keys: bool = True
@@ -46,6 +47,7 @@ class FastOptions:
     fuse_projections: bool = True
     pack_weights: bool = True
     merge_lora: bool = True
+    patches_by_product: bool = True
 
 
 @dataclass(frozen=True)

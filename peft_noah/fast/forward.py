@@ -12,7 +12,7 @@ from its own modules, as transformers does, but
 - VPT's tokens serve as keys and values only, where the next block would replace them: no query, output projection, MLP or
   Adapter is computed for them, and without dropout their keys and values are computed once for the whole batch;
 - the last block computes those for the tokens that the classifier reads alone;
-- one matrix product serves query, key and value;
+- one matrix product serves query, key and value, and another one makes the patches' embeddings;
 - frozen weights are laid out for the CPU's matrix kernels, or cast to the autocast dtype, once (`packed`);
 - while nothing is trained, LoRA's updates are added to copies of the projections' weights.
 
@@ -37,6 +37,7 @@ from transformers import PreTrainedModel
 from peft_noah.backbones import BACKBONES, Backbone
 from peft_noah.fast.block import BlockPlan, FastCall, FastOptions, fast_class, plain_class
 from peft_noah.fast.packed import FrozenLinears, PackedLinear, is_frozen_linear
+from peft_noah.fast.patches import PatchProduct, is_patch_embedding
 from peft_noah.layer import NoahLayer
 from peft_noah.prompts.vpt import FAST_CALL, is_vpt_hook
 
@@ -105,25 +106,32 @@ def fast_forward(model: nn.Module, **options: bool) -> Iterator[FastForward]:
     fast.linears.transpose = sum(leaf.weight.nbytes for leaf in modules if is_frozen_linear(leaf)) <= SMALL
     hook = functools.partial(_before_call, fast=fast, modules=modules)
     handle = root.register_forward_pre_hook(hook, with_kwargs=True)
-    swapped = list(_swap(fast, backbone, blocks))
+    swapped = [*_swap(fast, backbone, blocks), *_swap_patches(root, fast.options.patches_by_product)]
     try:
         yield fast
     finally:
         handle.remove()
-        for module, cls, attribute in swapped:
+        for module, cls in swapped:
             module.__class__ = cls
-            module.__dict__.pop(attribute, None)
+            for attribute in ("noah_fast", "noah_packed"):
+                module.__dict__.pop(attribute, None)
 
 
-def _swap(fast: FastForward, backbone: Backbone, blocks: list[nn.Module]) -> Iterator[tuple[nn.Module, type, str]]:
+def _swap(fast: FastForward, backbone: Backbone, blocks: list[nn.Module]) -> Iterator[tuple[nn.Module, type]]:
     for index, block in enumerate(blocks):
         # a subclass rather than a `forward` of the instance: transformers wraps that of a class in checkpointing
         cls, block.__class__ = plain_class(type(block)), fast_class(plain_class(type(block)))
         block.noah_fast = BlockPlan(fast.options, fast.linears, backbone, last=index == len(blocks) - 1)
-        yield block, cls, "noah_fast"
+        yield block, cls
         for leaf in [leaf for leaf in block.modules() if fast.options.pack_weights and is_frozen_linear(leaf)]:
             leaf.__class__, leaf.noah_packed = PackedLinear, fast.linears
-            yield leaf, nn.Linear, "noah_packed"
+            yield leaf, nn.Linear
+
+
+def _swap_patches(root: nn.Module, wanted: bool) -> Iterator[tuple[nn.Module, type]]:
+    for leaf in filter(is_patch_embedding, root.modules() if wanted else ()):
+        leaf.__class__ = PatchProduct
+        yield leaf, nn.Conv2d
 
 
 # ------------------------------------------------------------------ whether it can be done
