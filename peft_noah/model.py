@@ -17,10 +17,11 @@ from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.config import NoahConfig
 from peft_noah.export import export_lora
 from peft_noah.fixed_shapes import chosen_by_masks, write_choices
-from peft_noah.layer import NoahLayer, NoahLinear, check_one_vpt, is_quantised, not_mergeable
+from peft_noah.layer import NoahLayer, NoahLinear, check_one_vpt
+from peft_noah.merging import check_mergeable
 from peft_noah.mixed_batch import adapter_per_sample
 from peft_noah.placement import Layout, Placement, plan, resolve_config, unwrap
-from peft_noah.prompts import PROMPT_MODULES, Lora, PromptModule, Vpt
+from peft_noah.prompts import PROMPT_MODULES, PromptModule, Vpt
 from peft_noah.prompts.vpt import attach_hooks, plan_streams, remove_hooks
 
 
@@ -346,30 +347,6 @@ class NoahModel(BaseTuner):
                 f"adapters {', '.join(map(repr, merged))} are merged into the base weights: call unmerge_adapter() first."
             )
 
-    def _check_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
-        if isinstance(adapter_names, str):
-            raise TypeError(f"adapter_names should be a list of strings, got {adapter_names!r}.")
-        layers = [layer for _, layer in self._noah_layers()]
-        asked = {id(layer): layer.active_adapters if adapter_names is None else adapter_names for layer in layers}
-        for name in dict.fromkeys(itertools.chain.from_iterable(asked.values())):
-            if name not in self.peft_config:
-                raise ValueError(f"adapter {name!r} does not exist (known: {', '.join(self.peft_config)}).")
-            nonlinear = {m.name for m in self._prompt_modules(name) if m.dim and not isinstance(m, Lora)}
-            if nonlinear:
-                raise ValueError(not_mergeable(name, sorted(nonlinear)))
-        for key, layer in self._noah_layers():
-            if is_quantised(layer.get_base_layer()) and any(
-                module.dim for name in asked[id(layer)] for module in layer.prompt_modules(name)
-            ):
-                raise ValueError(
-                    f"{key!r} is quantised ({type(layer.get_base_layer().weight).__name__}): adding LoRA's update to its "
-                    "rounded weight would lose most of it. Keep the adapter unmerged, or merge it on the backbone "
-                    "loaded without quantisation."
-                )
-        if safe_merge:
-            for layer in layers:
-                layer.merged_weight([name for name in asked[id(layer)] if name not in layer.merged_adapters], True)
-
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge LoRA-only adapters into the base weights.
 
@@ -381,14 +358,14 @@ class NoahModel(BaseTuner):
             ValueError: if an Adapter or VPT module is active, or a merged weight would not be finite; nothing has changed
                 then.
         """
-        self._check_mergeable(adapter_names, safe_merge)
+        check_mergeable(self, adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _unload_and_optionally_merge(
         self, merge: bool = True, progressbar: bool = False, safe_merge: bool = False, adapter_names=None
     ) -> nn.Module:
         if merge:
-            self._check_mergeable(adapter_names, safe_merge)
+            check_mergeable(self, adapter_names, safe_merge)
         model = super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )
