@@ -88,11 +88,16 @@ class RunFolder:
             return found
         if settings is None:
             raise ValueError(f"{self.path} holds no run: {SETTINGS} is missing. Start with 'peft-noah supernet'.")
-        if self.path.exists() and (
-            not self.path.is_dir() or any(entry.name not in (LOCKS, RESULTS) for entry in self.path.iterdir())
-        ):
+        if self._is_foreign() and not (self / SETTINGS).exists():  # another process may have begun this run meanwhile
             raise ValueError(f"{self.path} is not empty and holds no run. Choose another --output.")
         return settings
+
+    def _is_foreign(self) -> bool:
+        """Whether the path holds what no run without settings leaves there; drafts of files are such a run's."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        names = [entry.name for entry in self.path.iterdir()]
+        return any(name not in (LOCKS, RESULTS) and not name.startswith(f".{SETTINGS}.") for name in names)
 
     def write_settings(self, settings: RunSettings) -> None:
         """Make the folder and write settings.json."""

@@ -161,9 +161,12 @@ class Scorer:
     def learn(self, outcomes: Sequence[Outcome]) -> None:
         """Take in the outcomes of all processes."""
         self.hardness.learn(outcomes)
+        screened = self.screen.reason is None
         for outcome in outcomes:
             if outcome.change is not None:
                 self.screen.learn(outcome.change)
+        if screened and self.screen.reason is not None:
+            self.prefixes.clear()  # hidden states of bfloat16 must not serve float32
         self.done += len(outcomes)
         self.best = _best(self.best, *outcomes)
 

@@ -162,11 +162,12 @@ class RunSettings:
     def search(self) -> SearchSettings:
         """The settings of the search; children keep their shares of a population of another size."""
         named = SearchSettings.named(self.variant)
-        size = self.population_size or named.population_size
+        size = named.population_size if self.population_size is None else self.population_size
+        generations = max(1, round(named.generations * self._share)) if self.generations is None else self.generations
         return replace(
             named,
             population_size=size,
-            generations=self.generations or max(1, round(named.generations * self._share)),
+            generations=generations,
             num_crossover=named.num_crossover * size // named.population_size,
             num_mutation=named.num_mutation * size // named.population_size,
         )

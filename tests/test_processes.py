@@ -113,3 +113,19 @@ def test_a_launcher_whose_processes_do_not_meet_is_an_error(monkeypatch):
 
 def test_the_total_over_one_process_is_the_value_itself():
     assert total(make_accelerator(), 0.1, True) == [0.1, True]
+
+
+@pytest.mark.parametrize("what", ["suite", "ranking"])
+def test_what_is_shared_by_starting_it_several_times_refuses_a_launcher(what, monkeypatch, tmp_path):
+    from peft_noah.experiments.plan import Plan
+    from peft_noah.experiments.ranking import rank_architectures
+    from peft_noah.experiments.suite import Suite
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=f"a {what} runs in one process, and a launcher started 2"):
+        if what == "ranking":
+            rank_architectures(None, 5)
+        else:
+            monkeypatch.setattr(Suite, "_agree", lambda self, plan: plan)
+            Suite(tmp_path / "suite", object.__new__(Plan)).run()
+    assert not list(tmp_path.iterdir())

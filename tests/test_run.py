@@ -232,6 +232,12 @@ def test_the_table_over_seeds_shows_means_with_errors(finished):
     assert invoke("table", finished, "--markdown").exit_code == 0
 
 
+@pytest.mark.parametrize("name", ["epochs", "supernet-epochs", "population-size", "generations"])
+def test_a_zero_is_refused_and_not_taken_for_a_default(name, tmp_path):
+    result = invoke("supernet", f"--{name}", 0, "--output", tmp_path / "run")
+    assert result.exit_code == 2 and "error: " in result.output and not (tmp_path / "run").exists()
+
+
 def test_a_published_architecture_needs_the_right_number_of_blocks(task, backbone, tmp_path):
     folder = tmp_path / "run"
     Run(folder, RunSettings(model=str(backbone), dataset=str(task), epochs=1)).prepare()

@@ -129,3 +129,18 @@ def test_times_are_kept_by_stage(files):
     assert files.peak_memory("supernet") == 2 * 10**9
     with pytest.raises(ValueError, match="does not say how long the retraining took"):
         files.seconds("retraining")
+
+
+def test_a_run_that_another_process_begins_meanwhile_is_no_foreign_folder(tmp_path, monkeypatch):
+    settings, folder = RunSettings(), RunFolder(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".settings.json.0.tmp").touch()  # a draft
+    assert folder.agree(settings) == settings
+    look = RunFolder._is_foreign
+
+    def after_another(self):
+        settings.save(self / "settings.json")
+        return look(self)
+
+    monkeypatch.setattr(RunFolder, "_is_foreign", after_another)
+    assert folder.agree(settings) == settings

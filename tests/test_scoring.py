@@ -261,6 +261,16 @@ def test_numbers_that_bfloat16_does_not_hold_end_the_screening(supernet, images,
     assert scorer.screen.reason == "bfloat16 does not hold the model's numbers"
 
 
+def test_hidden_states_of_bfloat16_go_when_the_screening_ends(supernet, images, accelerator, bfloat16):
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    space = supernet.get_search_space()
+    for seed in range(3):
+        scorer(space.sample(random.Random(seed)))
+    assert scorer.prefixes.bytes > 0
+    scorer.learn([scoring.Outcome(None, change=float("inf"))])
+    assert scorer.screen.reason is not None and scorer.prefixes.bytes == 0
+
+
 @pytest.mark.parametrize("trusted", [False, True])
 def test_noise_within_the_safety_changes_no_score_and_trusting_it_would(
     supernet, images, accelerator, trusted, bfloat16, monkeypatch

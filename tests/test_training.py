@@ -75,11 +75,33 @@ def test_a_short_training_warms_up_for_a_tenth():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("epochs", 0), ("batch_size", 1.5), ("learning_rate", math.nan), ("max_grad_norm", 0.0)]
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 1.5),
+        ("learning_rate", math.nan),
+        ("max_grad_norm", 0.0),
+        ("warmup_epochs", -3),
+        ("warmup_epochs", math.inf),
+        ("seed", 2**31),
+    ],
 )
 def test_settings_out_of_range_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         TrainingSettings(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("recipe", ("relased", "subnet")),
+        ("stage", ("paper", "supernett")),
+        ("protocol", ("paper", "subnet", "few-shot")),
+    ],
+)
+def test_a_misspelt_name_is_not_taken_for_a_default(what, names):
+    with pytest.raises(ValueError, match=f"{what} must be one of"):
+        TrainingSettings.named(*names)
 
 
 def test_a_supernet_learns_and_only_its_modules_change(supernet, images):
@@ -201,3 +223,10 @@ def test_trainer_samples_an_architecture_per_step_and_evaluates_the_largest(supe
     sampler = ArchitectureSampler(supernet.get_search_space(), seed=5)
     assert seen == [sampler(step) for step in range(4)]
     assert supernet.get_architecture() == supernet.get_search_space().largest()
+
+
+def test_evaluation_restores_the_mode_after_an_error(supernet, images):
+    supernet.train()
+    with pytest.raises(ZeroDivisionError):
+        evaluate(supernet, images, lambda pixels: 1 / 0, make_accelerator())
+    assert supernet.training

@@ -203,8 +203,8 @@ def run_settings(**options: Any):
     options["baselines"] = () if baselines == "none" else tuple(baselines.split(","))
     for name, value in BUNDLED.items() if options.get("dataset") is None else ():
         if name == "epochs" or options.get("effort") is None:
-            options[name] = options.get(name) or value
-    options["epochs"] = options.get("epochs") or 100
+            options[name] = value if options.get(name) is None else options[name]
+    options["epochs"] = 100 if options.get("epochs") is None else options["epochs"]
     options["other_tests"] = _pairs(options.pop("other_test", ()), "other_test") or None
     for name in ("image_mean", "image_std"):
         options[name] = _triple(options.get(name), name)

@@ -16,6 +16,7 @@ from peft_noah.experiments.analysis import RankCorrelation, rank_correlation
 from peft_noah.jsonfile import check_int, check_keys, dump_json, read_json, write_atomically
 from peft_noah.run import SHARED, Run
 from peft_noah.search import random_search
+from peft_noah.training.processes import refuse_launcher
 
 RANKING = "ranking.json"
 MAX_ARCHITECTURES = 10_000
@@ -46,8 +47,10 @@ def rank_architectures(run: Run, architectures: int) -> list[Ranked]:
         architectures: size of the sample, 3 or more.
 
     Raises:
-        ValueError: if the number is out of its bounds, or the run's data cannot be used.
+        ValueError: if the number is out of its bounds, the run's data cannot be used, or a launcher started several
+            processes.
     """
+    refuse_launcher("a ranking")
     check_int(architectures, "architectures", 3, MAX_ARCHITECTURES)
     with run.files.lock(SHARED, wait=True):
         run.supernet()

@@ -27,6 +27,7 @@ from peft_noah.progress import Reporter
 from peft_noah.run import Run
 from peft_noah.run_folder import SEARCH, Busy, RunFolder, slug
 from peft_noah.search_result import SearchResult
+from peft_noah.training.processes import refuse_launcher
 
 DONE, FAILED, RUNNING, OPEN = "done", "failed", "running", "open"
 _POLL_SECONDS = 5.0
@@ -115,8 +116,10 @@ class Suite:
             on_cell: called after each cell of this process.
 
         Raises:
-            ValueError: if a task is not what the plan says; nothing is written then.
+            ValueError: if a task is not what the plan says, or a launcher started several processes; nothing is written
+                then.
         """
+        refuse_launcher("a suite")
         self.listings  # noqa: B018 (it checks)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.plan.save(self.folder)

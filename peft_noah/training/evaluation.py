@@ -43,14 +43,16 @@ def evaluate(
     )
     metric, was_training = Accuracy(), model.training
     model.eval()
-    with fast_forward(model):
-        for batch in loader:
-            with accelerator.autocast():
-                logits = model(pixel_values=normalize(batch["pixel_values"])).logits
-            predictions = predict(logits, images.classes)
-            predictions, labels = accelerator.gather_for_metrics((predictions, batch["labels"]))
-            metric.add_batch(predictions=predictions.cpu(), references=labels.cpu())
-    model.train(was_training)
+    try:
+        with fast_forward(model):
+            for batch in loader:
+                with accelerator.autocast():
+                    logits = model(pixel_values=normalize(batch["pixel_values"])).logits
+                predictions = predict(logits, images.classes)
+                predictions, labels = accelerator.gather_for_metrics((predictions, batch["labels"]))
+                metric.add_batch(predictions=predictions.cpu(), references=labels.cpu())
+    finally:
+        model.train(was_training)
     return metric.compute()["accuracy"]
 
 

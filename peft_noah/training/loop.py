@@ -50,6 +50,9 @@ from peft_noah.training.state import TrainingState, identity_of
 #: which subnets the processes of a step train: all the same one, or each its own
 SAMPLING = ("shared", "per-process")
 
+#: NumPy takes seeds below 2^32, and a process adds its number
+MAX_SEED = 2**31 - 1
+
 
 class NonFiniteLossError(ArithmeticError):
     """Training met a loss that is NaN or infinite, and stopped before it could reach the weights."""
@@ -96,6 +99,10 @@ class TrainingSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}.")
+        if self.seed > MAX_SEED:
+            raise ValueError(f"seed must be at most {MAX_SEED:,}, got {self.seed:,}.")
+        if self.warmup_epochs is not None and not 0.0 <= self.warmup_epochs < math.inf:
+            raise ValueError(f"warmup_epochs must be at least 0, or None for a tenth, got {self.warmup_epochs!r}.")
         for name in ("weight_decay", "warmup_learning_rate", "min_learning_rate", "label_smoothing"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
@@ -118,7 +125,17 @@ class TrainingSettings:
                 paper states no rate: 1e-4.
             protocol: ``"vtab"`` or ``"few_shot"`` (also for domain generalisation).
             **changes: fields to set otherwise.
+
+        Raises:
+            ValueError: on another recipe, stage or protocol.
         """
+        for what, value, allowed in (
+            ("recipe", recipe, ("paper", "released")),
+            ("stage", stage, ("supernet", "subnet", "full")),
+            ("protocol", protocol, ("vtab", "few_shot")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{what} must be one of {', '.join(allowed)}, got {value!r}.")
         few_shot = protocol == "few_shot"
         peak = {"supernet": 5e-4, "full": 1e-4, "subnet": 5e-3 if few_shot else 1e-3}[stage]
         epochs = 100 if stage != "supernet" else 300 if few_shot and recipe == "released" else 500

@@ -1,6 +1,7 @@
 """Accelerate's processes, as every stage of a run uses them.
 
-Several GPUs or machines need no code of their own, only a launcher around the same command::
+Several GPUs or machines need no code of their own, only a launcher around the same command (but for a suite and a
+ranking, whose cells are shared by typing the command several times)::
 
     accelerate launch --multi_gpu --num_processes 8 -m peft_noah run ...
     torchrun --nproc_per_node 8 -m peft_noah run ...
@@ -51,6 +52,19 @@ def make_accelerator(mixed_precision: str = "no", compile_mode: str | None = Non
             "device start the command without a launcher."
         )
     return accelerator
+
+
+def refuse_launcher(what: str) -> None:
+    """For work that is shared by starting it several times instead of by a launcher.
+
+    Raises:
+        ValueError: if a launcher has started several processes.
+    """
+    if (launched := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise ValueError(
+            f"{what} runs in one process, and a launcher started {launched}. Start it without one; to share the work, type "
+            "the same command in several terminals or on several machines, one for each GPU (CUDA_VISIBLE_DEVICES)."
+        )
 
 
 def is_compiling(accelerator: Accelerator) -> bool:
