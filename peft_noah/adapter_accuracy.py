@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from peft_noah.adapter_files import load_adapter
 from peft_noah.data.preprocessing import Normalizer
 from peft_noah.methods import (
     load_backbone,
 )
 from peft_noah.run_context import read_splits
+from peft_noah.run_folder import SETTINGS
 from peft_noah.settings import RunSettings
 from peft_noah.statistics import standard_error
 from peft_noah.training import make_accelerator
@@ -16,6 +20,8 @@ from peft_noah.training.evaluation import evaluate
 
 def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[float, float, int]:
     """Accuracy of a saved adapter, its standard error, and the number of images of the split.
+
+    The adapter of a run folder is scored on the splits of that run: where its seed chose images, they are the same ones.
 
     Args:
         adapter: folder or Hub id.
@@ -27,6 +33,10 @@ def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[f
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split {split!r} is not known. Choose train, validation or test.")
+    run = Path(adapter).parent / SETTINGS
+    if run.is_file():
+        made = RunSettings.load(run)
+        settings = replace(settings, seed=made.seed, shots=made.shots, num_classes=made.num_classes)
     splits = read_splits(settings)
     images = getattr(splits, split)
     accelerator = make_accelerator(settings.mixed_precision)

@@ -6,8 +6,9 @@ import json
 import math
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from peft import PeftConfig, PeftType
@@ -217,11 +218,16 @@ class NoahConfig(PeftConfig):
         """Read adapter_config.json from a folder or the Hub, as every PEFT config does.
 
         Raises:
-            ValueError: if the file is broken or describes something else, or a local folder has its weights as a pickle
-                alone, which PEFT would go on to read.
+            ValueError: if the file is broken or describes something else, or a folder or repository has its weights as a
+                pickle alone, which PEFT would go on to read.
         """
-        _refuse_pickle(os.path.join(pretrained_model_name_or_path, subfolder or ""))
-        return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
+        if os.path.isdir(folder):
+            _refuse_pickle(folder, lambda name: os.path.exists(os.path.join(folder, name)))
+            return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        _refuse_pickle(folder, partial(_is_on_hub, pretrained_model_name_or_path, subfolder, kwargs))
+        return config
 
     @classmethod
     def from_json_file(cls, path_json_file: str | os.PathLike[str], **kwargs) -> dict[str, Any]:
@@ -314,14 +320,25 @@ def _check_names(name: str, values: object) -> None:
         )
 
 
-def _refuse_pickle(folder: str) -> None:
+def _refuse_pickle(folder: str, has: Callable[[str], bool]) -> None:
     """PEFT falls back to adapter_model.bin, which torch unpickles; no NOAH adapter was ever saved like that."""
-    has = {name: os.path.exists(os.path.join(folder, f"adapter_model.{name}")) for name in ("bin", "safetensors")}
-    if has["bin"] and not has["safetensors"]:
+    if not has("adapter_model.safetensors") and has("adapter_model.bin"):
         raise ValueError(
             f"{folder!r} has its weights as adapter_model.bin alone, a pickle, which could run any code. Ask for "
             "adapter_model.safetensors, or convert it where you trust it."
         )
+
+
+def _is_on_hub(repo: str, subfolder: str | None, options: Mapping[str, Any], name: str) -> bool:
+    """Whether PEFT would find a file of a repository: on the Hub, or offline in the cache."""
+    from huggingface_hub import constants, file_exists, try_to_load_from_cache
+
+    path = f"{subfolder}/{name}" if subfolder else name
+    if constants.HF_HUB_OFFLINE:
+        found = try_to_load_from_cache(repo, path, options.get("cache_dir"), options.get("revision"))
+        return isinstance(found, str)
+    token = options.get("token", options.get("use_auth_token"))
+    return file_exists(repo, path, revision=options.get("revision"), token=token)
 
 
 def _brief(architecture: Architecture) -> str:

@@ -171,10 +171,19 @@ def make_plain_folder(path: str | os.PathLike[str]) -> Path:
         OSError: the folder cannot be made.
     """
     path = Path(path)
-    if path.is_symlink():
-        raise ValueError(f"{path} is a link, and nothing is written through one. Remove the link, or copy its target.")
+    refuse_link(path)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse to write into a link inside a run folder.
+
+    Raises:
+        ValueError: the path is a symbolic link.
+    """
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, and nothing is written through one. Remove the link, or copy its target.")
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:

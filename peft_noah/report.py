@@ -9,7 +9,7 @@ import json
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,6 +184,36 @@ class RunReport:
             return cls._from_dict(data)
         except ValueError as error:
             raise ValueError(f"{path} does not hold the results of a run: {error}") from error
+
+    @classmethod
+    def over_seeds(cls, reports: Sequence[RunReport]) -> RunReport:
+        """Runs that differ in their seeds as one report, whose table shows means over them.
+
+        Raises:
+            ValueError: the runs differ in more, or two results are of the same method and seed.
+        """
+        first = reports[0]
+        for report in reports[1:]:
+            if changed := first._differences(report):
+                raise ValueError(
+                    f"these runs differ in {', '.join(changed)}: a mean is over runs that differ in their seed only."
+                )
+        merged = replace(first, results=[result for report in reports for result in report.results])
+        if len(reports) > 1:  # each seed found an architecture of its own
+            merged = replace(merged, architecture=None, settings={**merged.settings, "seed": "as in the table"})
+        return merged
+
+    def _differences(self, other: RunReport) -> list[str]:
+        """What made another report and not this one, but for seeds and what changes no result."""
+        free = {"seed", "baselines", "cache_gb", "dataset", "task"}
+        names = [name for name in self.settings if name in other.settings and name not in free]
+        changed = [name for name in names if self.settings[name] != other.settings[name]]
+        changed += [name for name in ("backbone", "preprocessing") if getattr(self, name) != getattr(other, name)]
+        # a seed may choose the images, but then from the same dataset
+        images = self.task.get("fingerprint") == other.task.get("fingerprint")
+        if not images and self.settings.get("dataset") != other.settings.get("dataset"):
+            changed.append("images")
+        return changed
 
     @classmethod
     def _from_dict(cls, data: object) -> RunReport:

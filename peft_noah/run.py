@@ -213,9 +213,14 @@ class Run(RunContext):
         if self.files.result("noah retrained") is None:
             self._fit_and_report("noah retrained", architecture, keep=ADAPTER, after=("supernet", "search"))
             self._publish()
-        elif read_architecture(self.folder / ADAPTER) != architecture:
+        else:
+            self._check_same(ADAPTER, architecture)
+
+    def _check_same(self, folder: str, architecture: Architecture) -> None:
+        if read_architecture(self.folder / folder) != architecture:
             raise ValueError(
-                f"{self.folder / ADAPTER} holds another architecture already. Train this one in a run folder of its own."
+                f"{self.folder / folder} holds another architecture already. Train this one in a run folder of its own, or "
+                "give its file another name."
             )
 
     def transfer(self, source: str, architecture: Architecture) -> None:
@@ -224,12 +229,18 @@ class Run(RunContext):
         Args:
             source: what tables call the place it comes from.
             architecture: one dim per module and block of this run's backbone.
+
+        Raises:
+            ValueError: if another architecture of that name was trained already.
         """
         self.prepare()
         name = f"{TRANSFER}{source}"
+        folder = f"{ADAPTER}-{slug(name)}"
         if self.files.result(name) is None:
-            self._fit_and_report(name, architecture, keep=f"{ADAPTER}-{slug(name)}")
+            self._fit_and_report(name, architecture, keep=folder)
             self._on_main(self._write_cards)
+        else:
+            self._check_same(folder, architecture)
 
     def baseline(self, method: str) -> None:
         """Train a baseline and report it."""

@@ -17,6 +17,7 @@ from peft_noah.data import bundled_task, load_splits
 from peft_noah.data.images import ImageSplit
 from peft_noah.data.preprocessing import Normalizer, Preprocessing
 from peft_noah.data.splits import Splits
+from peft_noah.jsonfile import refuse_link
 from peft_noah.methods import (
     attach,
     load_backbone,
@@ -133,11 +134,14 @@ class RunContext:
     def _train(self, name: str, model: nn.Module, images: ImageSplit, stage: str, sampler=None) -> TrainingLog:
         """Train, going on from a checkpoint if there is one; `_forget` removes it once the result has been saved."""
         settings = self.settings.training(stage)
+        log_file, checkpoint = self.folder / LOGS / f"{slug(name)}.jsonl", self._checkpoint(name)
+        for path in (log_file, log_file.parent, checkpoint.folder, checkpoint.folder.parent, self.folder / TRACKING):
+            refuse_link(path)
         if self.accelerator.log_with and not self.accelerator.trackers:
             start_trackers(self.accelerator, asdict(self.settings))
         if self._shard:
             shard_backbone(model, self.accelerator)
-        log = StepLog(self.folder / LOGS / f"{slug(name)}.jsonl", name, settings, self.accelerator)
+        log = StepLog(log_file, name, settings, self.accelerator)
 
         with self.reporter.stage(name, "steps") as update, Interruption() as interruption:
 
@@ -153,7 +157,7 @@ class RunContext:
                 self.accelerator,
                 sampler=sampler,
                 on_step=on_step,
-                checkpoint=self._checkpoint(name),
+                checkpoint=checkpoint,
                 interruption=interruption,
             )
         self.accelerator.free_memory()

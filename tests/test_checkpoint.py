@@ -76,10 +76,12 @@ def test_a_safetensors_file_of_another_kind_is_skipped(folder, caplog):
 
 def test_leftovers_of_a_killed_writer_are_removed_and_other_files_are_not(folder):
     write(folder, 1)
-    (folder.folder / ".0123.tmp").write_bytes(b"half")
+    (folder.folder / f".{32 * '0'}.tmp").write_bytes(b"half")
     (folder.folder / "notes.safetensors").write_bytes(b"mine")
     assert folder.load(IDENTITY).step == 1
     assert sorted(path.name for path in folder.folder.iterdir())[1:] == ["notes.safetensors"]
+    folder.finish()
+    assert [path.name for path in folder.folder.iterdir()] == ["notes.safetensors"]
 
 
 def test_a_checkpoint_of_another_training_is_refused_and_kept(folder):

@@ -115,6 +115,31 @@ def test_every_road_loads_from_the_hub_bit_for_bit(hub, pushed):
     assert not any(line.endswith((".bin", ".pt", ".pth", ".pkl")) for line in asked)
 
 
+PICKLED = """
+import peft_noah, torch
+from peft import PeftModel
+from transformers import AutoModelForImageClassification
+
+base = AutoModelForImageClassification.from_pretrained("someone/tiny-vit")
+torch.load = None  # whoever opens the pickle fails otherwise
+try:
+    PeftModel.from_pretrained(base, "someone/pickled")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_repository_with_a_pickle_alone_is_refused_unopened(hub, pushed):
+    files = hub.repos["someone/tiny-noah"]
+    hub.repos["someone/pickled"] = {
+        "adapter_config.json": files["adapter_config.json"],
+        "adapter_model.bin": b"no pickle is opened",
+    }
+    start = len(hub.log)
+    assert "adapter_model.bin alone, a pickle" in client(PICKLED, hub, pushed).stdout
+    assert not any(line.startswith("GET") and line.endswith(".bin") for line in hub.log[start:])
+
+
 def test_the_card_of_a_saved_folder_says_how_to_load_first_and_what_it_is_and_outlives_a_push(hub, pushed):
     card = hub.repos["someone/with-card"]["README.md"].decode()
     assert card == (pushed / "folder" / "README.md").read_text()

@@ -1,5 +1,6 @@
 """The run folder and the command line, on a tiny ViT and a tiny dataset written by the test."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -226,6 +227,46 @@ def test_an_interrupted_search_scores_nothing_twice(finished, task, backbone, tm
     assert not (folder / "search.partial.json").exists()
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/supernet", "logs", "logs/supernet.jsonl"])
+def test_nothing_is_written_or_removed_through_a_link(name, finished, tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    (outside / "supernet").mkdir(parents=True)
+    (outside / "supernet" / "precious.txt").touch()
+    folder.mkdir()
+    shutil.copy(finished / "settings.json", folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(outside)
+    with pytest.raises(ValueError, match="is a link, and nothing is written through one"):
+        Run(folder).supernet()
+    assert [path.relative_to(outside).as_posix() for path in outside.rglob("*.*")] == ["supernet/precious.txt"]
+
+
+def test_an_adapter_is_scored_on_the_validation_images_of_its_run(backbone, tmp_path, caplog):
+    task = write_task(tmp_path / "task", validation=0)
+    common = ("--model", backbone, "--dataset", task)
+    assert invoke("supernet", *common, *SMALL, "--seed", 3, "--output", tmp_path / "run").exit_code == 0
+    assert invoke("search", tmp_path / "run").exit_code == 0
+    noted = RunReport.load(tmp_path / "run" / "results.json").results[0].validation
+    result = invoke("evaluate", tmp_path / "run" / "adapter-inherited", *common, "--split", "validation")
+    assert f"{100 * noted:.2f} %" in result.output and "seed 3" in caplog.text and "seed 0" not in caplog.text
+
+
+def test_a_mean_is_over_runs_that_differ_in_their_seed_only(finished, tmp_path):
+    report = RunReport.load(finished / "results.json")
+    for name, changes in {
+        "seed": {},
+        "epochs": {"settings": {**report.settings, "epochs": 7}},
+        "images": {"task": {**report.task, "fingerprint": "0"}, "settings": {**report.settings, "dataset": "other"}},
+    }.items():
+        results = [dataclasses.replace(result, seed=1) for result in report.results]
+        dataclasses.replace(report, results=results, **changes).save(tmp_path / name)
+    result = invoke("table", finished, tmp_path / "seed", "--markdown")
+    assert result.exit_code == 0 and "2 seeds" in result.output
+    for name in ("epochs", "images"):
+        result = invoke("table", finished, tmp_path / name, "--markdown")
+        assert result.exit_code == 2 and f"these runs differ in {name}" in result.output
+
+
 def test_the_table_over_seeds_shows_means_with_errors(finished):
     result = invoke("table", finished, finished, "--markdown")
     assert result.exit_code == 2  # the same seed twice is no second measurement
@@ -431,6 +472,14 @@ def test_an_architecture_from_elsewhere_is_a_row_of_its_own(compared, finished, 
     assert (compared.folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
     card = (compared.folder / "adapter-transfer-hand" / "README.md").read_text()
     assert card.index("import peft_noah") < card.index("## Architecture")
+
+
+def test_another_architecture_of_the_same_name_is_refused(compared, tmp_path):
+    Architecture.uniform(4, lora=2).save(tmp_path / "twice.json")
+    assert invoke("subnet", compared.folder, "--architecture", tmp_path / "twice.json").exit_code == 0
+    Architecture.uniform(4, lora=3).save(tmp_path / "twice.json")
+    result = invoke("subnet", compared.folder, "--architecture", tmp_path / "twice.json")
+    assert result.exit_code == 2 and "holds another architecture already" in result.output
 
 
 def test_another_process_that_holds_the_supernet_is_not_waited_for(finished, task, backbone, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,10 +158,7 @@ def table(
 
     from peft_noah.report import RunReport
 
-    reports = [RunReport.load(folder / "results.json") for folder in run_folders]
-    merged = replace(reports[0], results=[result for report in reports for result in report.results])
-    if len(reports) > 1:  # each seed found an architecture of its own
-        merged = replace(merged, architecture=None, settings={**merged.settings, "seed": "as in the table"})
+    merged = RunReport.over_seeds([RunReport.load(folder / "results.json") for folder in run_folders])
     if markdown:
         typer.echo(merged.to_markdown())
     else:

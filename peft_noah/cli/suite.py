@@ -14,6 +14,7 @@ from peft_noah.cli.options import RUN_OPTIONS, Commands, clear_errors, quiet, ru
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from peft_noah.architecture import Architecture
     from peft_noah.experiments.plan import Plan
     from peft_noah.experiments.suite import Progress, Suite
     from peft_noah.experiments.tasks import Task
@@ -87,7 +88,6 @@ def _plan(
     architectures: list[str],
     options: dict[str, Any],
 ) -> Plan:
-    from peft_noah.architecture_source import read_architecture, source_label
     from peft_noah.experiments.plan import Plan
     from peft_noah.experiments.protocols import detect_tasks, read_groups
     from peft_noah.method_names import find_method
@@ -108,8 +108,22 @@ def _plan(
         # the dataset of the template stands for the first task's; every cell sets its own
         run=replace(run_settings(dataset=str(root), **options), dataset=None),
         transfer=transfer,
-        architectures={source_label(source): read_architecture(source) for source in architectures},
+        architectures=_named(architectures),
     )
+
+
+def _named(sources: list[str]) -> dict[str, Architecture]:
+    """Architectures by what tables and files call them, which must tell them apart."""
+    from peft_noah.architecture_source import read_architecture, source_label
+    from peft_noah.run_folder import slug
+
+    found = {source_label(source): read_architecture(source) for source in sources}
+    if len({slug(name) for name in found}) < len(sources):
+        raise ValueError(
+            f"the names of the architectures {', '.join(map(source_label, sources))} do not tell them apart. Give their "
+            "files or folders other names."
+        )
+    return found
 
 
 def _chosen(found: tuple[Task, ...], names: list[str]) -> tuple[Task, ...]:

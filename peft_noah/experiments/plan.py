@@ -200,7 +200,7 @@ class Plan:
         """This plan and an earlier one together: a suite may grow by tasks, methods, seeds and architectures.
 
         Raises:
-            ValueError: the runs have other settings, or a task of the same name is another.
+            ValueError: the runs have other settings, or a task or architecture of the same name is another.
         """
         if changed := [name for name, value in asdict(self.run).items() if asdict(earlier.run)[name] != value]:
             raise ValueError(
@@ -209,6 +209,14 @@ class Plan:
         known = {task.folder: task for task in earlier.tasks}
         if other := [task.folder for task in self.tasks if known.get(task.folder, task) != task]:
             raise ValueError(f"the suite has other tasks by the names {', '.join(other)}. Choose another --output.")
+        if other := [
+            name
+            for name, architecture in self.architectures.items()
+            if earlier.architectures.get(name, architecture) != architecture
+        ]:
+            raise ValueError(
+                f"the suite has other architectures by the names {', '.join(other)}. Give their files other names."
+            )
         return replace(
             self,
             tasks=tuple({**known, **{task.folder: task for task in self.tasks}}.values()),

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _NAME = re.compile(r"(\d{8,})-([0-9a-f]{64})\.safetensors")
+_DRAFTS = f".{'[0-9a-f]' * 32}.tmp"
 _METADATA = "peft_noah_checkpoint"
 
 
@@ -130,7 +130,7 @@ class CheckpointFolder:
         Raises:
             ValueError: it belongs to another training; the message says what differs.
         """
-        for draft in self.folder.glob(".*.tmp"):
+        for draft in self.folder.glob(_DRAFTS):
             draft.unlink(missing_ok=True)
         for path in self._newest_first():
             try:
@@ -148,9 +148,12 @@ class CheckpointFolder:
         return None
 
     def finish(self) -> None:
-        """Remove the folder, and the one above if it is empty, once what was trained has been saved."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the checkpoints, the folder if nothing else is in it, and the one above if it is empty, once what was
+        trained has been saved."""
+        for path in (*self._newest_first(), *self.folder.glob(_DRAFTS)):
+            path.unlink(missing_ok=True)
         with suppress(OSError):  # there may be others beside it
+            self.folder.rmdir()
             self.folder.parent.rmdir()
 
     def _newest_first(self) -> list[Path]:
