@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from peft_noah.run_folder import (
     RANDOM_SEARCH,
     SEARCH,
     SUPERNET,
+    Busy,
     slug,
 )
 from peft_noah.scoring import Scorer, spread
@@ -43,6 +44,7 @@ from peft_noah.search import SearchResult, random_search, scaled_budget, search
 from peft_noah.training import ArchitectureSampler
 from peft_noah.training.interruption import Interruption
 from peft_noah.training.memory import peak_memory, start_measuring
+from peft_noah.training.processes import total
 
 #: the lock under which a supernet is trained and searched: what several methods share
 SHARED = "supernet-and-search"
@@ -178,17 +180,32 @@ class Run(RunContext):
             raise ValueError(f"method {name!r} is not known.")
 
     def _found(self, find: Callable[[], SearchResult]) -> Architecture:
-        with self._alone(SHARED):
+        with self.alone(SHARED):
             self.supernet()
             return find().best.architecture
 
     @contextmanager
-    def _alone(self, lock: str) -> Iterator[None]:
-        """Hold a lock against other jobs; the processes of one job hold it together, through the main one."""
-        if not self.accelerator.is_main_process:
-            yield
-            return
-        with self.files.lock(lock):
+    def alone(self, lock: str) -> Iterator[None]:
+        """Hold a lock against other jobs in the folder; the processes of one job hold it together, through the main one.
+
+        Args:
+            lock: ``SHARED``, or the `slug` of a method.
+
+        Raises:
+            ValueError: as `prepare`; nothing is written then.
+            Busy: another job holds it; on all processes.
+        """
+        self.prepare()
+        with ExitStack() as stack:
+            busy = None
+            if self.accelerator.is_main_process:
+                try:
+                    stack.enter_context(self.files.lock(lock))
+                except Busy as error:
+                    busy = error
+            (refused,) = total(self.accelerator, busy is not None)
+            if refused:
+                raise busy or Busy(f"another job is at work on {lock!r} in {self.folder}.")
             yield
 
     def inherit(self, architecture: Architecture) -> None:
@@ -251,7 +268,7 @@ class Run(RunContext):
     def best_single(self) -> None:
         """The control that NOAH must beat: the single module with the best validation accuracy, at the cost of all."""
         for method in SINGLE_MODULES:
-            with self._alone(slug(method)):
+            with self.alone(slug(method)):
                 self.baseline(method)
         reports = [RunReport.load(self.files.result_path(method)) for method in SINGLE_MODULES]
         seconds = sum(report.results[0].seconds for report in reports)
@@ -262,13 +279,21 @@ class Run(RunContext):
         self._on_main(self.files.add, replace(best, results=[result], notes=[note]))
 
     def everything(self) -> None:
-        """All stages in order."""
-        self.supernet()
-        best = self.search().best.architecture
+        """All stages in order.
+
+        Raises:
+            Busy: another job is at work on one of them.
+        """
+        with self.alone(SHARED):
+            self.supernet()
+            best = self.search().best.architecture
         for method in self.settings.baselines:
-            self.baseline(method)
-        self.inherit(best)
-        self.subnet(best)
+            with self.alone(slug(method)):
+                self.baseline(method)
+        with self.alone(slug("noah inherited")):
+            self.inherit(best)
+        with self.alone(slug("noah retrained")):
+            self.subnet(best)
 
     def _fit_and_report(
         self, name: str, method: str | Architecture, keep: str | None = None, after: tuple[str, ...] = ()

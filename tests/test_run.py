@@ -489,6 +489,33 @@ def test_another_process_that_holds_the_supernet_is_not_waited_for(finished, tas
     assert not (job.folder / "supernet").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "lock"),
+    [("supernet", "supernet-and-search"), ("run", "supernet-and-search"), ("baseline", "lora")],
+)
+def test_a_second_command_on_what_another_is_at_work_on_says_so(command, lock, task, backbone, tmp_path):
+    baselines = ("linear", "lora", "adapter", "vpt") if command == "run" else ()
+    settings = {
+        "model": str(backbone),
+        "dataset": str(task),
+        "epochs": 1,
+        "supernet_epochs": 1,
+        "baselines": baselines,
+    }
+    job = Run(tmp_path / "run", RunSettings(**settings))
+    job.prepare()
+    arguments = ("--model", backbone, "--dataset", task, "--epochs", 1, "--supernet-epochs", 1)
+    if command == "baseline":
+        arguments = (job.folder, "--method", "lora")
+    else:
+        arguments += ("--output", job.folder)
+    with job.files.lock(lock):
+        result = invoke(command, *arguments)
+    assert result.exit_code == 2, result.output
+    assert f"another process is at work on {lock!r}" in " ".join(result.output.split())
+    assert not (job.folder / "checkpoints").exists() and not (job.folder / "supernet").exists()
+
+
 # ---------------------------------------------------------------------- few-shot and domain generalisation
 
 

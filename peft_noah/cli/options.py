@@ -129,13 +129,14 @@ def clear_errors(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from peft_noah.run_folder import Busy
         from peft_noah.training import NonFiniteLossError
         from peft_noah.training.interruption import Interrupted, interruptible
 
         try:
             with interruptible():
                 return command(*args, **kwargs)
-        except (ValueError, NonFiniteLossError, OSError) as error:
+        except (ValueError, NonFiniteLossError, OSError, Busy) as error:
             typer.secho(f"error: {error}", fg="red", err=True)
             raise typer.Exit(2) from error
         except Interrupted as stopped:

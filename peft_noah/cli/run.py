@@ -28,6 +28,14 @@ def _open(folder: Path, settings: Any = None, **options: Any):
     return Run(folder, settings, **options)
 
 
+def _alone(run: Any, method: str | None = None):
+    """Keep other commands off a method of the run, or off supernet and search."""
+    from peft_noah.run import SHARED
+    from peft_noah.run_folder import slug
+
+    return run.alone(SHARED if method is None else slug(method))
+
+
 def _show(run: Any) -> None:
     from rich.console import Console
 
@@ -71,7 +79,9 @@ def supernet(
 ) -> None:
     """Start a run folder and train its supernet."""
     folder, settings = options.pop("output"), run_settings(**options)
-    _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with, shard=shard).supernet()
+    job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with, shard=shard)
+    with _alone(job):
+        job.supernet()
 
 
 @commands.add("peft-noah search runs/mine")
@@ -79,8 +89,10 @@ def supernet(
 def search(run_folder: RunFolder) -> None:
     """Search the trained supernet; writes search.json and the inherited adapter."""
     job = _open(run_folder)
-    best = job.search().best
-    job.inherit(best.architecture)
+    with _alone(job):
+        best = job.search().best
+    with _alone(job, "noah inherited"):
+        job.inherit(best.architecture)
     job.reporter.say(f"best: {100 * best.score:.1f} % with {best.parameters:,} prompt parameters\n{best.architecture}")
 
 
@@ -102,9 +114,14 @@ def subnet(
     chosen = None if architecture is None else read_architecture(architecture)
     job = _open(run_folder)
     if chosen is None:
-        job.subnet()
+        with _alone(job):
+            chosen = job.search().best.architecture
+        with _alone(job, "noah retrained"):
+            job.subnet(chosen)
     else:
-        job.transfer(source_label(architecture), chosen)
+        label = source_label(architecture)
+        with _alone(job, f"transfer {label}"):
+            job.transfer(label, chosen)
     _show(job)
 
 
@@ -116,7 +133,8 @@ def baseline(
 ) -> None:
     """Train a baseline on the run's data; writes its row of the table."""
     job = _open(run_folder)
-    job.baseline(method)
+    with _alone(job, method):
+        job.baseline(method)
     _show(job)
 
 
