@@ -3,8 +3,10 @@
 import ast
 import copy
 import multiprocessing
+import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -97,10 +99,17 @@ def test_a_config_reaches_a_spawned_process():
         assert pool.apply(_config_type, (peft_noah.NoahConfig(),)) == "NOAH"
 
 
-def test_ci_runs_the_test_command_of_the_readme():
+def test_ci_runs_the_test_command_of_the_readme(tmp_path):
     readme = (ROOT / "README.md").read_text()
     command = re.search(r"<!-- test command -->\n```bash\n(python.*)\n```", readme)
     assert command and "pytest" in command[1]
+    (tmp_path / ".ci").mkdir()
+    script = shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
+    for code in (0, 3):  # the script runs what stands there, in its own folder, and ends as it does
+        told = f"python3 -c 'import os; print(os.getcwd()); raise SystemExit({code})'"
+        (tmp_path / "README.md").write_text(readme.replace(command[1], told))
+        done = subprocess.run(["bash", script], capture_output=True, text=True)
+        assert (done.returncode, done.stdout.splitlines()) == (code, [told, os.path.realpath(tmp_path)])
 
 
 def test_the_readme_shows_the_committed_results():
