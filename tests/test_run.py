@@ -249,6 +249,9 @@ def test_an_adapter_is_scored_on_the_validation_images_of_its_run(backbone, tmp_
     noted = RunReport.load(tmp_path / "run" / "results.json").results[0].validation
     result = invoke("evaluate", tmp_path / "run" / "adapter-inherited", *common, "--split", "validation")
     assert f"{100 * noted:.2f} %" in result.output and "seed 3" in caplog.text and "seed 0" not in caplog.text
+    other = ("--model", backbone, "--dataset", write_task(tmp_path / "other", validation=0))
+    result = invoke("evaluate", tmp_path / "run" / "adapter-inherited", *other, "--split", "validation")
+    assert result.exit_code == 0 and "other: no validation split; 3 of 12" in caplog.text and "seed 0" in caplog.text
 
 
 def test_a_mean_is_over_runs_that_differ_in_their_seed_only(finished, tmp_path):
@@ -273,10 +276,18 @@ def test_the_table_over_seeds_shows_means_with_errors(finished):
     assert invoke("table", finished, "--markdown").exit_code == 0
 
 
-@pytest.mark.parametrize("name", ["epochs", "supernet-epochs", "population-size", "generations"])
-def test_a_zero_is_refused_and_not_taken_for_a_default(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("epochs", "epochs must be a whole number of at least 1, got 0"),
+        ("supernet-epochs", "epochs must be a whole number of at least 1, got 0"),
+        ("population-size", "population_size is 0"),
+        ("generations", "generations is 0"),
+    ],
+)
+def test_a_zero_is_refused_and_not_taken_for_a_default(name, message, tmp_path):
     result = invoke("supernet", f"--{name}", 0, "--output", tmp_path / "run")
-    assert result.exit_code == 2 and "error: " in result.output and not (tmp_path / "run").exists()
+    assert result.exit_code == 2 and f"error: {message}" in result.output and not (tmp_path / "run").exists()
 
 
 def test_a_published_architecture_needs_the_right_number_of_blocks(task, backbone, tmp_path):
