@@ -37,6 +37,7 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
 from peft_noah.architecture import Architecture
+from peft_noah.config import RECIPES
 from peft_noah.data.images import ImageSplit
 from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
@@ -130,7 +131,7 @@ class TrainingSettings:
             ValueError: on another recipe, stage or protocol.
         """
         for what, value, allowed in (
-            ("recipe", recipe, ("paper", "released")),
+            ("recipe", recipe, RECIPES),
             ("stage", stage, ("supernet", "subnet", "full")),
             ("protocol", protocol, ("vtab", "few_shot")),
         ):
@@ -212,9 +213,6 @@ def train(
         CheckpointError: if a checkpoint cannot be written.
         Interrupted: if a signal came; says how to go on.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trainable:
-        raise ValueError("nothing in the model requires gradients: attach an adapter, or unfreeze the classifier.")
     shares = Shares(
         len(images),
         settings.batch_size,
@@ -223,23 +221,16 @@ def train(
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
-    # one kernel for all weights where they are small and many
-    fused = accelerator.device.type == "cuda"
-    optimizer = AdamW(trainable, lr=1.0, weight_decay=settings.weight_decay, fused=fused)
-    sharded = is_sharded(model)  # DistributedDataParallel takes no such model
-    core, compiled = model, is_compiling(accelerator)
-    model, optimizer = accelerator.prepare_model(model, evaluation_mode=sharded), accelerator.prepare(optimizer)
+    work = _prepare(model, normalize, settings, accelerator, shares)
     identity = {} if checkpoint is None else identity_of(images, settings.to_dict(), sampler)
-    state = TrainingState(core, optimizer, accelerator, identity, checkpoint, interruption)
-    fill = max(map(max, map(shares.counts, range(shares.steps)))) if compiled else 0
-    work = _Work(model, normalize, settings, accelerator, optimizer, trainable if sharded else [], fill)
+    state = TrainingState(model, work.optimizer, accelerator, identity, checkpoint, interruption)
 
     set_seed(settings.seed, device_specific=True)
     progress = state.load()
-    model.train()
+    work.model.train()
     steps = settings.epochs * shares.steps
     resident = images.on(accelerator.device)
-    with fast_forward(core), _compilable(core, compiled, elastic=sampler is not None):
+    with fast_forward(model), _compilable(model, is_compiling(accelerator), elastic=sampler is not None):
         for epoch in range(len(progress.losses), settings.epochs):
             start = progress.step - epoch * shares.steps
             batches = iter(
@@ -248,11 +239,11 @@ def train(
             state.restore_generators()  # not before the loader is there: it draws a seed from torch's generator
             for position in range(start, shares.steps):
                 if sampler is not None:
-                    core.set_architecture(sampler(_stream(settings.sampling, progress.step, accelerator)))
+                    model.set_architecture(sampler(_stream(settings.sampling, progress.step, accelerator)))
                 mine = work.gradients(batches, shares.counts(position), shares.batch(position))
                 loss, stop, due = total(accelerator, mine, *state.wishes(progress.step + 1))
                 if not math.isfinite(loss):
-                    raise NonFiniteLossError(work.describe_non_finite(loss, progress.step, core if sampler else None))
+                    raise NonFiniteLossError(work.describe_non_finite(loss, progress.step, model if sampler else None))
                 work.update(settings.rate_at(progress.step, shares.steps))
                 progress.step += 1
                 progress.loss_sum += loss
@@ -263,6 +254,26 @@ def train(
             progress.loss_sum = 0.0
     state.measure(progress)
     return TrainingLog(tuple(progress.losses), progress.step, progress.seconds, progress.peak_memory)
+
+
+def _prepare(
+    model: nn.Module, normalize: Normalizer, settings: TrainingSettings, accelerator: Accelerator, shares: Shares
+) -> _Work:
+    """The passes and steps of a training, with its optimizer, on the accelerator's processes and devices.
+
+    Raises:
+        ValueError: if nothing in the model is trainable.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("nothing in the model requires gradients: attach an adapter, or unfreeze the classifier.")
+    # one kernel for all weights where they are small and many
+    fused = accelerator.device.type == "cuda"
+    optimizer = AdamW(trainable, lr=1.0, weight_decay=settings.weight_decay, fused=fused)
+    sharded = is_sharded(model)  # DistributedDataParallel takes no such model
+    prepared, optimizer = accelerator.prepare_model(model, evaluation_mode=sharded), accelerator.prepare(optimizer)
+    fill = max(map(max, map(shares.counts, range(shares.steps)))) if is_compiling(accelerator) else 0
+    return _Work(prepared, normalize, settings, accelerator, optimizer, trainable if sharded else [], fill)
 
 
 @contextmanager

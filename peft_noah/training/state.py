@@ -84,7 +84,8 @@ class TrainingState:
     def wishes(self, step: int) -> tuple[bool, bool]:
         """Whether this process wants to stop after ``step`` steps, and to save: the main one's clock decides.
 
-        The processes add their wishes up, so that all do the same.
+        The processes add their wishes up, so that all do the same. Asked when the passes of a step are done, and with the
+        first one all has been compiled: from here on signals are noted.
         """
         due = self.folder is not None and self.accelerator.is_main_process and self.folder.due(step)
         if self.interruption is None:
