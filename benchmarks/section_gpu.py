@@ -46,7 +46,8 @@ BF16 = torch.bfloat16
 NOTE = (
     "{size}; forward, cross-entropy, backward and AdamW of a subnet sampled anew in each of {rounds} rounds from the VTAB-1k "
     "space, recipe 'released', without dropout; the same weights, images and subnets for all, one after the other, each "
-    "waited for, once before it counts: cuDNN plans for new lengths of queries and keys. Median; ratio of G's float32 time (no TF32) to this one's, with quartiles. Floor: {floor:,.0f} images/s, from "
+    "waited for, once before it counts: cuDNN plans for new lengths of queries and keys. Median; ratio of G's float32 "
+    "time (no TF32) to this one's, with quartiles. Floor: {floor:,.0f} images/s, from "
     "{rate:.0f} TFLOP/s of an 8192 x 8192 x 8192 product in bfloat16. {more}"
 )
 
