@@ -6,7 +6,7 @@ import json
 import math
 import os
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -221,12 +221,8 @@ class NoahConfig(PeftConfig):
             ValueError: if the file is broken or describes something else, or a folder or repository has its weights as a
                 pickle alone, which PEFT would go on to read.
         """
-        folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
-        if os.path.isdir(folder):
-            _refuse_pickle(folder, lambda name: os.path.exists(os.path.join(folder, name)))
-            return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
-        _refuse_pickle(folder, partial(_is_on_hub, pretrained_model_name_or_path, subfolder, kwargs))
+        _refuse_pickle(pretrained_model_name_or_path, subfolder, kwargs)
         return config
 
     @classmethod
@@ -320,25 +316,28 @@ def _check_names(name: str, values: object) -> None:
         )
 
 
-def _refuse_pickle(folder: str, has: Callable[[str], bool]) -> None:
+def _refuse_pickle(source: str, subfolder: str | None, options: Mapping[str, Any]) -> None:
     """PEFT falls back to adapter_model.bin, which torch unpickles; no NOAH adapter was ever saved like that."""
+    has = partial(_has_file, source, subfolder, options)
     if not has("adapter_model.safetensors") and has("adapter_model.bin"):
         raise ValueError(
-            f"{folder!r} has its weights as adapter_model.bin alone, a pickle, which could run any code. Ask for "
-            "adapter_model.safetensors, or convert it where you trust it."
+            f"{os.path.join(source, subfolder or '')!r} has its weights as adapter_model.bin alone, a pickle, which could "
+            "run any code. Ask for adapter_model.safetensors, or convert it where you trust it."
         )
 
 
-def _is_on_hub(repo: str, subfolder: str | None, options: Mapping[str, Any], name: str) -> bool:
-    """Whether PEFT would find a file of a repository: on the Hub, or offline in the cache."""
+def _has_file(source: str, subfolder: str | None, options: Mapping[str, Any], name: str) -> bool:
+    """Whether PEFT would find a file there: in a folder, in a repository on the Hub, or offline in its cache."""
+    if os.path.isdir(source):
+        return os.path.exists(os.path.join(source, subfolder or "", name))
     from huggingface_hub import constants, file_exists, try_to_load_from_cache
 
     path = f"{subfolder}/{name}" if subfolder else name
     if constants.HF_HUB_OFFLINE:
-        found = try_to_load_from_cache(repo, path, options.get("cache_dir"), options.get("revision"))
+        found = try_to_load_from_cache(source, path, options.get("cache_dir"), options.get("revision"))
         return isinstance(found, str)
     token = options.get("token", options.get("use_auth_token"))
-    return file_exists(repo, path, revision=options.get("revision"), token=token)
+    return file_exists(source, path, revision=options.get("revision"), token=token)
 
 
 def _brief(architecture: Architecture) -> str:

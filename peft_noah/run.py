@@ -180,22 +180,23 @@ class Run(RunContext):
             raise ValueError(f"method {name!r} is not known.")
 
     def _found(self, find: Callable[[], SearchResult]) -> Architecture:
-        with self.alone(SHARED):
+        with self.alone():
             self.supernet()
             return find().best.architecture
 
     @contextmanager
-    def alone(self, lock: str) -> Iterator[None]:
-        """Hold a lock against other jobs in the folder; the processes of one job hold it together, through the main one.
+    def alone(self, method: str | None = None) -> Iterator[None]:
+        """Keep other jobs in the folder off some work; the processes of one job do so together, through the main one.
 
         Args:
-            lock: ``SHARED``, or the `slug` of a method.
+            method: whose work; None: supernet and search.
 
         Raises:
             ValueError: as `prepare`; nothing is written then.
-            Busy: another job holds it; on all processes.
+            Busy: another job is at it; on all processes.
         """
         self.prepare()
+        lock = SHARED if method is None else slug(method)
         with ExitStack() as stack:
             busy = None
             if self.accelerator.is_main_process:
@@ -268,7 +269,7 @@ class Run(RunContext):
     def best_single(self) -> None:
         """The control that NOAH must beat: the single module with the best validation accuracy, at the cost of all."""
         for method in SINGLE_MODULES:
-            with self.alone(slug(method)):
+            with self.alone(method):
                 self.baseline(method)
         reports = [RunReport.load(self.files.result_path(method)) for method in SINGLE_MODULES]
         seconds = sum(report.results[0].seconds for report in reports)
@@ -284,15 +285,13 @@ class Run(RunContext):
         Raises:
             Busy: another job is at work on one of them.
         """
-        with self.alone(SHARED):
-            self.supernet()
-            best = self.search().best.architecture
+        best = self._found(self.search)
         for method in self.settings.baselines:
-            with self.alone(slug(method)):
+            with self.alone(method):
                 self.baseline(method)
-        with self.alone(slug("noah inherited")):
+        with self.alone("noah inherited"):
             self.inherit(best)
-        with self.alone(slug("noah retrained")):
+        with self.alone("noah retrained"):
             self.subnet(best)
 
     def _fit_and_report(

@@ -203,9 +203,10 @@ def run_settings(**options: Any):
     baselines = options.pop("baselines", "none")
     options["baselines"] = () if baselines == "none" else tuple(baselines.split(","))
     for name, value in BUNDLED.items() if options.get("dataset") is None else ():
-        if name == "epochs" or options.get("effort") is None:
-            options[name] = value if options.get(name) is None else options[name]
-    options["epochs"] = 100 if options.get("epochs") is None else options["epochs"]
+        if options.get(name) is None and (name == "epochs" or options.get("effort") is None):
+            options[name] = value
+    if options.get("epochs") is None:
+        options["epochs"] = 100
     options["other_tests"] = _pairs(options.pop("other_test", ()), "other_test") or None
     for name in ("image_mean", "image_std"):
         options[name] = _triple(options.get(name), name)

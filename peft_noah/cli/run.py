@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from peft_noah.cli.options import DATA_OPTIONS, RUN_OPTIONS, Commands, clear_errors, quiet, run_settings, with_options
+from peft_noah.method_names import TRANSFER
 
 commands = Commands()
 
@@ -26,14 +27,6 @@ def _open(folder: Path, settings: Any = None, **options: Any):
     from peft_noah.run import Run
 
     return Run(folder, settings, **options)
-
-
-def _alone(run: Any, method: str | None = None):
-    """Keep other commands off a method of the run, or off supernet and search."""
-    from peft_noah.run import SHARED
-    from peft_noah.run_folder import slug
-
-    return run.alone(SHARED if method is None else slug(method))
 
 
 def _show(run: Any) -> None:
@@ -80,7 +73,7 @@ def supernet(
     """Start a run folder and train its supernet."""
     folder, settings = options.pop("output"), run_settings(**options)
     job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with, shard=shard)
-    with _alone(job):
+    with job.alone():
         job.supernet()
 
 
@@ -89,9 +82,9 @@ def supernet(
 def search(run_folder: RunFolder) -> None:
     """Search the trained supernet; writes search.json and the inherited adapter."""
     job = _open(run_folder)
-    with _alone(job):
+    with job.alone():
         best = job.search().best
-    with _alone(job, "noah inherited"):
+    with job.alone("noah inherited"):
         job.inherit(best.architecture)
     job.reporter.say(f"best: {100 * best.score:.1f} % with {best.parameters:,} prompt parameters\n{best.architecture}")
 
@@ -114,13 +107,13 @@ def subnet(
     chosen = None if architecture is None else read_architecture(architecture)
     job = _open(run_folder)
     if chosen is None:
-        with _alone(job):
+        with job.alone():
             chosen = job.search().best.architecture
-        with _alone(job, "noah retrained"):
+        with job.alone("noah retrained"):
             job.subnet(chosen)
     else:
         label = source_label(architecture)
-        with _alone(job, f"transfer {label}"):
+        with job.alone(f"{TRANSFER}{label}"):
             job.transfer(label, chosen)
     _show(job)
 
@@ -133,7 +126,7 @@ def baseline(
 ) -> None:
     """Train a baseline on the run's data; writes its row of the table."""
     job = _open(run_folder)
-    with _alone(job, method):
+    with job.alone(method):
         job.baseline(method)
     _show(job)
 

@@ -206,20 +206,16 @@ class Plan:
             raise ValueError(
                 f"the suite was started with other {', '.join(changed)}. Choose another --output, or the same settings."
             )
-        known = {task.folder: task for task in earlier.tasks}
-        if other := [task.folder for task in self.tasks if known.get(task.folder, task) != task]:
+        known, tasks = ({task.folder: task for task in plan.tasks} for plan in (earlier, self))
+        if other := _changed(known, tasks):
             raise ValueError(f"the suite has other tasks by the names {', '.join(other)}. Choose another --output.")
-        if other := [
-            name
-            for name, architecture in self.architectures.items()
-            if earlier.architectures.get(name, architecture) != architecture
-        ]:
+        if other := _changed(earlier.architectures, self.architectures):
             raise ValueError(
                 f"the suite has other architectures by the names {', '.join(other)}. Give their files other names."
             )
         return replace(
             self,
-            tasks=tuple({**known, **{task.folder: task for task in self.tasks}}.values()),
+            tasks=tuple({**known, **tasks}.values()),
             methods=_union(earlier.methods, self.methods),
             seeds=_union(earlier.seeds, self.seeds),
             transfer=self.transfer or earlier.transfer,
@@ -229,6 +225,11 @@ class Plan:
 
 def _task(data: Mapping[str, object]) -> Task:
     return Task(**{**data, "other_num_classes": tuple(data["other_num_classes"])})
+
+
+def _changed(earlier: Mapping, now: Mapping) -> list:
+    """The names that both have, for different things."""
+    return [name for name, value in now.items() if earlier.get(name, value) != value]
 
 
 def _union(first: Iterable, second: Iterable) -> tuple:

@@ -35,7 +35,7 @@ def make_accelerator(mixed_precision: str = "no", compile_mode: str | None = Non
     Raises:
         ValueError: if a launcher started several processes and they did not find each other.
     """
-    launched = int(os.environ.get("WORLD_SIZE", 1))
+    launched = _launched()
     # Accelerate makes a group of CPU processes only when it is told that the CPU is meant
     kwargs.setdefault("cpu", launched > 1 and not torch.accelerator.is_available())
     accelerator = Accelerator(
@@ -54,13 +54,18 @@ def make_accelerator(mixed_precision: str = "no", compile_mode: str | None = Non
     return accelerator
 
 
+def _launched() -> int:
+    """How many processes a launcher has started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def refuse_launcher(what: str) -> None:
     """For work that is shared by starting it several times instead of by a launcher.
 
     Raises:
         ValueError: if a launcher has started several processes.
     """
-    if (launched := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+    if (launched := _launched()) > 1:
         raise ValueError(
             f"{what} runs in one process, and a launcher started {launched}. Start it without one; to share the work, type "
             "the same command in several terminals or on several machines, one for each GPU (CUDA_VISIBLE_DEVICES)."
