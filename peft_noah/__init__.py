@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from peft_noah.backbones import Backbone, register_backbone
     from peft_noah.config import NoahConfig
     from peft_noah.model import NoahModel
+    from peft_noah.prompts import PromptModule, register_prompt_module
 
 __all__ = [
     "Architecture",
@@ -27,11 +28,13 @@ __all__ = [
     "BudgetError",
     "NoahConfig",
     "NoahModel",
+    "PromptModule",
     "SearchSettings",
     "SearchSpace",
     "__version__",
     "random_search",
     "register_backbone",
+    "register_prompt_module",
     "search",
 ]
 
@@ -39,7 +42,9 @@ _ON_FIRST_USE = {
     "Backbone": "peft_noah.backbones",
     "NoahConfig": "peft_noah.config",
     "NoahModel": "peft_noah.model",
+    "PromptModule": "peft_noah.prompts",
     "register_backbone": "peft_noah.backbones",
+    "register_prompt_module": "peft_noah.prompts",
 }
 
 

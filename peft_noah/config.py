@@ -106,9 +106,10 @@ class NoahConfig(PeftConfig):
     target_modules: list[str] | str | None = field(
         default=None,
         metadata=_help(
-            "Linear layers that carry LoRA, as in PEFT's LoRA: names, a regular expression, or 'all-linear'. The site "
-            "names 'query', 'key' and 'value' work for every known family. None: query and key, and value where the "
-            "recipe shares the down matrix. Adapter and VPT find their places by themselves."
+            "Linear layers that carry LoRA, and other modules whose site is a projection, as in PEFT's LoRA: names, a "
+            "regular expression, or 'all-linear'. The site names 'query', 'key' and 'value' work for every known family. "
+            "None: query and key, and value where the recipe shares the down matrix. Adapter and VPT find their places "
+            "by themselves."
         ),
     )
     exclude_modules: list[str] | str | None = field(

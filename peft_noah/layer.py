@@ -36,9 +36,9 @@ class NoahLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.adapter_layer_names = tuple(f"noah_{name}" for name in PROMPT_MODULES)
-        for name in self.adapter_layer_names:
-            setattr(self, name, nn.ModuleDict())
+        self.adapter_layer_names: tuple[str, ...] = ()
+        for name in PROMPT_MODULES:
+            self._container(name)
         self.drop_path_rates: dict[str, float] = {}
         self.batch_adapters: tuple[str, ...] | None = None  # one per sample, set by mixed_batch while a batch runs
         self.merged_adapters: list[str] = []
@@ -51,10 +51,19 @@ class NoahLayer(nn.Module, BaseTunerLayer):
             module = PROMPT_MODULES[name](
                 placement.in_features, placement.out_features, dim, placement.block, config, **extra
             )
-            getattr(self, f"noah_{name}")[adapter_name] = module
+            self._container(name)[adapter_name] = module
         if placement.drop_path:
             self.drop_path_rates[adapter_name] = placement.drop_path
         self._move_adapter_to_device_of_base_layer(adapter_name)
+
+    def _container(self, name: str) -> nn.ModuleDict:
+        """What holds the modules of one kind, by adapter; made when it is first asked for, since a kind may be registered
+        after the layer was built."""
+        attribute = f"noah_{name}"
+        if attribute not in self.adapter_layer_names:
+            setattr(self, attribute, nn.ModuleDict())
+            self.adapter_layer_names += (attribute,)
+        return getattr(self, attribute)
 
     def prompt_modules(self, adapter_name: str) -> list[PromptModule]:
         """The prompt modules of an adapter, in the order in which they act."""
@@ -139,10 +148,9 @@ class NoahLayer(nn.Module, BaseTunerLayer):
         for module in self.prompt_modules(adapter_name):
             if module.dim == 0:
                 continue
-            update = module.delta_weight()
-            if update is None:
+            if not module.is_linear:
                 raise ValueError(not_mergeable(adapter_name, [module.name]))
-            updates.append(update.to(weight.device))
+            updates.append(module.delta_weight().to(weight.device))
         return sum(updates) if updates else torch.zeros_like(weight)
 
     def _changes_weight(self, adapter_name: str) -> bool:

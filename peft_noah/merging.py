@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from peft_noah.layer import is_quantised, not_mergeable
-from peft_noah.prompts import Lora
 
 if TYPE_CHECKING:
     from peft_noah.model import NoahModel
@@ -33,7 +32,7 @@ def check_mergeable(model: NoahModel, adapter_names: Sequence[str] | None, safe_
     for name in dict.fromkeys(itertools.chain.from_iterable(asked.values())):
         if name not in model.peft_config:
             raise ValueError(f"adapter {name!r} does not exist (known: {', '.join(model.peft_config)}).")
-        nonlinear = {m.name for m in model._prompt_modules(name) if m.dim and not isinstance(m, Lora)}
+        nonlinear = {m.name for m in model._prompt_modules(name) if m.dim and not m.is_linear}
         if nonlinear:
             raise ValueError(not_mergeable(name, sorted(nonlinear)))
     for key, layer in layers.items():

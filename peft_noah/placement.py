@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from peft.tuners.tuners_utils import (
     BaseTunerLayer,
     _ExcludedModule,
@@ -90,10 +91,15 @@ class Layout:
         return next((i for i, name in enumerate(self.blocks) if key.startswith(name + ".")), None)
 
     def site(self, name: str) -> str | None:
-        """Path inside a block of a prompt module's site; None where it has none."""
+        """Path inside a block of the one leaf that is a site; None for projections, which ``target_modules`` names."""
         if self.backbone is None:
             return None
         return {"mlp_output": self.backbone.mlp_output, "block": self.backbone.norm}.get(name)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The prompt modules that this model has sites for."""
+        return tuple(name for name, cls in PROMPT_MODULES.items() if _is_targeted(name) or self.site(cls.site))
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -122,11 +128,10 @@ def resolve_config(config: NoahConfig, layout: Layout, model: nn.Module, model_t
     _maybe_include_all_linear_layers(config, model)
 
     num_blocks = len(layout.blocks)
-    modules = tuple(name for name, cls in PROMPT_MODULES.items() if cls is Lora or layout.site(cls.site))
     if config.architecture is None:
-        space = config.resolve_search_space(num_blocks, modules)
+        space = config.resolve_search_space(num_blocks, layout.modules)
         config.search_space, config.architecture = space.to_dict(), space.largest().to_dict()
-    _check_rows(Architecture(config.architecture), num_blocks, modules, model_type)
+    _check_rows(Architecture(config.architecture), num_blocks, layout.modules, model_type)
     _check_backbone(config, model_type, num_blocks, layout.width)
 
 
@@ -149,8 +154,8 @@ def _check_rows(architecture: Architecture, num_blocks: int, modules: tuple[str,
             )
         if name not in modules and any(row):
             raise ValueError(
-                f"{name!r} cannot be placed: nothing is known about the blocks of model_type {model_type!r}. Give only a "
-                "'lora' row, or describe the family with register_backbone; examples/add_backbone.py shows how."
+                f"{name!r} cannot be placed: nothing is known about the blocks of model_type {model_type!r}. Give only "
+                f"rows of {', '.join(modules)}, or describe the family with register_backbone; examples/add_backbone.py shows how."
             )
 
 
@@ -174,24 +179,25 @@ def plan(model: nn.Module, config: NoahConfig, layout: Layout) -> dict[str, Plac
             than makes sense.
     """
     leaves: dict[str, dict] = {}
-    rows = config.architecture
-    _place_lora(leaves, model, config, layout, rows.get(Lora.name))
-    if not leaves and any(rows.get(Lora.name, ())):
-        raise NoMatchingPeftModuleError(
-            f"Target modules {config.target_modules} not found in the base model, so LoRA cannot be placed. Check "
-            "target_modules, exclude_modules, modules_to_save and layers_to_transform, or leave the 'lora' row out."
-        )
-    for name, cls in PROMPT_MODULES.items():
-        if cls is not Lora and any(rows.get(name, ())):
-            _place_at_site(leaves, config, layout, name, cls.site, rows[name])
+    rows = {name: row for name, row in config.architecture.items() if any(row)}
+    targeted = {name: rows[name] for name in PROMPT_MODULES if name in rows and _is_targeted(name)}
+    if targeted:
+        _place_on_targets(leaves, model, config, layout, targeted)
+    for name in PROMPT_MODULES:
+        if name in rows and name not in targeted:
+            _place_at_site(leaves, model, config, layout, name)
     if config.drop_path and layout.backbone is not None:
-        _place_drop_path(leaves, config, layout)
+        _place_drop_path(leaves, model, config, layout)
     placements = {key: Placement(**leaf) for key, leaf in leaves.items()}
-    _check_size(placements, model)
+    _check_size(placements, model, config)
     return placements
 
 
-def _check_size(placements: Mapping[str, Placement], model: nn.Module) -> None:
+def _is_targeted(name: str) -> bool:
+    return PROMPT_MODULES[name].site == "projection"
+
+
+def _check_size(placements: Mapping[str, Placement], model: nn.Module, config: NoahConfig) -> None:
     """Refuse dims whose weights would dwarf the backbone, before a single one is allocated."""
     tokens = max((placement.dims.get(Vpt.name, 0) for placement in placements.values()), default=0)
     if tokens > MAX_TOKENS:
@@ -199,7 +205,7 @@ def _check_size(placements: Mapping[str, Placement], model: nn.Module) -> None:
             f"a block is to read {tokens:,} VPT tokens, and attention costs the square of them: at most {MAX_TOKENS:,} "
             "are allowed. Choose a smaller dim."
         )
-    asked = sum(sum(leaf.dims.values()) * (leaf.in_features + leaf.out_features) for leaf in placements.values())
+    asked = sum(_count_stored(leaf, config) for leaf in placements.values())
     limit = max(MIN_LIMIT, sum(parameter.numel() for parameter in model.parameters()))
     if asked > limit:
         raise ValueError(
@@ -208,37 +214,52 @@ def _check_size(placements: Mapping[str, Placement], model: nn.Module) -> None:
         )
 
 
-def _place_lora(leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout, row) -> None:
-    if not row or not any(row):
-        return
+def _count_stored(placement: Placement, config: NoahConfig) -> int:
+    """Prompt parameters of one leaf."""
+    widths = placement.in_features, placement.out_features
+    with torch.device("meta"):  # shapes alone: nothing is allocated, and no random number drawn
+        return sum(
+            PROMPT_MODULES[name](*widths, dim, placement.block, config).count(dim)
+            for name, dim in placement.dims.items()
+            if dim
+        )
+
+
+def _place_on_targets(
+    leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout, rows: Mapping[str, Sequence[int]]
+) -> None:
+    """Place modules, of which ``rows`` has the dims, on what ``target_modules`` names."""
     owners: dict[int, str] = {}
-    tuner_layers = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
-    for key, module in model.named_modules():
-        inside = tuner_layers and key.startswith(tuner_layers)
-        block = None if inside or not key else layout.block_of(key)
-        if block is None or not row[block] or not matches(config, key):
+    for key, module in _outer_modules(model):
+        block = layout.block_of(key)
+        dims = {} if block is None else {name: row[block] for name, row in rows.items() if row[block]}
+        if not dims or not matches(config, key):
             continue
-        leaf = unwrap(module)
-        if not (hasattr(leaf, "in_features") and hasattr(leaf, "out_features")):
+        if not (hasattr(unwrap(module), "in_features") and hasattr(unwrap(module), "out_features")):
             raise ValueError(
-                f"target module {key!r} is a {type(leaf).__name__}, but LoRA needs a Linear. Name Linear layers in "
-                "target_modules."
+                f"target module {key!r} is a {type(unwrap(module)).__name__}, but {' and '.join(dims)} can only be placed "
+                "on a Linear. Name Linear layers in target_modules."
             )
-        inputs, outputs = _get_in_out_features(leaf)
-        shared = None
-        if config.lora_shared_down and layout.backbone is not None and _is_projection(layout.backbone, key):
-            shared = owners.setdefault(block, key)
-        leaves[key] = {
-            "block": block,
-            "in_features": inputs,
-            "out_features": outputs,
-            "dims": {Lora.name: row[block]},
-            "shared_down": None if shared == key else shared,
-        }
+        leaf = _leaf(leaves, key, block, model, layout)
+        leaf["dims"].update(dims)
+        if Lora.name in dims and config.lora_shared_down and _is_projection(layout.backbone, key):
+            owner = owners.setdefault(block, key)
+            leaf["shared_down"] = None if owner == key else owner
+    if not leaves:
+        raise NoMatchingPeftModuleError(
+            f"Target modules {config.target_modules} not found in the base model, so {' and '.join(rows)} cannot be "
+            "placed. Check target_modules, exclude_modules, modules_to_save and layers_to_transform, or leave the row out."
+        )
 
 
-def _is_projection(backbone: Backbone, key: str) -> bool:
-    return any(key.endswith(f".{path}") for path in backbone.projections.values())
+def _outer_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of ``model`` below itself but for those inside tuner layers, which are other adapters' own."""
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return ((key, module) for key, module in model.named_modules() if key and not key.startswith(inside))
+
+
+def _is_projection(backbone: Backbone | None, key: str) -> bool:
+    return backbone is not None and any(key.endswith(f".{path}") for path in backbone.projections.values())
 
 
 def matches(config: NoahConfig, key: str) -> bool:
@@ -251,21 +272,28 @@ def _excluded(config: NoahConfig, key: str) -> bool:
     return isinstance(check_target_module_exists(config, key), _ExcludedModule)
 
 
-def _place_at_site(leaves: dict, config: NoahConfig, layout: Layout, name: str, site: str, row) -> None:
+def _place_at_site(leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout, name: str) -> None:
     watch = name == Vpt.name and config.vpt_past_depth == "carry"
-    for block, dim in enumerate(row):
-        key = f"{layout.blocks[block]}.{layout.site(site)}"
+    for block, dim in enumerate(config.architecture[name]):
+        key = f"{layout.blocks[block]}.{layout.site(PROMPT_MODULES[name].site)}"
         if (dim or watch) and not _excluded(config, key):
-            _leaf(leaves, key, block, layout.width)["dims"][name] = dim
+            _leaf(leaves, key, block, model, layout)["dims"][name] = dim
 
 
-def _place_drop_path(leaves: dict, config: NoahConfig, layout: Layout) -> None:
+def _place_drop_path(leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout) -> None:
     last = max(1, len(layout.blocks) - 1)
     for block, name in enumerate(layout.blocks):
         for path in (layout.backbone.attention_output, layout.backbone.mlp_output):
             if not _excluded(config, f"{name}.{path}"):
-                _leaf(leaves, f"{name}.{path}", block, layout.width)["drop_path"] = config.drop_path * block / last
+                leaf = _leaf(leaves, f"{name}.{path}", block, model, layout)
+                leaf["drop_path"] = config.drop_path * block / last
 
 
-def _leaf(leaves: dict, key: str, block: int, width: int) -> dict:
-    return leaves.setdefault(key, {"block": block, "in_features": width, "out_features": width, "dims": {}})
+def _leaf(leaves: dict, key: str, block: int, model: nn.Module, layout: Layout) -> dict:
+    """What is placed on a leaf so far."""
+    if key not in leaves:
+        leaf = unwrap(model.get_submodule(key))
+        is_linear = hasattr(leaf, "in_features") and hasattr(leaf, "out_features")
+        inputs, outputs = _get_in_out_features(leaf) if is_linear else (layout.width, layout.width)
+        leaves[key] = {"block": block, "in_features": inputs, "out_features": outputs, "dims": {}}
+    return leaves[key]

@@ -211,7 +211,7 @@ def test_lora_without_a_place_is_refused(rows, recipe):
 
 
 def test_lora_on_a_layer_that_is_no_linear_is_refused():
-    with pytest.raises(ValueError, match="target module '1' is a ReLU, but LoRA needs a Linear"):
+    with pytest.raises(ValueError, match="target module '1' is a ReLU, but lora can only be placed on a Linear"):
         get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), NoahConfig(target_modules=["1"]))
 
 

@@ -35,6 +35,7 @@ def small_suite(folder):
 
 ARGUMENTS = {
     "add_backbone.py": lambda folder: [],
+    "add_prompt_module.py": lambda folder: [],
     "effort.py": small_suite,
     "fault_drill.py": lambda folder: ["--kills", "3", "--others", "0"],
     "pretrain_backbone.py": lambda folder: [*pretraining_data(folder), "--output", folder / "out"],

@@ -11,7 +11,6 @@ from reference import reference_logits
 from torch import nn
 
 from peft_noah import Architecture, NoahConfig, SearchSpace
-from peft_noah.prompts import PROMPT_MODULES
 
 RECIPES = ("paper", "released")
 
@@ -253,7 +252,3 @@ def test_a_published_architecture_goes_straight_into_a_config():
     )
     model = get_peft_model(vit, NoahConfig(architecture=Architecture.published("vtab/cifar100")))
     assert model.get_architecture() == Architecture.published("vtab/cifar100")
-
-
-def test_every_prompt_module_is_registered_under_its_row():
-    assert list(PROMPT_MODULES) == ["lora", "adapter", "vpt"]

@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from peft_noah.backbones import Backbone
 from peft_noah.fast.packed import FrozenLinears, Stamp, is_frozen_linear, stacked_linear
 from peft_noah.layer import NoahLayer
-from peft_noah.prompts import Lora, PromptModule
+from peft_noah.prompts import PromptModule
 from peft_noah.prompts.vpt import FAST_CALL, insert_tokens, strip_tokens
 
 #: whether this processor multiplies bfloat16 in tiles: then PyTorch's fused attention does so too, in its forward alone
@@ -228,10 +228,9 @@ class BlockPlan:
         if not self.options.merge_lora or torch.is_grad_enabled() or sites[0].training:
             return None
         modules = [module for site in sites for module in _active_modules(site)]
-        if not modules or not all(isinstance(module, Lora) for module in modules):
+        if not modules or not all(module.is_linear for module in modules):
             return None
-        choice = tuple((id(module), module.dim) for module in modules)
-        return choice, tuple((module.scale, *module.versions()) for module in modules)
+        return tuple((id(module), module.dim) for module in modules), tuple(module.versions() for module in modules)
 
 
 def _add(branch: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
@@ -295,7 +294,7 @@ def _is_linear_now(site: nn.Module) -> bool:
     if site.batch_adapters is not None or (site.training and site.drop_path_rates):
         return False
     modules = [module for name in site.active_adapters for module in site.prompt_modules(name)]
-    return all(isinstance(module, Lora) and module.live and not module.is_random for module in modules)
+    return all(module.is_linear and module.live and not module.is_random for module in modules)
 
 
 def _merged(site: nn.Module) -> torch.Tensor:

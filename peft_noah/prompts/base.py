@@ -10,13 +10,18 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+#: where a prompt module may sit: on each Linear that ``target_modules`` names, on the leaf whose output is added to the
+#: residual after the MLP, on the block's first norm
+SITES = ("projection", "mlp_output", "block")
+
 
 class PromptModule(nn.Module):
     """An elastic module whose weights for a smaller dim are leading slices of those for a larger one.
 
-    A subclass states its ``name`` (its row in an architecture), its ``site`` (where in a block it sits) and the shapes
-    of its weights at a dim. Counting, slicing, saving and searching follow from these shapes alone. The elastic axis of
-    every weight is its first, so that each slice is contiguous and equals a standalone weight bit for bit.
+    A subclass states its ``name`` (its row in an architecture), its ``site`` (one of `SITES`) and the shapes of its
+    weights at a dim; `register_prompt_module` makes it known. Counting, slicing, saving and searching follow from these
+    shapes alone. The elastic axis of every weight is its first, so that each slice is contiguous and equals a standalone
+    weight bit for bit. One that `is_linear` can be merged into the weight at its site, and says so.
 
     `forward` computes with `active` weights. While shapes are fixed (`NoahModel.fixed_shapes`) these are the stored ones
     with zeros behind the slice, which must change nothing, and what is computed must not depend on ``dim`` but on `live`.
@@ -34,6 +39,9 @@ class PromptModule(nn.Module):
 
     name: ClassVar[str]
     site: ClassVar[str]
+
+    #: whether all that it does, but for dropout, is to add `delta_weight` to the weight of the Linear at its site
+    is_linear: ClassVar[bool] = False
 
     #: while shapes are fixed: what all modules of the adapter chose, in one tensor, and where this one's numbers begin
     chosen: tuple[torch.Tensor, int] | None = None
@@ -125,9 +133,13 @@ class PromptModule(nn.Module):
         dropout = getattr(self, "dropout", None)
         return bool(self.live) and dropout is not None and dropout.training and dropout.p > 0.0
 
-    def delta_weight(self) -> torch.Tensor | None:
-        """What adding the module to a frozen Linear's weight (out, in) would be; None where it is not linear."""
-        return None
+    def delta_weight(self) -> torch.Tensor:
+        """What it adds to a frozen Linear's weight, shape (out, in), where it `is_linear`."""
+        raise NotImplementedError(f"{self.name} is not linear in the input of its site")
+
+    def versions(self) -> tuple[float, ...]:
+        """Numbers that change when what `delta_weight` depends on is written to or replaced."""
+        return tuple(x for weight in self.parameters() for x in (weight.data_ptr(), weight._version))
 
     def extra_repr(self) -> str:
         """Shown in the model's printout."""

@@ -24,6 +24,7 @@ class Lora(PromptModule):
 
     name = "lora"
     site = "projection"
+    is_linear = True
 
     def __init__(self, in_features, out_features, max_dim, block, config, shared_down: Lora | None = None) -> None:
         # a tuple hides the other module from torch: it must not be saved, counted or moved twice
@@ -63,9 +64,10 @@ class Lora(PromptModule):
             update = update * self.scale
         return y + update.to(y.dtype)
 
-    def versions(self) -> tuple[int, ...]:
-        """Numbers that change when a weight is written to or replaced."""
-        return tuple(x for weight in (self._down(), self.up) for x in (weight.data_ptr(), weight._version))
+    def versions(self) -> tuple[float, ...]:
+        """As in every prompt module; a shared ``down`` and the scale count too."""
+        shared = (x for owner in self._shared_down for x in owner.versions())
+        return self.scale, *super().versions(), *shared
 
     def as_peft_lora(self, rank: int) -> dict[str, torch.Tensor]:
         """Copies of the weights at ``rank`` under PEFT's names: ``lora_A`` (r, in) and ``lora_B`` (out, r)."""
