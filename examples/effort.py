@@ -1,4 +1,5 @@
-"""What less effort costs in accuracy: the same tasks and seeds at several values of --effort, beside LoRA.
+"""What less effort costs in accuracy: the same tasks and seeds at several values of --effort, beside LoRA, also LoRA that is
+trained as long as NOAH costs.
 
     python examples/effort.py tasks --tasks a,b,c --model my-vit --epochs 10 --output effort
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from peft_noah.experiments.cells import load_cells
 from peft_noah.formatting import percent, table
-from peft_noah.method_names import INHERITED, RETRAINED
+from peft_noah.method_names import INHERITED, NOAH, RETRAINED
 from peft_noah.statistics import Estimate
 
 LORA = "lora"
@@ -46,25 +47,32 @@ def least_seconds(runs):
     return [*found, min(training_seconds(run, RETRAINED) for run in runs)]
 
 
-def report(folder, efforts, epochs):
+def line(folder, method, effort, cost):
+    """A row of the table."""
+    return [method, effort, f"{cost:.1f}", *(percent(e.mean, e.error) for e in estimates(folder, method).values())]
+
+
+def report(folder, efforts, lora_efforts, epochs):
     """The table as Markdown."""
     first = folder / efforts[0]
     runs = sorted(path.parent.relative_to(first) for path in first.glob("*/seed*/stages.json"))
-    unit = min(training_seconds(first / run, LORA) for run in runs)
-    found = estimates(first, LORA)
-    rows = [[LORA, "1", "1.0", *(percent(e.mean, e.error) for e in found.values())]]
+    seconds = {
+        effort: min(training_seconds(folder / LORA / effort / run, LORA) for run in runs) for effort in lora_efforts
+    }
+    unit = seconds["1"]
+    rows = [line(folder / LORA / effort, LORA, effort, seconds[effort] / unit) for effort in lora_efforts]
     costs = {}
     for effort in efforts:
-        costs[effort] = [seconds / unit for seconds in least_seconds([folder / effort / run for run in runs])]
-        for method in (INHERITED, RETRAINED):
+        costs[effort] = [part / unit for part in least_seconds([folder / effort / run for run in runs])]
+        for method in NOAH:
             measured = sum(costs[effort][:2] if method == INHERITED else costs[effort])
-            accuracies = [percent(e.mean, e.error) for e in estimates(folder / effort, method).values()]
-            rows.append([method, effort, f"{measured:.1f}", *accuracies])
-    header = ["method", "--effort", "measured cost", *found]
+            rows.append(line(folder / effort, method, effort, measured))
+    header = ["method", "--effort", "measured cost", *estimates(first, INHERITED)]
     supernet, search, again = costs[efforts[0]]
     return (
         f"{table(header, rows)}\n\nTest accuracy (%), mean over {len({run.name for run in runs})} seeds ± standard error. The "
-        f"unit of cost is a LoRA fine-tuning of {epochs} epochs, as long as the retraining. At --effort {efforts[0]} the supernet "
+        f"unit of cost is a LoRA fine-tuning of {epochs} epochs, as long as the retraining; LoRA at a higher effort is trained "
+        f"for as many times the epochs. At --effort {efforts[0]} the supernet "
         f"took {supernet:.2f}, the search {search:.2f} and the retraining {again:.2f} of them. Supernet and retraining grow with "
         f"the epochs, the search does not: with 100 epochs it would be {supernet:.2f} + {search * epochs / 100:.2f} + "
         f"{again:.2f} = {supernet + search * epochs / 100 + again:.1f}.\n"
@@ -75,17 +83,23 @@ def main():
     """Run what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("root", help="folder of tasks, as for `peft-noah suite`")
-    parser.add_argument("--efforts", default="5.6,3,2", help="the first also runs LoRA")
+    parser.add_argument("--efforts", default="5.6,3,2", help="of NOAH")
+    parser.add_argument(
+        "--lora-efforts", default="1,5.6", help="of LoRA: 1, and how many times longer it is trained too"
+    )
     parser.add_argument("--epochs", type=int, default=10, help="of a fine-tuning")
     parser.add_argument("--output", type=Path, default=Path("effort"), help="folder for the suites and the table")
     arguments, others = parser.parse_known_args()  # others are those of `peft-noah suite`
-    efforts = arguments.efforts.split(",")
-    for effort in efforts:
-        methods = ["lora"] * (effort == efforts[0]) + ["noah-inherited", "noah-retrained"]
-        command = [sys.executable, "-m", "peft_noah", "suite", arguments.root, *others]
-        command += ["--epochs", str(arguments.epochs), "--effort", effort, "--methods", ",".join(methods)]
-        subprocess.run([*command, "--output", str(arguments.output / effort)], check=True)
-    text = report(arguments.output, efforts, arguments.epochs)
+    efforts, lora_efforts = arguments.efforts.split(","), arguments.lora_efforts.split(",")
+    if "1" not in lora_efforts:
+        parser.error("--lora-efforts needs a 1, the unit of all costs")
+    suites = {f"{LORA}/{effort}": ([LORA], arguments.epochs * float(effort), []) for effort in lora_efforts}
+    suites |= {effort: (NOAH, arguments.epochs, ["--effort", effort]) for effort in efforts}
+    for folder, (methods, epochs, options) in suites.items():
+        command = [sys.executable, "-m", "peft_noah", "suite", arguments.root, *others, *options]
+        command += ["--epochs", str(round(epochs)), "--methods", ",".join(name.replace(" ", "-") for name in methods)]
+        subprocess.run([*command, "--output", str(arguments.output / folder)], check=True)
+    text = report(arguments.output, efforts, lora_efforts, arguments.epochs)
     (arguments.output / "effort.md").write_text(text)
     print(text)
 

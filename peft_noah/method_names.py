@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-INHERITED, RETRAINED, RANDOM = "noah inherited", "noah retrained", "random search"
+SINGLE, RANDOM = "best single", "random search"
+INHERITED, RETRAINED, CONTINUED = "noah inherited", "noah retrained", "noah continued"
+
+#: what becomes of the architecture that the search finds: its weights cut out of the supernet; trained from scratch, as in
+#: the paper; cut out and trained on
+NOAH = (INHERITED, RETRAINED, CONTINUED)
+#: the methods that need a trained supernet, in the order in which they are best run
+FROM_SUPERNET = (*NOAH, RANDOM)
 
 #: every method by its name, in the order of tables; "transfer <source>", an architecture found elsewhere, comes last
 METHODS = (
@@ -11,10 +18,9 @@ METHODS = (
     "vpt",
     "adapter",
     "lora",
-    "best single",
+    SINGLE,
     RANDOM,
-    INHERITED,
-    RETRAINED,
+    *NOAH,
 )
 TRANSFER = "transfer "
 

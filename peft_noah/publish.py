@@ -8,13 +8,16 @@ from pathlib import Path
 from peft_noah.architecture_source import read_architecture
 from peft_noah.card import CardData, model_card
 from peft_noah.jsonfile import make_plain_folder, read_json, write_atomically
-from peft_noah.method_names import TRANSFER
+from peft_noah.method_names import CONTINUED, INHERITED, NOAH, TRANSFER
 from peft_noah.plotting import plot_architecture, plot_search
 from peft_noah.report import RESULTS_JSON, MethodResult, RunReport
-from peft_noah.run_folder import ADAPTER, FIGURES, INHERITED, SEARCH, slug
+from peft_noah.run_folder import FIGURES, SEARCH, adapter_folder
 from peft_noah.search_result import SearchResult
 
-_METHODS = {ADAPTER: "noah retrained", INHERITED: "noah inherited"}
+_WEIGHTS = {
+    INHERITED: "inherited from the supernet",
+    CONTINUED: "inherited from the supernet and trained on",
+}
 
 
 def _parameters(folder: Path, method: str) -> int | None:
@@ -35,16 +38,15 @@ def draw_figures(folder: str | os.PathLike[str]) -> list[Path]:
         make_plain_folder(folder / FIGURES)
         plot_search(SearchResult.load(folder / SEARCH), folder / FIGURES / "search.png")
         drawn.append(folder / FIGURES / "search.png")
-    for name in (ADAPTER, INHERITED):
-        if (folder / name).exists():
-            make_plain_folder(folder / FIGURES)
-            plot_architecture(
-                read_architecture(folder / name),
-                folder / FIGURES / "architecture.png",
-                parameters=_parameters(folder, _METHODS[name]),
-            )
-            drawn.append(folder / FIGURES / "architecture.png")
-            break
+    kept = [method for method in NOAH if (folder / adapter_folder(method)).exists()]
+    for method in kept[:1]:  # all have the same architecture
+        make_plain_folder(folder / FIGURES)
+        plot_architecture(
+            read_architecture(folder / adapter_folder(method)),
+            folder / FIGURES / "architecture.png",
+            parameters=_parameters(folder, method),
+        )
+        drawn.append(folder / FIGURES / "architecture.png")
     if not drawn:
         raise ValueError(
             f"{os.fspath(folder)!r} has nothing to draw: neither {SEARCH} nor an adapter. Run 'search' first."
@@ -57,7 +59,7 @@ def write_cards(folder: str | os.PathLike[str]) -> None:
     folder = Path(folder)
     report = RunReport.load(folder / RESULTS_JSON)
     for result in report.results:
-        name = _adapter_of(result.method)
+        name = adapter_folder(result.method)
         if name is not None and (folder / name).exists():
             make_plain_folder(folder / name)
             config = read_json(folder / name / "adapter_config.json")
@@ -72,22 +74,16 @@ def write_cards(folder: str | os.PathLike[str]) -> None:
             write_atomically(folder / name / "README.md", text)
 
 
-def _adapter_of(method: str) -> str | None:
-    """Name of the folder that keeps a method's adapter; None where none is kept."""
-    names = {method: name for name, method in _METHODS.items()}
-    return f"{ADAPTER}-{slug(method)}" if method.startswith(TRANSFER) else names.get(method)
-
-
 def _card_data(folder: Path, report: RunReport, result: MethodResult, config: dict) -> CardData:
-    retrained = result.method != "noah inherited"
+    as_cut_out = result.method == INHERITED
     sizes, settings = report.task["sizes"], report.settings
     accuracy = {"test": (result.test, result.n_test)}
     if result.validation is not None:
         accuracy = {"validation": (result.validation, result.n_validation), **accuracy}
     training = {
-        "weights": "retrained from scratch" if retrained else "inherited from the supernet",
-        "training images": sizes["train"] + (sizes["validation"] if retrained else 0),
-        "epochs": report.settings["epochs"] if retrained else report.settings["supernet_epochs"],
+        "weights": _WEIGHTS.get(result.method, "retrained from scratch"),
+        "training images": sizes["train"] + (0 if as_cut_out else sizes["validation"]),
+        "epochs": settings["supernet_epochs"] if as_cut_out else settings["epochs"],
         "seed": result.seed,
     }
     search = {}

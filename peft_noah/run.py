@@ -18,7 +18,7 @@ from torch import nn
 from peft_noah.architecture import Architecture
 from peft_noah.architecture_source import read_architecture
 from peft_noah.fast import fast_forward
-from peft_noah.method_names import TRANSFER
+from peft_noah.method_names import CONTINUED, INHERITED, NOAH, RANDOM, RETRAINED, SINGLE, TRANSFER
 from peft_noah.methods import (
     BASELINES,
     SINGLE_MODULES,
@@ -30,15 +30,7 @@ from peft_noah.methods import (
 from peft_noah.publish import draw_figures, write_cards
 from peft_noah.report import MethodResult, RunReport
 from peft_noah.run_context import RunContext
-from peft_noah.run_folder import (
-    ADAPTER,
-    INHERITED,
-    RANDOM_SEARCH,
-    SEARCH,
-    SUPERNET,
-    Busy,
-    slug,
-)
+from peft_noah.run_folder import RANDOM_SEARCH, SEARCH, SUPERNET, Busy, adapter_folder, slug
 from peft_noah.scoring import Scorer, spread
 from peft_noah.search import SearchResult, random_search, scaled_budget, search
 from peft_noah.training import ArchitectureSampler
@@ -48,6 +40,8 @@ from peft_noah.training.processes import total
 
 #: the lock under which a supernet is trained and searched: what several methods share
 SHARED = "supernet-and-search"
+
+_STAGES = ("supernet", "search")  # what a method of NOAH's costs before it begins
 
 
 class Run(RunContext):
@@ -75,7 +69,7 @@ class Run(RunContext):
     def random_search(self) -> SearchResult:
         """The control at NOAH's cost: the best of as many random architectures, scored in the same supernet."""
         evaluations = self.settings.search().population_size * self.settings.search().generations
-        return self._search("random search", RANDOM_SEARCH, random_search, evaluations)
+        return self._search(RANDOM, RANDOM_SEARCH, random_search, evaluations)
 
     def _search(self, name: str, file: str, find: Callable[..., SearchResult], how: object) -> SearchResult:
         path = self.folder / file
@@ -153,7 +147,7 @@ class Run(RunContext):
         """Run a method of the table, with whatever it needs first.
 
         Args:
-            name: one of `methods.METHODS`, or ``"transfer <source>"``.
+            name: one of `method_names.METHODS`, or ``"transfer <source>"``.
             architecture: of a transfer.
 
         Raises:
@@ -165,15 +159,13 @@ class Run(RunContext):
             return
         if name in BASELINES:
             self.baseline(name)
-        elif name == "best single":
+        elif name == SINGLE:
             self.best_single()
-        elif name == "noah inherited":
-            self.inherit(self._found(self.search))
-        elif name == "noah retrained":
-            self.subnet(self._found(self.search))
-        elif name == "random search":
-            before = ("supernet", "random search")
-            self._fit_and_report(name, self._found(self.random_search), after=before)
+        elif name in NOAH:
+            self.finish(name, self._found(self.search))
+        elif name == RANDOM:
+            start = self._from_scratch(self._found(self.random_search))
+            self._fit_and_report(name, start, after=("supernet", RANDOM))
         elif name.startswith(TRANSFER) and architecture is not None:
             self.transfer(name.removeprefix(TRANSFER), architecture)
         else:
@@ -209,30 +201,42 @@ class Run(RunContext):
                 raise busy or Busy(f"another job is at work on {lock!r} in {self.folder}.")
             yield
 
-    def inherit(self, architecture: Architecture) -> None:
-        """Cut a subnet out of the supernet, save it and report it; its weights are used as they are."""
-        if self.files.result("noah inherited") is not None:
-            return
-        started = time.perf_counter()
-        inherited = self.load_supernet().extract(architecture).eval()
-        validation = self._accuracy(inherited, self.splits.validation)
-        seconds = time.perf_counter() - started
-        self._save(inherited, INHERITED)
-        self._add("noah inherited", inherited, validation, seconds, after=("supernet", "search"))
-        self._publish()
-
-    def subnet(self, architecture: Architecture | None = None) -> None:
-        """Train an architecture from scratch on train + validation, save it as the result, and report it.
+    def finish(self, method: str, architecture: Architecture | None = None) -> None:
+        """Make an adapter of an architecture of the supernet's space, save it and report it.
 
         Args:
+            method: one of `method_names.NOAH`: the weights are cut out of the supernet as they are, or trained from
+                scratch on train + validation, or cut out and trained on there.
             architecture: None: the search's best.
+
+        Raises:
+            ValueError: if another architecture was finished in this way already.
         """
         architecture = self.search().best.architecture if architecture is None else architecture
-        if self.files.result("noah retrained") is None:
-            self._fit_and_report("noah retrained", architecture, keep=ADAPTER, after=("supernet", "search"))
-            self._publish()
+        folder = adapter_folder(method)
+        if self.files.result(method) is not None:
+            self._check_same(folder, architecture)
+            return
+        if method == INHERITED:
+            self._inherit(architecture)
         else:
-            self._check_same(ADAPTER, architecture)
+            starts = {RETRAINED: self._from_scratch(architecture), CONTINUED: lambda: self._cut_out(architecture)}
+            self._fit_and_report(method, starts[method], keep=folder, after=_STAGES)
+        self._publish()
+
+    def _inherit(self, architecture: Architecture) -> None:
+        started = time.perf_counter()
+        inherited = self._cut_out(architecture).eval()
+        validation = self._accuracy(inherited, self.splits.validation)
+        seconds = time.perf_counter() - started
+        self._save(inherited, adapter_folder(INHERITED))
+        self._add(INHERITED, inherited, validation, seconds, after=_STAGES)
+
+    def _cut_out(self, architecture: Architecture) -> PeftModel:
+        return self.load_supernet().extract(architecture)
+
+    def _from_scratch(self, method: str | Architecture) -> Callable[[], nn.Module]:
+        return lambda: attach(self.fresh_backbone(), method, self.settings.recipe)
 
     def _check_same(self, folder: str, architecture: Architecture) -> None:
         if read_architecture(self.folder / folder) != architecture:
@@ -253,9 +257,9 @@ class Run(RunContext):
         """
         self.prepare()
         name = f"{TRANSFER}{source}"
-        folder = f"{ADAPTER}-{slug(name)}"
+        folder = adapter_folder(name)
         if self.files.result(name) is None:
-            self._fit_and_report(name, architecture, keep=folder)
+            self._fit_and_report(name, self._from_scratch(architecture), keep=folder)
             self._on_main(self._write_cards)
         else:
             self._check_same(folder, architecture)
@@ -264,7 +268,7 @@ class Run(RunContext):
         """Train a baseline and report it."""
         self.prepare()
         if self.files.result(method) is None:
-            self._fit_and_report(method, method)
+            self._fit_and_report(method, self._from_scratch(method))
 
     def best_single(self) -> None:
         """The control that NOAH must beat: the single module with the best validation accuracy, at the cost of all."""
@@ -276,7 +280,7 @@ class Run(RunContext):
         best = max(reports, key=lambda report: (report.results[0].validation, -report.results[0].parameters))
         chosen = best.results[0]
         note = f"best single: {chosen.method}, chosen on the validation images."
-        result = replace(chosen, method="best single", seconds=seconds)
+        result = replace(chosen, method=SINGLE, seconds=seconds)
         self._on_main(self.files.add, replace(best, results=[result], notes=[note]))
 
     def everything(self) -> None:
@@ -289,22 +293,22 @@ class Run(RunContext):
         for method in self.settings.baselines:
             with self.alone(method):
                 self.baseline(method)
-        with self.alone("noah inherited"):
-            self.inherit(best)
-        with self.alone("noah retrained"):
-            self.subnet(best)
+        for method in NOAH:
+            with self.alone(method):
+                self.finish(method, best)
 
     def _fit_and_report(
-        self, name: str, method: str | Architecture, keep: str | None = None, after: tuple[str, ...] = ()
+        self, name: str, start: Callable[[], nn.Module], keep: str | None = None, after: tuple[str, ...] = ()
     ) -> None:
-        """Validation accuracy of a model trained on train, test accuracy of one trained on train + validation."""
-        stage = "full" if method == "full" else "subnet"
+        """Validation accuracy of a model trained on train, test accuracy of one trained on train + validation; each from
+        what ``start`` gives."""
+        stage = "full" if name == "full" else "subnet"
         everything = self.splits.train + self.splits.validation
-        model = attach(self.fresh_backbone(), method, self.settings.recipe)
+        model = start()
         first, second = f"{name}, on train", f"{name}, on train + validation"
         seconds = self._train(first, model, self.splits.train, stage).seconds
         validation = self._accuracy(model.eval(), self.splits.validation)
-        model = attach(self.fresh_backbone(), method, self.settings.recipe)
+        model = start()
         seconds += self._train(second, model, everything, stage).seconds
         if keep is not None:
             self._save(model, keep)

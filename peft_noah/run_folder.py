@@ -11,6 +11,7 @@
     results.json, results.md      the table of all results
     adapter-inherited/            the best architecture, cut out of the supernet
     adapter/                      the best architecture, trained again on train + validation: the result
+    adapter-continued/            the inherited weights, trained on: on train + validation
     figures/                      architecture and search, drawn from the files above
     logs/<training>.jsonl         loss, learning rate and time of each step
     checkpoints/<training>/       where an interrupted training goes on; removed when its result is there
@@ -35,16 +36,19 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from peft_noah.jsonfile import check_keys, dump_json, make_plain_folder, read_json, write_atomically
-from peft_noah.method_names import table_order
+from peft_noah.method_names import CONTINUED, INHERITED, NOAH, RETRAINED, TRANSFER, table_order
 from peft_noah.report import MethodResult, RunReport
 from peft_noah.settings import RunSettings
 
 SETTINGS, STAGES, RESULTS, LOCKS = "settings.json", "stages.json", "results", ".locks"
 SUPERNET, SEARCH, RANDOM_SEARCH = "supernet", "search.json", "random-search.json"
-ADAPTER, INHERITED, FIGURES = "adapter", "adapter-inherited", "figures"
+ADAPTER, FIGURES = "adapter", "figures"
 LOG, LOGS, CHECKPOINTS, TRACKING = "log.jsonl", "logs", "checkpoints", "tracking"
 _MAX_ERROR = 10_000
 _A_LOOK = 0.2  # seconds; longer than whoever only looks holds a lock
+
+
+_ADAPTERS = {RETRAINED: ADAPTER, INHERITED: f"{ADAPTER}-inherited", CONTINUED: f"{ADAPTER}-continued"}
 
 
 class Busy(Exception):
@@ -54,6 +58,11 @@ class Busy(Exception):
 def slug(method: str) -> str:
     """The name of a method as a file is called: small letters and digits, hyphens between."""
     return re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
+
+
+def adapter_folder(method: str) -> str | None:
+    """Name of the folder that keeps a method's adapter; None where none is kept."""
+    return f"{ADAPTER}-{slug(method)}" if method.startswith(TRANSFER) else _ADAPTERS.get(method)
 
 
 class RunFolder:
@@ -160,7 +169,7 @@ class RunFolder:
         if not reports:
             raise ValueError(f"{self.path} holds no results yet. Run a method first, such as 'peft-noah baseline'.")
         found = {report.results[0].method: report.architecture for report in reports if report.architecture}
-        shown = found.get("noah retrained") or found.get("noah inherited") or next(iter(found.values()), None)
+        shown = next((found[method] for method in (*NOAH, *found) if method in found), None)
         return replace(
             reports[0],
             results=[result for report in reports for result in report.results],

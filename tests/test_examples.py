@@ -29,7 +29,7 @@ def small_suite(folder):
     (folder / "tasks" / "one" / "train.parquet").rename(folder / "tasks" / "one" / "test.parquet")
     pretraining_data(folder / "tasks" / "one")
     make_model().save_pretrained(folder / "vit")
-    options = ["--efforts", "1.5", "--epochs", "1", "--seeds", "0", "--population-size", "4"]
+    options = ["--efforts", "1.5", "--lora-efforts", "1,2", "--epochs", "1", "--seeds", "0", "--population-size", "4"]
     return [folder / "tasks", "--model", folder / "vit", *options, "--output", folder / "out"]
 
 

@@ -7,13 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, make_model
 from datasets import ClassLabel, Dataset, Features, Image
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, SwinConfig, SwinForImageClassification
 from typer.testing import CliRunner
@@ -30,6 +31,7 @@ from peft_noah.training.tracking import StepLog
 
 SMALL = ["--epochs", "1", "--supernet-epochs", "1", "--population-size", "4", "--generations", "2"]
 STAGES = ("settings.json", "supernet", "search.json", "adapter-inherited", "adapter", "results.json", "results.md")
+ADAPTERS = [f"adapter{how}/adapter_model.safetensors" for how in ("", "-inherited", "-continued")]
 
 
 def rows(number, classes=3, seed=0):
@@ -89,7 +91,7 @@ def test_one_log_holds_every_step_of_every_training(finished):
 
 def test_the_table_has_one_row_per_method(finished):
     report = RunReport.load(finished / "results.json")
-    methods = ["linear", "vpt", "adapter", "lora", "noah inherited", "noah retrained"]
+    methods = ["linear", "vpt", "adapter", "lora", "noah inherited", "noah retrained", "noah continued"]
     assert [result.method for result in report.results] == methods  # the paper's order
     by_name = {result.method: result for result in report.results}
     assert by_name["linear"].parameters == 0 and by_name["linear"].head_parameters == 24 * 3 + 3
@@ -166,12 +168,13 @@ def test_stages_one_by_one_give_the_same_adapter(finished, task, backbone, tmp_p
         ("supernet", "--model", backbone, "--dataset", task, *SMALL, "--output", folder),
         ("search", folder),
         ("subnet", folder),
+        ("subnet", folder, "--inherit"),
         ("baseline", folder, "--method", "linear"),
         ("plot", folder),
     ):
         result = invoke(*arguments)
         assert result.exit_code == 0, result.output
-    for name in ("search.json", "adapter/adapter_model.safetensors", "adapter-inherited/adapter_model.safetensors"):
+    for name in ("search.json", *ADAPTERS):
         assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
 
 
@@ -429,13 +432,13 @@ def test_an_architecture_file_that_is_none_is_refused(finished, tmp_path):
 def compared(finished, task, backbone, tmp_path_factory):
     """A run of NOAH and its controls, method by method."""
     job = Run(tmp_path_factory.mktemp("runs") / "run", RunSettings.load(finished / "settings.json"))
-    for method in ("noah retrained", "random search", "best single", "noah inherited"):
+    for method in ("noah continued", "noah retrained", "random search", "best single", "noah inherited"):
         job.method(method)
     return job
 
 
 def test_methods_give_what_the_whole_job_gives(compared, finished):
-    for name in ("search.json", "adapter/adapter_model.safetensors", "adapter-inherited/adapter_model.safetensors"):
+    for name in ("search.json", *ADAPTERS):
         assert (compared.folder / name).read_bytes() == (finished / name).read_bytes(), name
 
 
@@ -464,6 +467,36 @@ def test_retraining_costs_supernet_and_search_too(compared):
     )
     stages = compared.files.seconds("supernet") + compared.files.seconds("search")
     assert retrained.seconds > stages and inherited.seconds > stages
+
+
+def test_continuing_starts_from_the_inherited_weights(compared, tmp_path, monkeypatch):
+    shutil.copytree(compared.folder, tmp_path / "run")
+    job = Run(tmp_path / "run")
+    job.files.forget("noah continued")
+    started = []
+
+    def no_training(name, model, images, stage):
+        started.append((name, len(images), get_peft_model_state_dict(model)))
+        return SimpleNamespace(seconds=1.0)
+
+    monkeypatch.setattr(job, "_train", no_training)
+    job.method("noah continued")
+    inherited = load_file(compared.folder / "adapter-inherited" / "adapter_model.safetensors")
+    assert [(name, images) for name, images, _ in started] == [
+        ("noah continued, on train", 12),
+        ("noah continued, on train + validation", 18),
+    ]
+    for *_, weights in started:
+        assert weights.keys() == inherited.keys() and all(torch.equal(weights[k], inherited[k]) for k in weights)
+    card = (tmp_path / "run" / "adapter-continued" / "README.md").read_text()
+    assert "inherited from the supernet and trained on" in card
+    with pytest.raises(ValueError, match="adapter-continued holds another architecture already"):
+        job.finish("noah continued", job.load_supernet().get_search_space().largest())
+
+
+def test_inheriting_and_an_architecture_from_elsewhere_exclude_each_other(finished):
+    result = invoke("subnet", finished, "--inherit", "--architecture", "vtab/cifar100")
+    assert result.exit_code == 2 and "leave --architecture out" in " ".join(result.output.split())
 
 
 def test_a_finished_method_is_not_run_again(compared, monkeypatch):
@@ -538,7 +571,7 @@ def test_a_run_takes_few_shots_and_is_tested_on_further_sets(task, backbone, tmp
     report = RunReport.load(tmp_path / "run" / "results.json")
     assert report.task["sizes"]["train"] == 3 * 2 and report.task["shots"] == 2
     assert {line.method: set(line.tests) for line in report.results} == {
-        **{"lora": {"far"}, "noah inherited": {"far"}, "noah retrained": {"far"}}
+        method: {"far"} for method in ("lora", "noah inherited", "noah retrained", "noah continued")
     }
     # the further set holds the images of the test set here, so that both accuracies must agree
     assert all(line.tests["far"] == (line.test, 9) for line in report.results)

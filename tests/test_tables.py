@@ -139,6 +139,10 @@ def test_table_3_pairs_inherited_and_retrained_seed_by_seed():
     assert shown(table)["Natural mean (1)"] == ["61.0 ± 0.6", "**66.0 ± 1.7**", "+5.0 ± 1.2"]
     assert shown(table)["Structured mean (1)"] == ["–", "51.0 ± 5.9", "–"]
     assert shown(table)["plain mean (2)"] == ["–", "58.5 ± 3.5", "–"]
+    continued = over_seeds("cifar100", "noah continued", 0.68, 0.70, 0.72, group="Natural")
+    further = retraining_table([*CELLS, *continued])
+    assert further.header[1:] == ("noah inherited", "noah retrained", "noah continued", "retrained − inherited")
+    assert shown(further)["Natural mean (1)"][2:] == ["**70.0 ± 1.2**", "+5.0 ± 1.2"]
 
 
 def test_the_few_shot_table_has_tasks_and_their_mean_by_shots():

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from peft_noah.cli.options import DATA_OPTIONS, RUN_OPTIONS, Commands, clear_errors, quiet, run_settings, with_options
-from peft_noah.method_names import TRANSFER
+from peft_noah.method_names import CONTINUED, INHERITED, RETRAINED, TRANSFER
 
 commands = Commands()
 
@@ -84,8 +84,8 @@ def search(run_folder: RunFolder) -> None:
     job = _open(run_folder)
     with job.alone():
         best = job.search().best
-    with job.alone("noah inherited"):
-        job.inherit(best.architecture)
+    with job.alone(INHERITED):
+        job.finish(INHERITED, best.architecture)
     job.reporter.say(f"best: {100 * best.score:.1f} % with {best.parameters:,} prompt parameters\n{best.architecture}")
 
 
@@ -100,17 +100,23 @@ def subnet(
             "adapter folder, or an adapter's Hub id. Reported as a transfer."
         ),
     ] = None,
+    inherit: Annotated[
+        bool, typer.Option("--inherit", help="Start from the supernet's weights instead of from scratch.")
+    ] = False,
 ) -> None:
-    """Train an architecture from scratch; writes its adapter and its row of the table."""
+    """Train the architecture found on train + validation; writes its adapter and its row of the table."""
     from peft_noah.architecture_source import read_architecture, source_label
 
+    if inherit and architecture is not None:
+        raise ValueError("--inherit starts from the supernet's own weights: leave --architecture out.")
     chosen = None if architecture is None else read_architecture(architecture)
     job = _open(run_folder)
     if chosen is None:
+        method = CONTINUED if inherit else RETRAINED
         with job.alone():
             chosen = job.search().best.architecture
-        with job.alone("noah retrained"):
-            job.subnet(chosen)
+        with job.alone(method):
+            job.finish(method, chosen)
     else:
         label = source_label(architecture)
         with job.alone(f"{TRANSFER}{label}"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peft_noah.cli.options import RUN_OPTIONS, Commands, clear_errors, quiet, run_settings, whole_numbers, with_options
+from peft_noah.method_names import METHODS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 commands = Commands()
 
-ALL_METHODS = "full,linear,vpt,adapter,lora,best-single,random-search,noah-inherited,noah-retrained"
+ALL_METHODS = ",".join(method.replace(" ", "-") for method in METHODS)
 #: for tasks of a user's own, unless asked otherwise: sized so that six small tasks, all methods and three seeds end
 #: within three hours on two CPU cores
 QUICK = {"epochs": 10, "effort": 3.0}

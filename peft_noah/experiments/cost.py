@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from peft_noah.experiments.plan import Job
-from peft_noah.method_names import TRANSFER
+from peft_noah.method_names import FROM_SUPERNET, SINGLE, TRANSFER
 from peft_noah.methods import BASELINES, SINGLE_MODULES, attach, count_trainable
 from peft_noah.search import scaled_budget
 from peft_noah.settings import RunSettings
@@ -48,8 +48,7 @@ def cell_costs(suite: Suite) -> list[CellCost]:
             continue
         listings = suite.listings[job.task.folder]
         classes = len(listings.label_names)
-        needs_search = job.method.startswith(("noah", "random"))
-        first = needs_search and job.folder not in shared
+        first = job.method in FROM_SUPERNET and job.folder not in shared
         shared |= {job.folder} if first else set()
         key = (job.method, classes)
         if key not in known:
@@ -63,7 +62,7 @@ def _parameters(settings: RunSettings, job: Job, classes: int, architectures) ->
     """Prompt parameters of a cell, and whether the number is exact."""
     config = AutoConfig.from_pretrained(settings.backbone)
     budget = settings.budget or scaled_budget(config.hidden_size, config.num_hidden_layers)
-    if job.method == "best single":
+    if job.method == SINGLE:
         return max(_parameters(settings, Job(job.task, m, 0), classes, {})[0] for m in SINGLE_MODULES), False
     if job.method not in BASELINES and job.source not in architectures:
         return budget, False

@@ -19,7 +19,7 @@ from peft_noah.experiments.grid import Grid, few_shot_cells, order_groups, stand
 from peft_noah.experiments.paper import VTAB_GROUPS, published_groups, vtab_name
 from peft_noah.experiments.tables import count_shots, few_shot_grids, transfers
 from peft_noah.formatting import module_label, module_order, one_line
-from peft_noah.method_names import INHERITED, METHODS, RETRAINED
+from peft_noah.method_names import METHODS, NOAH
 from peft_noah.plotting import INK, figure_file, grid_behind, legend_below, plot_mean_architecture
 from peft_noah.statistics import Estimate
 
@@ -116,7 +116,7 @@ def plot_few_shot(cells: Iterable[Cell], path: str | os.PathLike[str]) -> None:
 def plot_architectures(cells: Iterable[Cell], path: str | os.PathLike[str]) -> None:
     """Draw the mean architecture that NOAH found, per group of tasks and over all (Fig. 5).
 
-    Retrained and inherited cells of a task and seed share one architecture, which counts once. Few-shot tasks are
+    NOAH's cells of a task and seed share one architecture, which counts once. Few-shot tasks are
     grouped by shots.
 
     Args:
@@ -130,7 +130,7 @@ def plot_architectures(cells: Iterable[Cell], path: str | os.PathLike[str]) -> N
     cells = list(cells)
     found: dict[tuple, tuple[str, Architecture]] = {}
     for cell in cells:
-        if cell.method in (INHERITED, RETRAINED) and cell.architecture is not None:
+        if cell.method in NOAH and cell.architecture is not None:
             group = cell.group if cell.shots is None else count_shots(cell.shots)
             found.setdefault((cell.task, cell.shots, cell.seed), (group, cell.architecture))
     if not found:

@@ -33,7 +33,7 @@ from peft_noah.experiments.tables import (
 )
 from peft_noah.formatting import escape, facts
 from peft_noah.jsonfile import write_atomically
-from peft_noah.method_names import INHERITED, RETRAINED
+from peft_noah.method_names import NOAH
 from peft_noah.search_result import SearchResult
 
 TABLES_MARKDOWN = "tables.md"
@@ -139,7 +139,7 @@ def _drawings(cells: Sequence[Cell], shares: Mapping[str, BestShare]) -> Iterato
 
 def _shape(cell: Cell) -> object:
     """What architectures need to have in common for a mean; None where the cell has none to draw."""
-    if cell.architecture is None or cell.method not in (INHERITED, RETRAINED):
+    if cell.architecture is None or cell.method not in NOAH:
         return None
     return frozenset(cell.architecture), cell.architecture.num_blocks
 

@@ -16,15 +16,13 @@ from pathlib import Path, PureWindowsPath
 from peft_noah.architecture import Architecture
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import check_int, check_keys, dump_json, read_json, write_atomically
-from peft_noah.method_names import INHERITED, METHODS, RANDOM, RETRAINED, TRANSFER
+from peft_noah.method_names import FROM_SUPERNET, INHERITED, METHODS, RANDOM, SINGLE, TRANSFER
 from peft_noah.methods import SINGLE_MODULES
 from peft_noah.search_result import MAX_COUNT
 from peft_noah.settings import RunSettings
 
 PLAN = "suite.json"
 _PASSES = {"linear": 1, "full": 3}
-#: the methods that need a supernet, in the order in which they are best run
-_NOAH = (INHERITED, RETRAINED, RANDOM)
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Plan:
 
     Args:
         tasks: what to run on.
-        methods: names of `methods.METHODS`.
+        methods: names of `method_names.METHODS`.
         seeds: repeats.
         run: the settings of every run but for its task and seed.
         transfer: also retrain the architecture found on each task on every other one.
@@ -104,7 +102,7 @@ class Plan:
 
     @staticmethod
     def _order(method: str) -> tuple[bool, int]:
-        return (method not in _NOAH, (_NOAH if method in _NOAH else METHODS).index(method))
+        return (method not in FROM_SUPERNET, (FROM_SUPERNET if method in FROM_SUPERNET else METHODS).index(method))
 
     def sources(self, task: Task) -> list[str]:
         """Where the architectures that are tried on a task come from."""
@@ -143,7 +141,7 @@ class Plan:
         search = self.run.search()
         scoring = search.population_size * search.generations * validation
         supernet = 2 * self.run.training("supernet").epochs * train
-        if job.method == "best single":
+        if job.method == SINGLE:
             singles = (self.cost(Job(job.task, method, job.seed), sizes) for method in SINGLE_MODULES)
             return sum(singles) if shared else 0.0
         own = validation + test
@@ -151,7 +149,7 @@ class Plan:
             own += _PASSES.get(job.method, 2) * self.run.epochs * (2 * train + validation)
         if job.method == RANDOM:
             own += scoring
-        if job.method in _NOAH and shared:
+        if job.method in FROM_SUPERNET and shared:
             own += supernet + (0 if job.method == RANDOM else scoring)
         return own / unit
 

@@ -22,7 +22,7 @@ from peft_noah.architecture import Architecture
 from peft_noah.data.listings import Listings
 from peft_noah.experiments.plan import PLAN, Job, Plan
 from peft_noah.jsonfile import read_json
-from peft_noah.method_names import INHERITED
+from peft_noah.method_names import INHERITED, NOAH
 from peft_noah.progress import Reporter
 from peft_noah.run import Run
 from peft_noah.run_folder import SEARCH, Busy, RunFolder, slug
@@ -247,7 +247,7 @@ class Suite:
         for job, state in states:
             if state in (OPEN, RUNNING):
                 first = job.folder not in shared and not (self.files(job) / SEARCH).exists()
-                shared |= {job.folder} if first and "noah" in job.method else set()
+                shared |= {job.folder} if first and job.method in NOAH else set()
                 rate = spent[job.method] / cost[job.method] if cost[job.method] else spent[""] / cost[""]
                 seconds += rate * self.plan.cost(job, sizes.get(job.task.folder, typical), shared=first)
         return seconds

@@ -23,7 +23,7 @@ from peft_noah.experiments.grid import (
 )
 from peft_noah.experiments.paper import published_groups, published_parameters, published_rows, vtab_name
 from peft_noah.experiments.table import Entry, Number, Table
-from peft_noah.method_names import INHERITED, RETRAINED, TRANSFER
+from peft_noah.method_names import CONTINUED, INHERITED, NOAH, RETRAINED, TRANSFER
 from peft_noah.statistics import Estimate, clear_winner
 
 _OF_THE_PAPER = " (paper)"
@@ -109,11 +109,13 @@ def _further(cell: Cell, name: str) -> tuple[float, int] | None:
 
 
 def retraining_table(cells: Iterable[Cell]) -> Table | None:
-    """Table 3: NOAH's subnet with inherited and with retrained weights, per group and over all tasks."""
-    cells = [cell for cell in standard_cells(cells) if cell.method in (INHERITED, RETRAINED)]
+    """Table 3: NOAH's subnet with inherited and with retrained weights, and where there is one trained on from the
+    inherited ones, per group and over all tasks."""
+    cells = [cell for cell in standard_cells(cells) if cell.method in NOAH]
     if not cells:
         return None
-    grid = replace(Grid.from_cells(cells), methods=[INHERITED, RETRAINED])
+    further = [CONTINUED] if any(cell.method == CONTINUED for cell in cells) else []
+    grid = replace(Grid.from_cells(cells), methods=[INHERITED, RETRAINED, *further])
     rows = _Rows([grid])
     for label, means in grid.mean_rows():
         before, after = means[INHERITED], means[RETRAINED]
