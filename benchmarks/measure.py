@@ -22,6 +22,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from peft_noah import Architecture, NoahConfig, __version__
 from peft_noah.data.images import ImageSplit
+from peft_noah.fast.hardware import has_amx
 from peft_noah.formatting import table
 
 #: random weights; what they are does not change the time
@@ -88,7 +89,7 @@ def machine() -> str:
         lines = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = f"{lines[0]}, {len(lines)} cores" if lines else cpu
     isa = torch.backends.cpu.get_cpu_capability()
-    isa += " and AMX" if torch.cpu._is_amx_tile_supported() else ""  # what multiplies bfloat16
+    isa += " and AMX" if has_amx() else ""  # what multiplies bfloat16
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (
         f"{cpu} ({isa}){gpu}, {torch.get_num_threads()} thread, Python {platform.python_version()}, torch "

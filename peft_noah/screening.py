@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from peft_noah.fast.hardware import has_bfloat16
 from peft_noah.jsonfile import check_keys
 from peft_noah.racing import Unsure
 
@@ -97,12 +98,3 @@ def label_gap(logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[int]
     if classes is not None:
         others = others[:, list(classes)]
     return own[:, 0] - others.amax(-1)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 matrices faster than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

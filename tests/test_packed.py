@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from peft_noah.fast import packed
+from peft_noah.fast import hardware, packed
 from peft_noah.fast.packed import FrozenLinears, PackedLinear, can_pack, is_frozen_linear
 
 
@@ -90,7 +90,7 @@ def test_wide_float32_weights_are_left_to_mkl_where_it_is_faster(monkeypatch):
     for fast in (False, True):
         monkeypatch.setattr(packed, "_MKL_IS_FAST", fast)
         assert (can_pack(wide), can_pack(narrow)) == (not fast, True)
-    assert can_pack(wide.bfloat16()) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert can_pack(wide.bfloat16()) == hardware.has_packed_kernels(torch.bfloat16)
 
 
 @pytest.mark.parametrize("fitting", [0, 1, 2])

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_architecture import unhurried
 
-from peft_noah import screening
 from peft_noah.racing import Bar, Hardness, Unsure, race
 from peft_noah.screening import FIRST_SAFETY, SAFETY, Screen, label_gap
 from peft_noah.search_result import Bounds
@@ -70,7 +69,6 @@ def test_it_is_off_without_the_hardware(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert Screen(torch.nn.Linear(1, 1), CPU, "no").reason == "the cpu has no arithmetic in bfloat16"
-    assert not screening.has_bfloat16(torch.device("meta"))
 
 
 def test_what_was_learnt_comes_back_and_what_cannot_be_is_refused(bfloat16):

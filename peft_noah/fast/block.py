@@ -12,13 +12,14 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from peft_noah.backbones import Backbone
+from peft_noah.fast.hardware import has_amx
 from peft_noah.fast.packed import FrozenLinears, Stamp, is_frozen_linear, stacked_linear
 from peft_noah.layer import NoahLayer
 from peft_noah.prompts import PromptModule
 from peft_noah.prompts.vpt import FAST_CALL, insert_tokens, strip_tokens
 
-#: whether this processor multiplies bfloat16 in tiles: then PyTorch's fused attention does so too, in its forward alone
-_HAS_AMX = torch.cpu._is_amx_tile_supported()
+#: where bfloat16 is multiplied in tiles, PyTorch's fused attention does so too, in its forward alone
+_HAS_AMX = has_amx()
 
 #: devices on which a compiled model multiplies query, key and value apart: stacking costs a CPU more than it saves
 _COMPILED_APART = ("cpu",)

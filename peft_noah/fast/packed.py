@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from peft_noah.fast.hardware import has_mkl_for_intel, has_packed_kernels
+
 #: MKL, behind PyTorch's own float32 products, is made for Intel's processors: beside oneDNN on packed weights it is
 #: 6 % behind at a width of 128 and ahead from this one on, without a copy of them
 MKL_IS_FASTER_FROM = 768
-_MKL_IS_FAST = torch.backends.mkl.is_available() and "Intel" in str(
-    getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name")  # newer than the oldest torch we take
-)
+_MKL_IS_FAST = has_mkl_for_intel()
 
 #: what makes a kept copy stale: storage and version of each weight it was made from, and whatever the caller adds
 Stamp = tuple
@@ -39,11 +39,9 @@ def is_frozen_linear(leaf: nn.Module) -> bool:
 
 def can_pack(weight: torch.Tensor) -> bool:
     """Whether oneDNN has kernels for a weight of this device and dtype, and there are no faster ones."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+    if weight.device.type != "cpu" or not has_packed_kernels(weight.dtype):
         return False
-    if weight.dtype == torch.float32:
-        return not (_MKL_IS_FAST and min(weight.shape) >= MKL_IS_FASTER_FROM)
-    return weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype != torch.float32 or not (_MKL_IS_FAST and min(weight.shape) >= MKL_IS_FASTER_FROM)
 
 
 @dataclass
