@@ -8,9 +8,7 @@ from pathlib import Path
 
 from peft_noah.adapter_files import load_adapter
 from peft_noah.data.preprocessing import Normalizer
-from peft_noah.methods import (
-    load_backbone,
-)
+from peft_noah.methods import load_backbone
 from peft_noah.run_context import read_splits
 from peft_noah.run_folder import SETTINGS
 from peft_noah.settings import RunSettings

@@ -18,11 +18,10 @@ from huggingface_hub import ModelCard
 
 from peft_noah.architecture import Architecture
 from peft_noah.formatting import architecture_table, code, escape, facts, one_line, percent, table
-from peft_noah.jsonfile import check_int, write_atomically
+from peft_noah.jsonfile import MAX_COUNT, check_int, write_atomically
 from peft_noah.statistics import standard_error
 
 TAGS = ("peft", "noah", "image-classification")
-MAX_COUNT = 2**63 - 1
 MAX_LABELS = 100_000
 _INLINE_LABELS = 100  # more would hide the snippet they stand in
 

@@ -19,6 +19,8 @@ from uuid import uuid4
 
 MAX_FILE_BYTES = 32 * 1024**2
 MAX_TEXT = 10_000
+#: the greatest count that is read or given
+MAX_COUNT = 2**63 - 1
 
 
 def check_int(value: object, what: str, low: int, high: int) -> int:

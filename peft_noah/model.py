@@ -20,8 +20,8 @@ from peft_noah.fixed_shapes import chosen_by_masks, write_choices
 from peft_noah.layer import NoahLayer, NoahLinear, check_one_vpt
 from peft_noah.merging import check_mergeable
 from peft_noah.mixed_batch import adapter_per_sample
-from peft_noah.placement import Layout, Placement, plan, resolve_config, unwrap
-from peft_noah.prompts import PROMPT_MODULES, PromptModule, Vpt
+from peft_noah.placement import Layout, Placement, check_rows, plan, resolve_config, unwrap
+from peft_noah.prompts import PromptModule, Vpt
 from peft_noah.prompts.vpt import attach_hooks, plan_streams, remove_hooks
 
 
@@ -271,16 +271,10 @@ class NoahModel(BaseTuner):
         return self._check_fits(given, name)
 
     def _check_fits(self, architecture: Architecture, name: str) -> Architecture:
-        stored = self.peft_config[name].architecture
+        stored = Architecture(self.peft_config[name].architecture)
+        check_rows(architecture, stored.num_blocks)
         for row, dims in architecture.items():
-            if row not in PROMPT_MODULES:
-                raise ValueError(f"unknown prompt module {row!r} (known: {', '.join(PROMPT_MODULES)}).")
-            limits = stored.get(row, [0] * len(next(iter(stored.values()))))
-            if len(dims) != len(limits):
-                raise ValueError(
-                    f"row {row!r} has {len(dims)} dims but this model has {len(limits)} blocks. Give one dim per block, 0 "
-                    f"where {row} is absent."
-                )
+            limits = stored.get(row, (0,) * stored.num_blocks)
             for block, (dim, limit) in enumerate(zip(dims, limits, strict=True)):
                 if dim > limit:
                     raise ValueError(

@@ -131,7 +131,7 @@ def resolve_config(config: NoahConfig, layout: Layout, model: nn.Module, model_t
     if config.architecture is None:
         space = config.resolve_search_space(num_blocks, layout.modules)
         config.search_space, config.architecture = space.to_dict(), space.largest().to_dict()
-    _check_rows(Architecture(config.architecture), num_blocks, layout.modules, model_type)
+    _check_placeable(Architecture(config.architecture), num_blocks, layout.modules, model_type)
     _check_backbone(config, model_type, num_blocks, layout.width)
 
 
@@ -143,7 +143,12 @@ def _resolve_targets(config: NoahConfig, backbone: Backbone) -> None:
         config.target_modules = {backbone.projections.get(name, name) for name in targets}
 
 
-def _check_rows(architecture: Architecture, num_blocks: int, modules: tuple[str, ...], model_type: str | None) -> None:
+def check_rows(architecture: Architecture, num_blocks: int) -> None:
+    """Refuse an architecture of other blocks or unknown modules.
+
+    Raises:
+        ValueError: if a row is of no prompt module, or has not one dim per block.
+    """
     for name, row in architecture.items():
         if name not in PROMPT_MODULES:
             raise ValueError(f"unknown prompt module {name!r} (known: {', '.join(PROMPT_MODULES)}).")
@@ -152,6 +157,13 @@ def _check_rows(architecture: Architecture, num_blocks: int, modules: tuple[str,
                 f"row {name!r} has {len(row)} dims but this model has {num_blocks} blocks. Give one dim per block, 0 where "
                 f"{name} is absent."
             )
+
+
+def _check_placeable(
+    architecture: Architecture, num_blocks: int, modules: tuple[str, ...], model_type: str | None
+) -> None:
+    check_rows(architecture, num_blocks)
+    for name, row in architecture.items():
         if name not in modules and any(row):
             raise ValueError(
                 f"{name!r} cannot be placed: nothing is known about the blocks of model_type {model_type!r}. Give only "

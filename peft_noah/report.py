@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 
 from peft_noah.architecture import Architecture
 from peft_noah.formatting import architecture_table, escape, facts, one_line, percent, table
-from peft_noah.jsonfile import check_int, check_keys, dump_json, read_json, write_atomically
+from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, dump_json, read_json, write_atomically
 from peft_noah.statistics import Estimate, clear_winner, mean_and_standard_error, standard_error
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 RESULTS_JSON, RESULTS_MARKDOWN = "results.json", "results.md"
-MAX_COUNT = 2**63 - 1
 MAX_RESULTS = 10_000
 MAX_NOTES = 1_000
 MAX_TEXT = 10_000

@@ -18,10 +18,7 @@ from peft_noah.data.images import ImageSplit
 from peft_noah.data.preprocessing import Normalizer, Preprocessing
 from peft_noah.data.splits import Splits
 from peft_noah.jsonfile import refuse_link
-from peft_noah.methods import (
-    attach,
-    load_backbone,
-)
+from peft_noah.methods import attach, load_backbone
 from peft_noah.progress import Reporter
 from peft_noah.run_folder import (
     CHECKPOINTS,

@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from peft_noah.architecture import Architecture, SearchSpace
-from peft_noah.jsonfile import check_int
+from peft_noah.jsonfile import MAX_COUNT, check_int
 from peft_noah.racing import Bar
 from peft_noah.search_result import (
-    MAX_COUNT,
     Bounds,
     Candidate,
     SearchResult,

@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import NamedTuple
 
 from peft_noah.architecture import Architecture, SearchSpace
-from peft_noah.jsonfile import check_int, check_keys, dump_json, read_json, write_atomically
+from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, dump_json, read_json, write_atomically
 
 ORIGINS = ("random", "crossover", "mutation")
-MAX_COUNT = 2**63 - 1
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from peft_noah.config import RECIPES, SPACES
 from peft_noah.data import bundled_backbone
-from peft_noah.jsonfile import check_fields, check_int, dump_json, read_json, write_atomically
+from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, dump_json, read_json, write_atomically
 from peft_noah.methods import BASELINES
-from peft_noah.search_result import MAX_COUNT, SearchSettings
+from peft_noah.search_result import SearchSettings
 from peft_noah.training import TrainingSettings
 
 #: cost of the paper's supernet, search and retraining, in fine-tunings of the length of the retraining
