@@ -28,7 +28,7 @@ def export_lora(model: NoahModel, architecture: Architecture, adapter_name: str)
         )
     loras = {
         key: (layer.noah_lora[adapter_name], architecture[Lora.name][layer.noah_lora[adapter_name].block])
-        for key, layer in model._noah_layers()
+        for key, layer in model.noah_layers()
         if adapter_name in layer.noah_lora and Lora.name in architecture
     }
     loras = {key: (lora, rank) for key, (lora, rank) in loras.items() if rank}

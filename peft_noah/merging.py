@@ -27,12 +27,12 @@ def check_mergeable(model: NoahModel, adapter_names: Sequence[str] | None, safe_
     """
     if isinstance(adapter_names, str):
         raise TypeError(f"adapter_names should be a list of strings, got {adapter_names!r}.")
-    layers = dict(model._noah_layers())
+    layers = dict(model.noah_layers())
     asked = {key: layer.active_adapters if adapter_names is None else adapter_names for key, layer in layers.items()}
     for name in dict.fromkeys(itertools.chain.from_iterable(asked.values())):
         if name not in model.peft_config:
             raise ValueError(f"adapter {name!r} does not exist (known: {', '.join(model.peft_config)}).")
-        nonlinear = {m.name for m in model._prompt_modules(name) if m.dim and not m.is_linear}
+        nonlinear = {m.name for m in model.prompt_modules(name) if m.dim and not m.is_linear}
         if nonlinear:
             raise ValueError(not_mergeable(name, sorted(nonlinear)))
     for key, layer in layers.items():

@@ -26,7 +26,7 @@ def adapter_per_sample(model: NoahModel, names: Sequence[str]) -> Iterator[None]
             length, so that VPT adapters go only with others of as many tokens in every block.
     """
     _check(model, names)
-    layers = [layer for _, layer in model._noah_layers()]
+    layers = [layer for _, layer in model.noah_layers()]
     handles = [
         module.register_forward_pre_hook(partial(_pass_names, names=names), with_kwargs=True)
         for module in model.modules()
@@ -56,7 +56,7 @@ def _check(model: NoahModel, names: Sequence[str]) -> None:
     unknown = sorted({name for name in names if name != BASE and name not in model.peft_config})
     if unknown:
         raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
-    if any(layer.merged for _, layer in model._noah_layers()):
+    if any(layer.merged for _, layer in model.noah_layers()):
         raise ValueError(
             "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
         )
@@ -78,5 +78,5 @@ def _check_equal_tokens(model: NoahModel, first: str, other: str) -> None:
 
 
 def _tokens(model: NoahModel, name: str) -> dict[int, tuple[int, int, str]]:
-    modules = ((layer.noah_vpt[name]) for _, layer in model._noah_layers() if name in layer.noah_vpt)
+    modules = ((layer.noah_vpt[name]) for _, layer in model.noah_layers() if name in layer.noah_vpt)
     return {vpt.block: (vpt.dim, vpt.stream[0], vpt.position) for vpt in modules if vpt.passing}

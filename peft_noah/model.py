@@ -100,7 +100,7 @@ class NoahModel(BaseTuner):
         if not is_fixed:
             self._check_unmerged(name)
         architecture = self._check_fits(Architecture(architecture), name)
-        modules = self._fixed[1] if is_fixed else list(self._prompt_modules(name))
+        modules = self._fixed[1] if is_fixed else list(self.prompt_modules(name))
         for module in modules:
             row = architecture.get(module.name)
             module.set_dim(row[module.block] if row else 0)
@@ -125,7 +125,7 @@ class NoahModel(BaseTuner):
         """
         name = self._adapter(adapter_name)
         self._check_unmerged(name)
-        modules = list(self._prompt_modules(name))
+        modules = list(self.prompt_modules(name))
         with chosen_by_masks(modules, self.peft_config[name], name):
             self._fixed = name, modules
             try:
@@ -138,7 +138,7 @@ class NoahModel(BaseTuner):
         """The subnet that is active now."""
         name = self._adapter(adapter_name)
         rows = {row: [0] * len(dims) for row, dims in self.peft_config[name].architecture.items()}
-        for module in self._prompt_modules(name):
+        for module in self.prompt_modules(name):
             rows[module.name][module.block] = module.dim
         return Architecture(rows)
 
@@ -169,7 +169,7 @@ class NoahModel(BaseTuner):
         """
         name = self._adapter(adapter_name)
         rows = self._rows(architecture, name)
-        return sum(m.count(rows[m.name][m.block] if m.name in rows else 0) for m in self._prompt_modules(name))
+        return sum(m.count(rows[m.name][m.block] if m.name in rows else 0) for m in self.prompt_modules(name))
 
     def extract(
         self, architecture: Architecture | Mapping[str, list[int]] | None = None, adapter_name: str | None = None
@@ -231,7 +231,7 @@ class NoahModel(BaseTuner):
     def _sliced_state(self, rows: Architecture, name: str, drop_from: dict) -> dict[str, torch.Tensor]:
         """Sliced weights by saved key; the full ones are taken out of ``drop_from``."""
         sliced = {}
-        for key, layer in self._noah_layers():
+        for key, layer in self.noah_layers():
             for module in layer.prompt_modules(name):
                 prefix = f"model.{key}.noah_{module.name}"
                 for weight, _ in module.named_parameters():
@@ -293,11 +293,13 @@ class NoahModel(BaseTuner):
             if block in vpts:
                 vpts[block].stream = stream
 
-    def _noah_layers(self) -> Iterator[tuple[str, NoahLayer]]:
+    def noah_layers(self) -> Iterator[tuple[str, NoahLayer]]:
+        """The wrapped leaves with their names in the backbone."""
         return ((key, module) for key, module in self.model.named_modules() if isinstance(module, NoahLayer))
 
-    def _prompt_modules(self, name: str) -> Iterator[PromptModule]:
-        for _, layer in self._noah_layers():
+    def prompt_modules(self, name: str) -> Iterator[PromptModule]:
+        """All prompt modules of an adapter."""
+        for _, layer in self.noah_layers():
             yield from layer.prompt_modules(name)
 
     # ------------------------------------------------------------------ several adapters, merging, unloading
@@ -310,7 +312,7 @@ class NoahModel(BaseTuner):
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         check_one_vpt(
-            [name for name in names if any(isinstance(module, Vpt) for module in self._prompt_modules(name))]
+            [name for name in names if any(isinstance(module, Vpt) for module in self.prompt_modules(name))]
         )
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
@@ -335,7 +337,7 @@ class NoahModel(BaseTuner):
             yield
 
     def _check_unmerged(self, *names: str) -> None:
-        merged = sorted({name for _, layer in self._noah_layers() for name in layer.merged_adapters} & {*names})
+        merged = sorted({name for _, layer in self.noah_layers() for name in layer.merged_adapters} & {*names})
         if merged:
             raise ValueError(
                 f"adapters {', '.join(map(repr, merged))} are merged into the base weights: call unmerge_adapter() first."

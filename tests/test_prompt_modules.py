@@ -120,7 +120,7 @@ def logits(model, pixels):
 def test_each_sits_at_its_site_and_counts(family):
     model = supernet(family)
     placed = {}
-    for _, layer in model._noah_layers():
+    for _, layer in model.noah_layers():
         for module in layer.prompt_modules("default"):
             placed.setdefault(module.name, []).append(module)
             assert module.count(module.max_dim) == sum(p.numel() for p in module.parameters())
@@ -236,7 +236,7 @@ def test_one_registered_after_a_layer_was_built_joins_it(pixels):
 def test_targets_are_shared_with_lora():
     config = NoahConfig(architecture={"parallel": [3, 0, 3, 3]}, target_modules=["fc1"], layers_to_transform=[0, 1, 2])
     model = get_peft_model(make_model(), config)
-    assert [key for key, _ in model._noah_layers()] == ["vit.layers.0.mlp.fc1", "vit.layers.2.mlp.fc1"]
+    assert [key for key, _ in model.noah_layers()] == ["vit.layers.0.mlp.fc1", "vit.layers.2.mlp.fc1"]
     with pytest.raises(ValueError, match="so parallel cannot be placed"):
         get_peft_model(make_model(), NoahConfig(architecture={"parallel": [3] * 4}, target_modules=["nowhere"]))
 
