@@ -311,9 +311,7 @@ class NoahModel(BaseTuner):
             ValueError: if two of them carry VPT: their tokens would replace each other. Nothing has changed then.
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        check_one_vpt(
-            [name for name in names if any(isinstance(module, Vpt) for module in self.prompt_modules(name))]
-        )
+        check_one_vpt([name for name in names if any(isinstance(module, Vpt) for module in self.prompt_modules(name))])
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:

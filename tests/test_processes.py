@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from test_run import SMALL, write_task
 
 from peft_noah.run import Run
+from peft_noah.search_result import SearchResult
 from peft_noah.settings import RunSettings
 from peft_noah.training import ArchitectureSampler, TrainingSettings
 from peft_noah.training.batches import Shares
@@ -101,6 +102,20 @@ def test_the_documented_command_trains_the_supernet_of_one_process(tmp_path):
     Run(tmp_path / "one", RunSettings.load(tmp_path / "two" / "settings.json")).supernet()
     one, two = (load_file(tmp_path / name / "supernet" / "adapter_model.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(two, one, **TOLERANCE)
+
+
+def test_the_whole_job_on_two_processes_is_that_of_one(tmp_path):
+    task = write_task(tmp_path / "task")
+    make_model().save_pretrained(tmp_path / "vit")
+    job = ("--model", tmp_path / "vit", "--dataset", task, *SMALL, "--baselines", "none")
+    launcher = ("torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port(), "-m", "peft_noah")
+    two = launch(*launcher, "run", *job, "--output", tmp_path / "two")
+    assert [two.wait(300), launch("peft_noah", "run", *job, "--output", tmp_path / "one").wait(300)] == [0, 0]
+    found = [SearchResult.load(tmp_path / name / "search.json").candidates for name in ("one", "two")]
+    assert found[0] == found[1]  # beside them, the file has what screening learnt of weights that differ a little
+    for name in ("adapter", "adapter-inherited", "adapter-continued"):
+        one, both = (load_file(tmp_path / n / name / "adapter_model.safetensors") for n in ("one", "two"))
+        torch.testing.assert_close(both, one, **TOLERANCE)
 
 
 def test_a_launcher_whose_processes_do_not_meet_is_an_error(monkeypatch):

@@ -1,0 +1,62 @@
+"""The benchmark: what it compares with is the same model, and its report is what its numbers say."""
+
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SIZES
+from transformers import ViTConfig
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A file of the benchmark by name; the tests have a ``reference`` of their own."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    monkeypatch.syspath_prepend(FOLDER)
+    yield load
+    sys.modules.pop("measure", None)
+
+
+def test_the_reference_is_the_same_model(benchmark):
+    measure, reference = benchmark("measure"), benchmark("reference")
+    model = measure.make_supernet(ViTConfig(**SIZES, num_labels=5)).double().eval()
+    plain = reference.Reference(model).double().eval()
+    images, labels = measure.make_images(ViTConfig(**SIZES, num_labels=5), 3)
+    space = model.get_search_space()
+    for seed in range(4):
+        architecture = space.sample(random.Random(seed))
+        for each in (model, plain):
+            each.set_architecture(architecture)
+        with torch.no_grad():
+            expected = measure.logits_of(model, images.double())
+            measure.check_equal(measure.logits_of(plain, images.double()), expected, "G", tolerance=1e-9)
+    with pytest.raises(ValueError, match="logits differ"):
+        measure.check_equal(expected + 1, expected, "G")
+
+
+def test_the_committed_report_is_that_of_its_numbers(benchmark):
+    report = benchmark("benchmark").markdown(json.loads((FOLDER / "results.json").read_text()))
+    assert (FOLDER / "results.md").read_text() == report
+
+
+def test_a_section_runs_and_joins_the_report(tmp_path):
+    command = [sys.executable, FOLDER / "benchmark.py", "--quick", "--only", "startup", "--output", tmp_path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FOLDER.parent), *sys.path])}
+    subprocess.run([str(part) for part in command], check=True, capture_output=True, env=environment, timeout=300)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found.keys() == {"startup"} and "peft-noah --help" in (tmp_path / "results.md").read_text()
