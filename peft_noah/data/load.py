@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from peft_noah.data.list_files import Entry, find_lists, list_images, name_classes, read_entries
 from peft_noah.data.listings import Listing, Listings, check_shots
@@ -28,72 +29,21 @@ def bundled_backbone() -> Path:
 
 
 def load_splits(
-    source: str | os.PathLike[str],
-    preprocessing: Preprocessing,
-    *,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    train_split: str = "train",
-    validation_split: str | None = "validation",
-    test_split: str = "test",
-    validation_fraction: float = 0.2,
-    seed: int = 0,
-    shots: int | None = None,
-    other_tests: Mapping[str, str | os.PathLike[str]] | None = None,
-    num_classes: int | None = None,
-    cache_gb: float = 4.0,
+    source: str | os.PathLike[str], preprocessing: Preprocessing, *, cache_gb: float = 4.0, **options: Any
 ) -> Splits:
     """Train, validation and test splits of a labelled image dataset, decoded and resized once.
 
-    What `source` holds is found out, in this order:
-
-    - parquet files (`train.parquet`, `train-00000-of-00002.parquet`), at the top or in `data/`;
-    - the NOAH authors' few-shot lists, `annotations/train_meta.list.num_shot_<k>.seed_<s>`, `val_meta.list`,
-      `test_meta.list`; CoOp's, `split_zhou_<Name>.json`; VTAB-1k's, `train800.txt`, `val200.txt`, `test.txt`, also
-      without numbers; each with the images it names in the same folder or one below it;
-    - folders of images, `train/<class>/*.png`, also `val/`, `test/`.
-
-    Anything that is no folder is a dataset's Hub id, `owner/name` or `owner/name:config`.
-
     Args:
-        source: a folder, or a Hub id.
+        source: a folder, or a Hub id; what it may hold is said in `read_listings`.
         preprocessing: the run's resize, crop and normalisation.
-        image_column: the column of images; found by its type where None.
-        label_column: the column of classes; found by its type, or the name `label`, where None.
-        train_split: name of the training split (`train800` stands in for `train`).
-        validation_split: name of the validation split (`val`, `valid`, `dev` and `val200` stand in for `validation`).
-            None, or "validation" where there is none: split off the training images, with as many of each class as
-            fits. Of VTAB-1k's `train800`, `val200` and `train800val200`, any two give the third.
-        test_split: name of the test split.
-        validation_fraction: share of the training images to split off where validation is missing, no unit.
-        seed: seed of that choice, and of `shots`.
-        shots: training images per class: the source's own list for `shots` and `seed`, else drawn with `seed`; None:
-            all. The validation split stays as it is; where there is none, min(shots, 4) more per class become it.
-        other_tests: further test sets by name, with the classes of the training images or some of them: a folder of
-            lists, parquet or class folders (named as the training classes are, or by their numbers), or a Hub id.
-        num_classes: where labels are numbers without names: labels from here on are refused, and a table's numbers are
-            class indices, not names; None: the classes of a list are those up to its largest label.
         cache_gb: most memory decoded images may take, in gigabytes (10^9 bytes); splits beyond it (the test split
             last) are decoded whenever they are fetched, with the same values.
+        **options: which columns, splits and shots: the keyword arguments of `read_listings`.
 
     Raises:
-        ValueError: source, split, list or column is missing or ambiguous; a list names a missing image or has a
-            malformed line; a split is empty; there are fewer than two classes; a label is missing or out of range or
-            its names differ over splits; an image is corrupt, too large or made of floats.
+        ValueError: as `read_listings`; or an image is corrupt, too large or made of floats.
     """
-    listings = read_listings(
-        source,
-        image_column=image_column,
-        label_column=label_column,
-        train_split=train_split,
-        validation_split=validation_split,
-        test_split=test_split,
-        validation_fraction=validation_fraction,
-        seed=seed,
-        shots=shots,
-        other_tests=other_tests,
-        num_classes=num_classes,
-    )
+    listings = read_listings(source, **options)
     return build_splits(
         listings.train,
         listings.validation,
@@ -120,13 +70,40 @@ def read_listings(
     other_tests: Mapping[str, str | os.PathLike[str]] | None = None,
     num_classes: int | None = None,
 ) -> Listings:
-    """What `load_splits` would decode, undecoded: which images, with which labels, in which split.
+    """Which images of a labelled dataset, with which labels, are in which split; undecoded.
+
+    What `source` holds is found out, in this order:
+
+    - parquet files (`train.parquet`, `train-00000-of-00002.parquet`), at the top or in `data/`;
+    - the NOAH authors' few-shot lists, `annotations/train_meta.list.num_shot_<k>.seed_<s>`, `val_meta.list`,
+      `test_meta.list`; CoOp's, `split_zhou_<Name>.json`; VTAB-1k's, `train800.txt`, `val200.txt`, `test.txt`, also
+      without numbers; each with the images it names in the same folder or one below it;
+    - folders of images, `train/<class>/*.png`, also `val/`, `test/`.
+
+    Anything that is no folder is a dataset's Hub id, `owner/name` or `owner/name:config`.
 
     Args:
-        source: as all others, as for `load_splits`.
+        source: a folder, or a Hub id.
+        image_column: the column of images; found by its type where None.
+        label_column: the column of classes; found by its type, or the name `label`, where None.
+        train_split: name of the training split (`train800` stands in for `train`).
+        validation_split: name of the validation split (`val`, `valid`, `dev` and `val200` stand in for `validation`).
+            None, or "validation" where there is none: split off the training images, with as many of each class as
+            fits. Of VTAB-1k's `train800`, `val200` and `train800val200`, any two give the third.
+        test_split: name of the test split.
+        validation_fraction: share of the training images to split off where validation is missing, no unit.
+        seed: seed of that choice, and of `shots`.
+        shots: training images per class: the source's own list for `shots` and `seed`, else drawn with `seed`; None:
+            all. The validation split stays as it is; where there is none, min(shots, 4) more per class become it.
+        other_tests: further test sets by name, with the classes of the training images or some of them: a folder of
+            lists, parquet or class folders (named as the training classes are, or by their numbers), or a Hub id.
+        num_classes: where labels are numbers without names: labels from here on are refused, and a table's numbers are
+            class indices, not names; None: the classes of a list are those up to its largest label.
 
     Raises:
-        ValueError: as `load_splits`, but for what only decoding shows.
+        ValueError: source, split, list or column is missing or ambiguous; a list names a missing image or has a
+            malformed line; a split is empty; there are fewer than two classes; a label is missing or out of range or
+            its names differ over splits.
     """
     names = {"train": train_split, "validation": validation_split, "test": test_split}
     check_names(names)
@@ -135,9 +112,8 @@ def read_listings(
     lists = find_lists(folder, shots, seed) if folder.is_dir() and not parquet_files(folder) else {}
     if lists:
         listings = _from_lists(folder, lists, names, num_classes)
-        shots = (
-            None if ".num_shot_" in lists.get("train", folder).name else shots
-        )  # drawn by the lists' authors already
+        if ".num_shot_" in lists.get("train", folder).name:  # drawn by the lists' authors already
+            shots = None
     else:
         listings = _from_tables(source, names, image_column, label_column, num_classes)
     others = {
