@@ -115,7 +115,9 @@ def test_ci_runs_the_test_command_of_the_readme(tmp_path):
 def test_the_readme_shows_the_committed_results():
     readme, folder = (ROOT / "README.md").read_text(), ROOT / "examples" / "results" / "fashion_mnist"
     reports = [RunReport.load(folder / f"results-seed{seed}.json") for seed in range(3)]
-    for method, label in (("lora", "LoRA, rank 8"), ("noah retrained", "NOAH retrained"), ("linear", "linear probe")):
+    labels = {"linear": "linear probe", "lora": "LoRA, rank 8", "adapter": "Adapter, width 8", "vpt": "VPT, 10 tokens"}
+    labels |= {f"noah {how}": f"NOAH {how}" for how in ("inherited", "retrained", "continued")}
+    for method, label in labels.items():
         values = [next(r.test for r in report.results if r.method == method) for report in reports]
         mean, error = mean_and_standard_error([100 * value for value in values])
         row = next(line for line in readme.splitlines() if line.startswith(f"| {label}"))
