@@ -4,13 +4,12 @@
 
 The job is a tiny ViT and task that this script writes itself, with a checkpoint every 0.05 seconds. Faults:
 
-    kill -9            at a random moment of supernet training, search and retraining
+    kill -9            at a random moment of supernet training, search, retraining and continuing
     SIGTERM, SIGINT    saves, exits with 143 or 130, and says how to go on
     truncated          kill -9, then the newest checkpoint is cut short by a random number of bytes
     full disk          no file may grow beyond 50 kB, so that checkpoints fail: a clear error, exit code 2
 
-A run is identical if supernet, search history, inherited and retrained adapter have the bytes of the uninterrupted run,
-and the log of every step is the same but for its time.
+A run is identical if supernet, search history and all adapters have the bytes of the uninterrupted run, and the log of every step is the same but for its time.
 Processes are forked from one that has imported torch already (needs Linux or macOS); what they run is the command line.
 """
 
@@ -26,13 +25,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
-STAGES = ("supernet training", "search", "retraining")
-ORDER = ("start", "supernet training", "search", "inheriting", "retraining", "report")
+STAGES = ("supernet training", "search", "retraining", "continuing")
+ORDER = ("start", "supernet training", "search", "inheriting", "retraining", "continuing", "report")
 COMPARED = (
     "supernet/adapter_model.safetensors",
     "search.json",
     "adapter-inherited/adapter_model.safetensors",
     "adapter/adapter_model.safetensors",
+    "adapter-continued/adapter_model.safetensors",
 )
 #: one run's faults other than kills; checkpoints, which two of them damage, are written while a model is trained
 OTHERS = (
@@ -90,7 +90,7 @@ def stage_of(folder: Path) -> str:
         return "search"
     if not (folder / "adapter").exists():
         return "retraining" if (folder / "adapter-inherited").exists() else "inheriting"
-    return "report"
+    return "report" if (folder / "adapter-continued").exists() else "continuing"
 
 
 def same_bytes(path: Path, other: Path) -> bool:

@@ -167,7 +167,8 @@ def _check_placeable(
         if name not in modules and any(row):
             raise ValueError(
                 f"{name!r} cannot be placed: nothing is known about the blocks of model_type {model_type!r}. Give only "
-                f"rows of {', '.join(modules)}, or describe the family with register_backbone; examples/add_backbone.py shows how."
+                f"rows of {', '.join(modules)}, or describe the family with register_backbone; "
+                "examples/add_backbone.py shows how."
             )
 
 
