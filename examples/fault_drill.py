@@ -9,7 +9,8 @@ The job is a tiny ViT and task that this script writes itself, with a checkpoint
     truncated          kill -9, then the newest checkpoint is cut short by a random number of bytes
     full disk          no file may grow beyond 50 kB, so that checkpoints fail: a clear error, exit code 2
 
-A run is identical if supernet, search history and all adapters have the bytes of the uninterrupted run, and the log of every step is the same but for its time.
+A run is identical if supernet, search history and all adapters have the bytes of the uninterrupted run, and the log of
+every step is the same but for its time.
 Processes are forked from one that has imported torch already (needs Linux or macOS); what they run is the command line.
 """
 
