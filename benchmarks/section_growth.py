@@ -12,8 +12,8 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from peft_noah import Architecture, NoahConfig
 from peft_noah.fast import fast_forward
-from peft_noah.scoring import Scorer, spread
-from peft_noah.search import random_search, scaled_budget
+from peft_noah.searching.evolution import random_search, scaled_budget
+from peft_noah.searching.scoring import Scorer, spread
 from peft_noah.training.processes import make_accelerator
 
 SERIES = {

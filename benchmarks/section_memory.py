@@ -16,8 +16,8 @@ from measure import SIZES, Table, as_floats, make_images, make_split, make_step,
 from reference import Reference
 
 from peft_noah.fast import fast_forward
-from peft_noah.scoring import Scorer, spread
-from peft_noah.search import ROUND
+from peft_noah.searching.evolution import ROUND
+from peft_noah.searching.scoring import Scorer, spread
 from peft_noah.training.memory import peak_memory
 from peft_noah.training.processes import make_accelerator
 

@@ -23,20 +23,20 @@ from measure import Table, machine, share
 from reference import Reference
 from torch import nn
 
-from peft_noah.adapter_files import load_adapter
 from peft_noah.architecture import Architecture
 from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
 from peft_noah.jsonfile import write_atomically
-from peft_noah.methods import attach, load_backbone
-from peft_noah.run_context import read_splits
-from peft_noah.run_folder import SUPERNET, RunFolder
-from peft_noah.scoring import Scorer, spread
-from peft_noah.search import SearchSettings, scaled_budget, search
-from peft_noah.search_result import Bounds, SearchResult
-from peft_noah.settings import RunSettings
+from peft_noah.run.context import read_splits
+from peft_noah.run.folder import SUPERNET, RunFolder
+from peft_noah.run.methods import attach, load_backbone
+from peft_noah.run.settings import RunSettings
+from peft_noah.searching.evolution import SearchSettings, scaled_budget, search
+from peft_noah.searching.result import Bounds, SearchResult
+from peft_noah.searching.scoring import Scorer, spread
 from peft_noah.training import ArchitectureSampler, TrainingSettings, train
 from peft_noah.training.processes import make_accelerator
+from peft_noah.tuner.adapter_files import load_adapter
 
 G, FAST, RACED = "G, every candidate in full", "fast forward, every candidate in full", "+ raced"
 SHARED, SCREENED = "+ shared prefixes", "+ screened in bfloat16"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from peft_noah.experiments.cells import load_cells
 from peft_noah.formatting import percent, table
-from peft_noah.method_names import INHERITED, NOAH, RETRAINED
-from peft_noah.statistics import Estimate
+from peft_noah.results.statistics import Estimate
+from peft_noah.run.method_names import INHERITED, NOAH, RETRAINED
 
 LORA = "lora"
 TRAINED = "{}-on-train-validation.jsonl"

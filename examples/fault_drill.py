@@ -110,7 +110,9 @@ class Drill:
     def __init__(self, work: Path, command: list[str], seed: int) -> None:
         self.work, self.command, self.rng = work, command, random.Random(seed)
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["peft_noah.run", "peft_noah.cli", "transformers.models.vit.modeling_vit"])
+        self.context.set_forkserver_preload(
+            ["peft_noah.run.stages", "peft_noah.cli", "transformers.models.vit.modeling_vit"]
+        )
         self.injected: Counter = Counter()
         self.runs = self.identical = 0
         self.problems: list[str] = []

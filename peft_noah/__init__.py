@@ -10,17 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from peft_noah.architecture import Architecture, SearchSpace
-from peft_noah.registration import register_with_peft
 
 # not on first use like the rest: the module's name would hide the function's
-from peft_noah.search import BudgetError, SearchSettings, random_search, search
+from peft_noah.searching.evolution import BudgetError, SearchSettings, random_search, search
+from peft_noah.tuner.registration import register_with_peft
 from peft_noah.version import __version__
 
 if TYPE_CHECKING:
-    from peft_noah.backbones import Backbone, register_backbone
-    from peft_noah.config import NoahConfig
-    from peft_noah.model import NoahModel
-    from peft_noah.prompts import PromptModule, register_prompt_module
+    from peft_noah.tuner.backbones import Backbone, register_backbone
+    from peft_noah.tuner.config import NoahConfig
+    from peft_noah.tuner.model import NoahModel
+    from peft_noah.tuner.prompts import PromptModule, register_prompt_module
 
 __all__ = [
     "Architecture",
@@ -39,12 +39,12 @@ __all__ = [
 ]
 
 _ON_FIRST_USE = {
-    "Backbone": "peft_noah.backbones",
-    "NoahConfig": "peft_noah.config",
-    "NoahModel": "peft_noah.model",
-    "PromptModule": "peft_noah.prompts",
-    "register_backbone": "peft_noah.backbones",
-    "register_prompt_module": "peft_noah.prompts",
+    "Backbone": "peft_noah.tuner.backbones",
+    "NoahConfig": "peft_noah.tuner.config",
+    "NoahModel": "peft_noah.tuner.model",
+    "PromptModule": "peft_noah.tuner.prompts",
+    "register_backbone": "peft_noah.tuner.backbones",
+    "register_prompt_module": "peft_noah.tuner.prompts",
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from peft_noah.architecture import Architecture
 from peft_noah.experiments.cells import Cell
 from peft_noah.jsonfile import dump_json
-from peft_noah.report import MethodResult, RunReport
+from peft_noah.results.report import MethodResult, RunReport
 
 BACKBONE = {"model": "models/vit-tiny", "model_type": "vit", "blocks": 4, "width": 24}
 

@@ -46,7 +46,7 @@ def pixels():
 @pytest.fixture
 def bfloat16(monkeypatch):
     """As on a machine with bfloat16 in hardware; others compute the same, more slowly."""
-    monkeypatch.setattr("peft_noah.screening.has_bfloat16", lambda device: True)
+    monkeypatch.setattr("peft_noah.searching.screening.has_bfloat16", lambda device: True)
 
 
 @pytest.fixture(autouse=True)

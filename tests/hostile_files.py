@@ -21,8 +21,6 @@ from image_files import SIDE, encode, pixels, write_backbone, write_task
 from peft import get_peft_model
 
 from peft_noah import Architecture, NoahConfig, SearchSettings, SearchSpace, search
-from peft_noah.adapter_files import load_adapter, read_config
-from peft_noah.card import CardData, model_card
 from peft_noah.data import load_splits
 from peft_noah.data.images import decode_image
 from peft_noah.data.list_files import read_entries
@@ -30,9 +28,11 @@ from peft_noah.data.preprocessing import Preprocessing
 from peft_noah.experiments.plan import Plan
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import dump_json, read_json
-from peft_noah.report import MethodResult, RunReport
-from peft_noah.search_result import SearchResult
-from peft_noah.settings import RunSettings
+from peft_noah.results.card import CardData, model_card
+from peft_noah.results.report import MethodResult, RunReport
+from peft_noah.run.settings import RunSettings
+from peft_noah.searching.result import SearchResult
+from peft_noah.tuner.adapter_files import load_adapter, read_config
 
 #: most letters in the message of an error
 LONGEST_MESSAGE = 20_000

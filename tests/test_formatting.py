@@ -32,7 +32,7 @@ import importlib, sys, types
 package = types.ModuleType("peft_noah")
 package.__path__ = [{path!r}]
 sys.modules["peft_noah"] = package
-importlib.import_module("peft_noah.{name}")
+importlib.import_module("peft_noah.results.{name}")
 heavy = {{"torch", "transformers", "peft", "datasets", "evaluate", "matplotlib", "rich", "numpy"}} & set(sys.modules)
 sys.exit(", ".join(heavy) or 0)
 """

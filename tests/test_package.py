@@ -20,8 +20,8 @@ from peft import PeftType
 
 import peft_noah
 from peft_noah.experiments.output import write_tables
-from peft_noah.report import RunReport
-from peft_noah.statistics import mean_and_standard_error
+from peft_noah.results.report import RunReport
+from peft_noah.results.statistics import mean_and_standard_error
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,7 +64,7 @@ def test_a_wheel_holds_what_the_main_job_needs(tmp_path):
         "peft_noah/assets/fashion_mnist/validation.parquet",
         "peft_noah/assets/fashion_mnist/test.parquet",
         "peft_noah/assets/fashion_mnist/LICENSE",
-        "peft_noah/prompts/vpt.py",
+        "peft_noah/tuner/prompts/vpt.py",
     } <= names
     assert not any(name.startswith(("tests/", "examples/")) for name in names)
 
@@ -72,7 +72,7 @@ def test_a_wheel_holds_what_the_main_job_needs(tmp_path):
 def test_architectures_and_search_import_no_torch():
     code = (
         "import sys, types; package = types.ModuleType('peft_noah'); package.__path__ = [sys.argv[1]]; "
-        "sys.modules['peft_noah'] = package; import peft_noah.search, peft_noah.architecture; "
+        "sys.modules['peft_noah'] = package; import peft_noah.searching.evolution, peft_noah.architecture; "
         "assert not {'torch', 'numpy', 'peft'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(ROOT / "peft_noah")], check=True)
@@ -80,7 +80,7 @@ def test_architectures_and_search_import_no_torch():
 
 def test_registering_twice_changes_nothing():
     before = list(PeftType)
-    peft_noah.registration.register()
+    peft_noah.tuner.registration.register()
     assert list(PeftType) == before and before.count("NOAH") == 1
 
 

@@ -129,7 +129,7 @@ def clear_errors(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from peft_noah.run_folder import Busy
+        from peft_noah.run.folder import Busy
         from peft_noah.training import NonFiniteLossError
         from peft_noah.training.interruption import Interrupted, interruptible
 
@@ -198,7 +198,7 @@ def run_settings(**options: Any):
     Raises:
         ValueError: if an option cannot be read, or its value is not allowed.
     """
-    from peft_noah.settings import RunSettings
+    from peft_noah.run.settings import RunSettings
 
     baselines = options.pop("baselines", "none")
     options["baselines"] = () if baselines == "none" else tuple(baselines.split(","))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from peft_noah.cli.options import DATA_OPTIONS, RUN_OPTIONS, Commands, clear_errors, quiet, run_settings, with_options
-from peft_noah.method_names import CONTINUED, INHERITED, RETRAINED, TRANSFER
+from peft_noah.run.method_names import CONTINUED, INHERITED, RETRAINED, TRANSFER
 
 commands = Commands()
 
@@ -24,7 +24,7 @@ LogWith = Annotated[str | None, typer.Option(help="A tracker for losses and rate
 
 def _open(folder: Path, settings: Any = None, **options: Any):
     quiet()
-    from peft_noah.run import Run
+    from peft_noah.run.stages import Run
 
     return Run(folder, settings, **options)
 
@@ -105,7 +105,7 @@ def subnet(
     ] = False,
 ) -> None:
     """Train the architecture found on train + validation; writes its adapter and its row of the table."""
-    from peft_noah.architecture_source import read_architecture, source_label
+    from peft_noah.run.architecture_source import read_architecture, source_label
 
     if inherit and architecture is not None:
         raise ValueError("--inherit starts from the supernet's own weights: leave --architecture out.")
@@ -148,7 +148,7 @@ def evaluate(
 ) -> None:
     """Accuracy of a saved adapter on a split of a dataset, with its standard error."""
     quiet()
-    from peft_noah.adapter_accuracy import evaluate_adapter
+    from peft_noah.run.evaluation import evaluate_adapter
 
     accuracy, error, images = evaluate_adapter(adapter, run_settings(epochs=None, **options), split)
     typer.echo(f"{100 * accuracy:.2f} % ± {100 * error:.2f} (standard error over {images:,} {split} images)")
@@ -158,7 +158,7 @@ def evaluate(
 @clear_errors
 def plot(run_folder: RunFolder) -> None:
     """Draw the figures of a run anew from its files."""
-    from peft_noah.publish import draw_figures
+    from peft_noah.run.publishing import draw_figures
 
     for path in draw_figures(run_folder):
         typer.echo(path)
@@ -173,7 +173,7 @@ def table(
     """One table over several runs: means over seeds with their standard errors."""
     from rich.console import Console
 
-    from peft_noah.report import RunReport
+    from peft_noah.results.report import RunReport
 
     merged = RunReport.over_seeds([RunReport.load(folder / "results.json") for folder in run_folders])
     if markdown:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peft_noah.cli.options import RUN_OPTIONS, Commands, clear_errors, quiet, run_settings, whole_numbers, with_options
-from peft_noah.method_names import METHODS
+from peft_noah.run.method_names import METHODS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,7 +91,7 @@ def _plan(
 ) -> Plan:
     from peft_noah.experiments.plan import Plan
     from peft_noah.experiments.protocols import detect_tasks, read_groups
-    from peft_noah.method_names import find_method
+    from peft_noah.run.method_names import find_method
 
     found = detect_tasks(
         root,
@@ -115,8 +115,8 @@ def _plan(
 
 def _named(sources: list[str]) -> dict[str, Architecture]:
     """Architectures by what tables and files call them, which must tell them apart."""
-    from peft_noah.architecture_source import read_architecture, source_label
-    from peft_noah.run_folder import slug
+    from peft_noah.run.architecture_source import read_architecture, source_label
+    from peft_noah.run.folder import slug
 
     found = {source_label(source): read_architecture(source) for source in sources}
     if len({slug(name) for name in found}) < len(sources):
@@ -174,7 +174,7 @@ def rank(
     """Whether inherited accuracy ranks architectures as retraining does: Kendall's tau; writes ranking.json."""
     quiet()
     from peft_noah.experiments.ranking import correlation, rank_architectures
-    from peft_noah.run import Run
+    from peft_noah.run.stages import Run
 
     typer.echo(correlation(rank_architectures(Run(run_folder), architectures)))
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from peft_noah.architecture import Architecture
 from peft_noah.formatting import one_line
 from peft_noah.jsonfile import check_int
-from peft_noah.report import MAX_NAME, MethodResult, RunReport
-from peft_noah.search_result import SearchResult
+from peft_noah.results.report import MAX_NAME, MethodResult, RunReport
+from peft_noah.searching.result import SearchResult
 
 MAX_CELLS = 20_000
 MAX_BYTES = 512 * 1024**2  # of all files together; a cell has some kilobytes

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from peft_noah.experiments.plan import Job
-from peft_noah.method_names import FROM_SUPERNET, SINGLE, TRANSFER
-from peft_noah.methods import BASELINES, SINGLE_MODULES, attach, count_trainable
-from peft_noah.search import scaled_budget
-from peft_noah.settings import RunSettings
+from peft_noah.run.method_names import FROM_SUPERNET, SINGLE, TRANSFER
+from peft_noah.run.methods import BASELINES, SINGLE_MODULES, attach, count_trainable
+from peft_noah.run.settings import RunSettings
+from peft_noah.searching.evolution import scaled_budget
 
 if TYPE_CHECKING:
     from peft_noah.experiments.suite import Suite

@@ -1,6 +1,6 @@
 """The paper's figures from the cells of a suite, and from the architectures its authors published.
 
-Each writes one ``.png`` or ``.svg``, in the style of :mod:`peft_noah.plotting`; the same cells give the same bytes.
+Each writes one ``.png`` or ``.svg``, in the style of :mod:`peft_noah.results.plotting`; the same cells give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from peft_noah.experiments.grid import Grid, few_shot_cells, order_groups, stand
 from peft_noah.experiments.paper import VTAB_GROUPS, published_groups, vtab_name
 from peft_noah.experiments.tables import count_shots, few_shot_grids, transfers
 from peft_noah.formatting import module_label, module_order, one_line
-from peft_noah.method_names import METHODS, NOAH
-from peft_noah.plotting import INK, figure_file, grid_behind, legend_below, plot_mean_architecture
-from peft_noah.statistics import Estimate
+from peft_noah.results.plotting import INK, figure_file, grid_behind, legend_below, plot_mean_architecture
+from peft_noah.results.statistics import Estimate
+from peft_noah.run.method_names import METHODS, NOAH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

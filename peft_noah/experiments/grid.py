@@ -14,8 +14,8 @@ from functools import cached_property
 
 from peft_noah.experiments.cells import Cell
 from peft_noah.experiments.paper import VTAB_GROUPS, published_groups, vtab_name
-from peft_noah.method_names import TRANSFER, table_order
-from peft_noah.statistics import Estimate
+from peft_noah.results.statistics import Estimate
+from peft_noah.run.method_names import TRANSFER, table_order
 
 MEAN_OF_GROUPS, PLAIN_MEAN = "mean of group means", "plain mean"
 

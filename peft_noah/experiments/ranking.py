@@ -14,8 +14,8 @@ from pathlib import Path
 from peft_noah.architecture import Architecture
 from peft_noah.experiments.analysis import RankCorrelation, rank_correlation
 from peft_noah.jsonfile import check_int, check_keys, dump_json, read_json, write_atomically
-from peft_noah.run import SHARED, Run
-from peft_noah.search import random_search
+from peft_noah.run.stages import SHARED, Run
+from peft_noah.searching.evolution import random_search
 from peft_noah.training.processes import refuse_launcher
 
 RANKING = "ranking.json"

@@ -1,7 +1,7 @@
 """Runs a plan cell by cell: resumable, shared by as many processes and machines as can reach its folder.
 
     <suite>/suite.json                        the plan
-    <suite>/<task>/seed<k>/                   a run folder, see peft_noah.run_folder
+    <suite>/<task>/seed<k>/                   a run folder, see peft_noah.run.folder
     <suite>/<task>/seed<k>/results/<method>.json         a finished cell
     <suite>/<task>/seed<k>/results/<method>.error.json   a broken one
 
@@ -22,11 +22,11 @@ from peft_noah.architecture import Architecture
 from peft_noah.data.listings import Listings
 from peft_noah.experiments.plan import PLAN, Job, Plan
 from peft_noah.jsonfile import read_json
-from peft_noah.method_names import INHERITED, NOAH
 from peft_noah.progress import Reporter
-from peft_noah.run import Run
-from peft_noah.run_folder import SEARCH, Busy, RunFolder, slug
-from peft_noah.search_result import SearchResult
+from peft_noah.run.folder import SEARCH, Busy, RunFolder, slug
+from peft_noah.run.method_names import INHERITED, NOAH
+from peft_noah.run.stages import Run
+from peft_noah.searching.result import SearchResult
 from peft_noah.training.processes import refuse_launcher
 
 DONE, FAILED, RUNNING, OPEN = "done", "failed", "running", "open"

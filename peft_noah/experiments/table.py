@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from peft_noah.formatting import escape, one_line, table
-from peft_noah.statistics import Estimate
+from peft_noah.results.statistics import Estimate
 
 if TYPE_CHECKING:
     import rich.table

@@ -23,8 +23,8 @@ from peft_noah.experiments.grid import (
 )
 from peft_noah.experiments.paper import published_groups, published_parameters, published_rows, vtab_name
 from peft_noah.experiments.table import Entry, Number, Table
-from peft_noah.method_names import CONTINUED, INHERITED, NOAH, RETRAINED, TRANSFER
-from peft_noah.statistics import Estimate, clear_winner
+from peft_noah.results.statistics import Estimate, clear_winner
+from peft_noah.run.method_names import CONTINUED, INHERITED, NOAH, RETRAINED, TRANSFER
 
 _OF_THE_PAPER = " (paper)"
 

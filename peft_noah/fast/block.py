@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from peft_noah.backbones import Backbone
 from peft_noah.fast.hardware import has_amx
 from peft_noah.fast.packed import FrozenLinears, Stamp, is_frozen_linear, stacked_linear
-from peft_noah.layer import NoahLayer
-from peft_noah.prompts import PromptModule
-from peft_noah.prompts.vpt import FAST_CALL, insert_tokens, strip_tokens
+from peft_noah.tuner.backbones import Backbone
+from peft_noah.tuner.layer import NoahLayer
+from peft_noah.tuner.prompts import PromptModule
+from peft_noah.tuner.prompts.vpt import FAST_CALL, insert_tokens, strip_tokens
 
 #: where bfloat16 is multiplied in tiles, PyTorch's fused attention does so too, in its forward alone
 _HAS_AMX = has_amx()

@@ -34,12 +34,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from peft_noah.backbones import BACKBONES, Backbone
 from peft_noah.fast.block import BlockPlan, FastCall, FastOptions, fast_class, plain_class
 from peft_noah.fast.packed import FrozenLinears, PackedLinear, is_frozen_linear
 from peft_noah.fast.patches import PatchProduct, is_patch_embedding
-from peft_noah.layer import NoahLayer
-from peft_noah.prompts.vpt import FAST_CALL, is_vpt_hook
+from peft_noah.tuner.backbones import BACKBONES, Backbone
+from peft_noah.tuner.layer import NoahLayer
+from peft_noah.tuner.prompts.vpt import FAST_CALL, is_vpt_hook
 
 logger = logging.getLogger(__name__)
 

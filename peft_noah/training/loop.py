@@ -37,7 +37,6 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
 from peft_noah.architecture import Architecture
-from peft_noah.config import RECIPES
 from peft_noah.data.images import ImageSplit
 from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
@@ -47,6 +46,7 @@ from peft_noah.training.interruption import Interruption
 from peft_noah.training.processes import is_compiling, total
 from peft_noah.training.sharding import average_gradients, is_sharded
 from peft_noah.training.state import TrainingState, identity_of
+from peft_noah.tuner.config import RECIPES
 
 #: which subnets the processes of a step train: all the same one, or each its own
 SAMPLING = ("shared", "per-process")

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from peft_noah.backbones import find_backbone
+from peft_noah.tuner.backbones import find_backbone
 
 
 def shard_backbone(model: nn.Module, accelerator: Accelerator) -> None:

@@ -1,0 +1,313 @@
+"""The model card of an adapter folder: how to load it first, then what it is, how good, and how it was made.
+
+Everything comes in as plain data and may come from strangers: no value can break the YAML, the Markdown or the code.
+"""
+
+from __future__ import annotations
+
+import os
+import pprint
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+import yaml
+from huggingface_hub import ModelCard
+
+from peft_noah.architecture import Architecture
+from peft_noah.formatting import architecture_table, code, escape, facts, one_line, percent, table
+from peft_noah.jsonfile import MAX_COUNT, check_int, write_atomically
+from peft_noah.results.statistics import standard_error
+
+TAGS = ("peft", "noah", "image-classification")
+MAX_LABELS = 100_000
+_INLINE_LABELS = 100  # more would hide the snippet they stand in
+
+# What a Hub id may look like: owner/name, or a name alone.
+_HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[A-Za-z0-9_][\w.-]{0,95}/)?[A-Za-z0-9_][\w.-]{0,95}(?<![-.])", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardData:
+    """What a model card tells.
+
+    Attributes:
+        base_model: Hub id or folder of the backbone.
+        architecture: dims of the adapter, one row per prompt module, one dim per block.
+        parameters: trainable prompt parameters, the classifier not counted.
+        head_parameters: parameters of the classifier, saved with the adapter.
+        labels: names of the classes, in the order of the logits.
+        preprocessing: how images become inputs: ``size`` (height, width; pixels), ``mean`` and ``std`` per channel (no
+            unit, on the scale 0 to 1), ``resample``; other entries are ignored.
+        recipe: of the prompt modules, ``"paper"`` or ``"released"``.
+        task: name of the data it was trained on.
+        dataset: Hub id of that data; None where it is not on the Hub.
+        accuracy: per split, such as ``"test"``: share of images classified right (0 to 1), and number of images.
+        training: how it was trained: inherited or retrained, sizes of the splits, epochs, seed, ...
+        search: how it was found: budget, candidates scored, variant, ...; empty where it was not searched.
+        versions: of the packages that made it.
+        figure: picture of the architecture, a path inside the adapter's folder; None for none.
+        interpolate_pos_encoding: whether the images have another size than the backbone was pretrained with.
+        adapter: what the snippet loads: Hub id or folder of the adapter. Beside the adapter it reads the image
+            processor, preprocessor_config.json.
+
+    Raises:
+        ValueError: a value cannot be.
+    """
+
+    base_model: str
+    architecture: Mapping[str, Sequence[int]]
+    parameters: int
+    head_parameters: int
+    labels: Sequence[str]
+    preprocessing: Mapping[str, object]
+    recipe: str
+    task: str
+    dataset: str | None = None
+    accuracy: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    training: Mapping[str, object] = field(default_factory=dict)
+    search: Mapping[str, object] = field(default_factory=dict)
+    versions: Mapping[str, object] = field(default_factory=dict)
+    figure: str | None = None
+    interpolate_pos_encoding: bool = False
+    adapter: str = "path/to/this/folder"
+
+    def __post_init__(self) -> None:
+        Architecture(self.architecture)
+        for name in ("preprocessing", "accuracy", "training", "search", "versions"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"{name} is {reprlib.repr(getattr(self, name))}; give a mapping.")
+        for name in ("dataset", "figure"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name} is {reprlib.repr(getattr(self, name))}; give a text, or None.")
+        for name in ("base_model", "recipe", "task", "adapter"):
+            if not isinstance(getattr(self, name), str) or not one_line(getattr(self, name)):
+                raise ValueError(f"{name} is {reprlib.repr(getattr(self, name))}; give its name as a text.")
+        for name in ("parameters", "head_parameters"):
+            check_int(getattr(self, name), name, 0, MAX_COUNT)
+        if (
+            not isinstance(self.labels, Sequence)
+            or isinstance(self.labels, str)
+            or not 1 <= len(self.labels) <= MAX_LABELS
+        ):
+            raise ValueError(f"labels is {reprlib.repr(self.labels)}; give the names of 1 to {MAX_LABELS:,} classes.")
+        for name, length in (("size", 2), ("mean", 3), ("std", 3)):
+            if not _is_numbers(values := self.preprocessing.get(name), length):
+                raise ValueError(
+                    f"preprocessing has {name} {reprlib.repr(values)}; give {length} numbers, as "
+                    "Preprocessing.to_dict() does."
+                )
+        for split, measured in self.accuracy.items():
+            if not _is_numbers(measured, 2):
+                raise ValueError(
+                    f"the accuracy on {split!r} is {reprlib.repr(measured)}; give a share and a number of images."
+                )
+            standard_error(*measured)
+        if self.figure is not None and not _is_inside(self.figure):
+            raise ValueError(
+                f"the figure {reprlib.repr(self.figure)} is not inside the adapter's folder. Give a relative path such as "
+                "'architecture.png'."
+            )
+
+
+def _is_numbers(values: object, length: int) -> bool:
+    listed = isinstance(values, (list, tuple)) and len(values) == length
+    return listed and all(isinstance(value, (int, float)) for value in values)
+
+
+def model_card(data: CardData) -> str:
+    """The text of README.md for an adapter folder, as the Hub and PEFT expect it.
+
+    Examples:
+        >>> data = CardData(
+        ...     base_model="google/vit-base-patch16-224-in21k",
+        ...     architecture=Architecture.uniform(12, lora=8),
+        ...     parameters=294_912,
+        ...     head_parameters=7_690,
+        ...     labels=["cat", "dog"],
+        ...     preprocessing={"size": [224, 224], "mean": [0.5] * 3, "std": [0.5] * 3, "resample": "bilinear"},
+        ...     recipe="paper",
+        ...     task="pets",
+        ... )
+        >>> model_card(data).splitlines()[:3]
+        ['---', 'library_name: peft', 'pipeline_tag: image-classification']
+    """
+    metadata = yaml.safe_dump(_metadata(data), sort_keys=False, allow_unicode=True, width=10**9)
+    sections = {
+        "": _snippet(data) + "\n\n" + _inputs(data),
+        "Architecture": _architecture(data),
+        "Accuracy": _accuracy(data),
+        "Training": facts({"recipe": data.recipe, "data": data.task, **data.training}),
+        "Search": facts(data.search),
+        "Limitations": _limitations(data),
+        "Classes": _classes(data),
+    }
+    body = "\n\n".join(f"## {name}\n\n{text}" if name else text for name, text in sections.items() if text)
+    title = f"# NOAH adapter for {escape(data.task)}"
+    # PEFT adds its own version under this very heading when the folder is saved again, unless it is there.
+    versions = "\n".join(f"- {escape(_PACKAGES.get(name, name))} {escape(v)}" for name, v in data.versions.items())
+    ending = f"\n\n### Framework versions\n\n{versions}" if versions else ""
+    return f"---\n{metadata}---\n\n{title}\n\n{body}{ending}\n"
+
+
+def complete_card(folder: str | os.PathLike[str], base_model: str | None, architecture: object) -> None:
+    """Make the card that PEFT has just written beside an adapter say how to load it and what it is.
+
+    PEFT's own card knows nothing of NOAH, and PEFT drops the tags of a card that was there before. A README.md that is
+    no card of PEFT is left alone.
+    """
+    path = os.path.join(folder, "README.md")
+    if architecture is None or not os.path.isfile(path):
+        return
+    card = ModelCard.load(path, ignore_metadata_errors=True)
+    if card.data.library_name != "peft":
+        return
+    card.data.tags = list(dict.fromkeys([*TAGS, *(card.data.tags or ())]))
+    card.data.pipeline_tag = card.data.pipeline_tag or "image-classification"
+    if "import peft_noah" not in card.text:
+        snippet = f"""```python
+import peft_noah  # registers the method NOAH with PEFT
+
+from peft import PeftModel
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained(
+    {one_line(base_model or "path/to/the/backbone")!r},
+    num_labels=...,  # as many as the adapter was trained on: its classifier comes with it
+    ignore_mismatched_sizes=True,
+)
+model = PeftModel.from_pretrained(model, "path/to/this/folder").eval()
+```"""
+        table_of_dims = architecture_table(architecture)
+        card.text = f"\n# NOAH adapter\n\n{snippet}\n\n## Architecture\n\n{table_of_dims}\n\n{card.text.lstrip()}"
+    write_atomically(path, str(card))
+
+
+_PACKAGES = {"peft": "PEFT"}
+
+
+def _metadata(data: CardData) -> dict[str, object]:
+    """The YAML front matter: what the Hub indexes."""
+    metadata = {
+        "library_name": "peft",
+        "pipeline_tag": "image-classification",
+        "tags": list(TAGS),
+    }
+    # A folder has no page on the Hub to link to.
+    if _is_hub_id(data.base_model):
+        metadata["base_model"] = data.base_model
+    if data.dataset is not None and _is_hub_id(data.dataset):
+        metadata["datasets"] = [data.dataset]
+    if data.accuracy:
+        source = {"name": one_line(data.task) or "unnamed", "type": metadata.get("datasets", ["imagefolder"])[0]}
+        results = [
+            {
+                "task": {"type": "image-classification", "name": "Image Classification"},
+                "dataset": source | {"split": one_line(split)},
+                "metrics": [{"type": "accuracy", "name": "Accuracy", "value": round(float(fraction), 6)}],
+            }
+            for split, (fraction, _) in data.accuracy.items()
+        ]
+        metadata["model-index"] = [{"name": f"NOAH adapter for {one_line(data.task)}", "results": results}]
+    return metadata
+
+
+def _is_hub_id(name: str) -> bool:
+    # As transformers reads it: a folder of that name goes first.
+    return _HUB_ID.fullmatch(name) is not None and not os.path.isdir(name)
+
+
+def _is_inside(path: str) -> bool:
+    parts = path.split("/")
+    return bool(path) and ":" not in path and "\\" not in path and not {"", ".."} & set(parts) and path.isprintable()
+
+
+def _snippet(data: CardData) -> str:
+    named = len(data.labels) <= _INLINE_LABELS
+    # repr writes every string on one line and escapes what could end it, so a name stays a name.
+    listed = pprint.pformat([one_line(label) for label in data.labels], width=100, compact=True)
+    labels = "labels = " + listed.replace("\n", "\n" + " " * 9) + "\n" if named else ""
+    classes = "id2label=dict(enumerate(labels))" if named else f"num_labels={len(data.labels)}"
+    extra = ", interpolate_pos_encoding=True" if data.interpolate_pos_encoding else ""
+    answer = "labels[best]" if named else "best"
+    return f"""```python
+import peft_noah  # registers the method NOAH with PEFT
+
+import torch
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+adapter = {data.adapter!r}
+{labels}model = AutoModelForImageClassification.from_pretrained(
+    {data.base_model!r},
+    {classes},
+    ignore_mismatched_sizes=True,  # the classifier comes with the adapter
+)
+model = PeftModel.from_pretrained(model, adapter).eval()
+processor = AutoImageProcessor.from_pretrained(adapter)
+
+inputs = processor(Image.open("image.png").convert("RGB"), return_tensors="pt")
+with torch.inference_mode():
+    best = model(**inputs{extra}).logits.argmax(-1).item()
+print({answer})
+```"""
+
+
+def _inputs(data: CardData) -> str:
+    preprocessing = data.preprocessing
+    height, width = preprocessing["size"]
+    pixels = f"{height} x {width} pixels"
+    how = f" ({escape(preprocessing['resample'])})" if preprocessing.get("resample") else ""
+    mean, std = (", ".join(f"{value:g}" for value in preprocessing[name]) for name in ("mean", "std"))
+    return (
+        f"The image processor brings images to {pixels}{how}, scales them to 0 to 1, subtracts the mean ({mean}) and "
+        f"divides by the standard deviation ({std}), per channel. Another normalisation gives other, worse answers."
+    )
+
+
+def _architecture(data: CardData) -> str:
+    picture = f"\n\n![Dims per block and prompt module]({quote(data.figure)})" if data.figure else ""
+    return (
+        "NOAH (Neural Prompt Search, arXiv 2206.04673) mixes prompt modules in a frozen ViT. Dims per block, counted "
+        "from the image; 0: the block does not carry the module.\n\n"
+        f"{architecture_table(data.architecture)}{picture}\n\n"
+        f"{data.parameters:,} trainable prompt parameters, and {data.head_parameters:,} of the classifier. "
+        f"The backbone, {code(data.base_model)}, is unchanged."
+    )
+
+
+def _accuracy(data: CardData) -> str:
+    if not data.accuracy:
+        return ""
+    rows = [
+        [escape(split), f"{images:,}", percent(fraction, standard_error(fraction, images))]
+        for split, (fraction, images) in data.accuracy.items()
+    ]
+    return (
+        table(["split", "images", "top-1 accuracy (%) ± s.e."], rows)
+        + "\n\nOne run; ± is the binomial standard error over images, sqrt(p (1 - p) / n)."
+    )
+
+
+def _limitations(data: CardData) -> str:
+    points = [
+        "It fits this backbone only: its weights mean nothing in another checkpoint, even of the same shape.",
+        "`peft_noah` must be imported before it is loaded; without it PEFT stops with `KeyError: 'NOAH'`.",
+        "The accuracy holds for images like those it was measured on.",
+        "It takes over the biases of the backbone and of the images it was trained on.",
+    ]
+    if data.search and "validation" in data.accuracy:
+        points.append(
+            "The architecture was chosen on the validation images, so the accuracy on them is too high; the test "
+            "images chose nothing."
+        )
+    return "\n".join(f"- {point}" for point in points)
+
+
+def _classes(data: CardData) -> str:
+    if len(data.labels) <= _INLINE_LABELS:
+        return ""
+    return "\n".join(f"{index}. {escape(label)}" for index, label in enumerate(data.labels))

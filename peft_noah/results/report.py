@@ -1,0 +1,357 @@
+"""The results of a run as plain data: one line per method and seed, and the table that compares them.
+
+Every accuracy comes with its standard error, and nothing is set in bold that the error does not carry.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peft_noah.architecture import Architecture
+from peft_noah.formatting import architecture_table, escape, facts, one_line, percent, table
+from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, dump_json, read_json, write_atomically
+from peft_noah.results.statistics import Estimate, clear_winner, mean_and_standard_error, standard_error
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+RESULTS_JSON, RESULTS_MARKDOWN = "results.json", "results.md"
+MAX_RESULTS = 10_000
+MAX_NOTES = 1_000
+MAX_TEXT = 10_000
+MAX_NAME = 200
+
+# The line breaks are for the terminal, where the table must fit 80 columns.
+_HEADER = (
+    "method",
+    "prompt\nparameters",
+    "head\nparameters",
+    "validation\naccuracy\n(%) ± s.e.",
+    "test\naccuracy\n(%) ± s.e.",
+    "seconds",
+)
+_TEST = 4
+_SECTIONS = ("task", "backbone", "preprocessing", "settings", "versions")
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """How one method did with one seed.
+
+    Attributes:
+        method: its name in the table.
+        seed: of everything random in it (0 or more).
+        parameters: trainable prompt parameters, the classifier not counted.
+        head_parameters: trainable parameters of the classifier.
+        validation: share of validation images classified right, 0 to 1; None where they were trained on.
+        test: share of test images classified right, 0 to 1.
+        n_validation: number of validation images.
+        n_test: number of test images.
+        seconds: wall-clock time of training and search.
+        tests: accuracy (share, 0 to 1) and number of images by the name of each further test set, as domain
+            generalisation has them.
+
+    Raises:
+        ValueError: a value is out of its bounds.
+    """
+
+    method: str
+    seed: int
+    parameters: int
+    head_parameters: int
+    validation: float | None
+    test: float
+    n_validation: int
+    n_test: int
+    seconds: float
+    tests: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, str) or not 1 <= len(one_line(self.method)) or len(self.method) > MAX_NAME:
+            raise ValueError(
+                f"the method is named {reprlib.repr(self.method)}; give a name of 1 to {MAX_NAME} letters."
+            )
+        lows = {"seed": 0, "parameters": 0, "head_parameters": 0, "n_validation": 0, "n_test": 1}
+        if self.validation is not None:
+            lows["n_validation"] = 1
+            self._check_number("validation", 1)
+        for name, low in lows.items():
+            object.__setattr__(
+                self, name, check_int(getattr(self, name), f"{name} of {self.method!r}", low, MAX_COUNT)
+            )
+        self._check_number("test", 1)
+        self._check_number("seconds", MAX_COUNT)
+        object.__setattr__(self, "tests", self._checked_tests())
+
+    def _checked_tests(self) -> dict[str, tuple[float, int]]:
+        if not isinstance(self.tests, Mapping) or len(self.tests) > MAX_RESULTS:
+            raise ValueError(f"tests of {self.method!r} is {reprlib.repr(self.tests)}; give accuracies by name.")
+        checked = {}
+        for name, entry in self.tests.items():
+            if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
+                raise ValueError(f"a test set of {self.method!r} is named {reprlib.repr(name)}; give a short name.")
+            if not isinstance(entry, (list, tuple)) or len(entry) != 2 or type(entry[0]) not in (int, float):
+                raise ValueError(f"test set {name!r} has {reprlib.repr(entry)}; give accuracy and number of images.")
+            accuracy, images = entry
+            images = check_int(images, f"the number of images of {name!r}", 1, MAX_COUNT)
+            standard_error(accuracy, images)
+            checked[name] = (float(accuracy), images)
+        return checked
+
+    def _check_number(self, name: str, high: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
+            raise ValueError(
+                f"{name} of {self.method!r} is {reprlib.repr(value)}; "
+                + ("give a share from 0 to 1, not percent." if high == 1 else "give a number of 0 or more.")
+            )
+
+
+@dataclass
+class RunReport:
+    """All results of a run, and what made them.
+
+    Attributes:
+        results: one entry per method and seed, in the order of the table.
+        task, backbone, preprocessing, settings, versions: plain data that says what was run on what.
+        architecture: the dims found, one row per prompt module; None where there is none.
+        notes: sentences to stand below the table.
+    """
+
+    results: list[MethodResult] = field(default_factory=list)
+    task: dict[str, object] = field(default_factory=dict)
+    backbone: dict[str, object] = field(default_factory=dict)
+    preprocessing: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
+    versions: dict[str, object] = field(default_factory=dict)
+    architecture: dict[str, list[int]] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        """The report as plain data, ready for JSON.
+
+        Raises:
+            ValueError: an entry cannot be kept, or two results are of the same method and seed.
+        """
+        data = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        for name in _SECTIONS:
+            if not isinstance(data[name], Mapping):
+                raise ValueError(f"{name} is {reprlib.repr(data[name])}; give a mapping.")
+        _check_list("notes", self.notes, MAX_NOTES)
+        for note in self.notes:
+            if not isinstance(note, str) or len(note) > MAX_TEXT:
+                raise ValueError(f"a note is {reprlib.repr(note)}; give a text of at most {MAX_TEXT:,} letters.")
+        _check_results(self.results)
+        data["results"] = [asdict(result) for result in self.results]
+        if self.architecture is not None:
+            data["architecture"] = Architecture(self.architecture).to_dict()
+        try:
+            return json.loads(json.dumps(data, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"a report holds only plain data that JSON can hold ({error}).") from error
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write results.json and results.md into a folder, which is made where it is missing.
+
+        Raises:
+            ValueError: an entry cannot be kept; nothing is written then.
+            OSError: the folder cannot be written.
+        """
+        data, text = dump_json(self.to_dict()), self.to_markdown()
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / RESULTS_JSON, data)
+        write_atomically(folder / RESULTS_MARKDOWN, text)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RunReport:
+        """Read and check results.json, given as the file or as the folder that holds it.
+
+        Raises:
+            ValueError: the file cannot be read, is cut short, or holds something else; the message names it.
+        """
+        path = Path(path)
+        path = path / RESULTS_JSON if path.is_dir() else path
+        data = read_json(path)
+        try:
+            return cls._from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"{path} does not hold the results of a run: {error}") from error
+
+    @classmethod
+    def over_seeds(cls, reports: Sequence[RunReport]) -> RunReport:
+        """Runs that differ in their seeds as one report, whose table shows means over them.
+
+        Raises:
+            ValueError: the runs differ in more, or two results are of the same method and seed.
+        """
+        first = reports[0]
+        for report in reports[1:]:
+            if changed := first._differences(report):
+                raise ValueError(
+                    f"these runs differ in {', '.join(changed)}: a mean is over runs that differ in their seed only."
+                )
+        merged = replace(first, results=[result for report in reports for result in report.results])
+        if len(reports) > 1:  # each seed found an architecture of its own
+            merged = replace(merged, architecture=None, settings={**merged.settings, "seed": "as in the table"})
+        return merged
+
+    def _differences(self, other: RunReport) -> list[str]:
+        """What made another report and not this one, but for seeds and what changes no result."""
+        free = {"seed", "baselines", "cache_gb", "dataset", "task"}
+        names = [name for name in self.settings if name in other.settings and name not in free]
+        changed = [name for name in names if self.settings[name] != other.settings[name]]
+        changed += [name for name in ("backbone", "preprocessing") if getattr(self, name) != getattr(other, name)]
+        # a seed may choose the images, but then from the same dataset
+        images = self.task.get("fingerprint") == other.task.get("fingerprint")
+        if not images and self.settings.get("dataset") != other.settings.get("dataset"):
+            changed.append("images")
+        return changed
+
+    @classmethod
+    def _from_dict(cls, data: object) -> RunReport:
+        check_keys(data, [entry.name for entry in fields(cls)], "a report")
+        _check_list("results", data["results"], MAX_RESULTS)
+        names = [entry.name for entry in fields(MethodResult)]
+        for entry in data["results"]:
+            if isinstance(entry, Mapping):  # results of version 0.1.0 have no further test sets
+                entry = {"tests": {}, **entry}
+            check_keys(entry, names, "a result")
+        report = cls(**{**data, "results": [MethodResult(**entry) for entry in data["results"]]})
+        return cls(**{**report.to_dict(), "results": report.results})
+
+    def to_markdown(self) -> str:
+        """The table with its footnotes, the architecture, and what was run, as Markdown."""
+        lines, footnotes = _lines(self.results)
+        rows = [[escape(line[0]), *line[1:]] for line, _ in lines]
+        for row, (_, bold) in zip(rows, lines, strict=True):
+            row[_TEST] = f"**{row[_TEST]}**" if bold else row[_TEST]
+        parts = ["# Results", table([name.replace("\n", " ") for name in _HEADER], rows), *footnotes]
+        if self.notes:
+            parts.append("\n".join(f"- {escape(note)}" for note in self.notes))
+        if self.architecture is not None:
+            parts += ["## Architecture found (dims; 0: absent)", architecture_table(self.architecture)]
+        for name in _SECTIONS:
+            # A task may name the preprocessing too; the run has one, and it has its own section.
+            values = {key: value for key, value in getattr(self, name).items() if key not in _SECTIONS}
+            if values:
+                parts += [f"## {name.capitalize()}", facts(values)]
+        return "\n\n".join(parts) + "\n"
+
+    def to_rich_table(self) -> Table:
+        """The same table for the terminal, with its footnotes and notes below."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        lines, footnotes = _lines(self.results)
+        notes = [one_line(note) for note in self.notes]
+        # A Text is shown as it is: a name cannot bring markup of its own.
+        result = Table(caption=Text("\n".join(footnotes + notes)), caption_justify="left", box=SIMPLE_HEAD)
+        for column, name in enumerate(_HEADER):
+            result.add_column(name, justify="right" if column else "left", overflow="fold")
+        for line, bold in lines:
+            result.add_row(
+                *(Text(cell, style="bold" if bold and column == _TEST else "") for column, cell in enumerate(line))
+            )
+        return result
+
+
+def _check_list(name: str, values: object, longest: int) -> None:
+    if not isinstance(values, list) or len(values) > longest:
+        raise ValueError(f"{name} is {reprlib.repr(values)}; give a list of at most {longest:,} entries.")
+
+
+def _check_results(results: Sequence[MethodResult]) -> None:
+    _check_list("results", results, MAX_RESULTS)
+    seen = set()
+    for result in results:
+        if (result.method, result.seed) in seen:
+            raise ValueError(f"two results are of method {result.method!r} with seed {result.seed}. Keep one of them.")
+        seen.add((result.method, result.seed))
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """One line of the table: a method over its seeds. Accuracies are shares from 0 to 1."""
+
+    method: str
+    results: tuple[MethodResult, ...]
+
+    @property
+    def validation(self) -> Estimate | None:
+        if any(result.validation is None for result in self.results):
+            return None
+        return Estimate.over_seeds({result.seed: (result.validation, result.n_validation) for result in self.results})
+
+    @property
+    def test(self) -> Estimate:
+        return Estimate.over_seeds({result.seed: (result.test, result.n_test) for result in self.results})
+
+    def mean(self, name: str) -> float:
+        return mean_and_standard_error([getattr(result, name) for result in self.results])[0]
+
+
+def _lines(results: Sequence[MethodResult]) -> tuple[list[tuple[list[str], bool]], list[str]]:
+    """Per method its cells, and whether its test accuracy is bold; and the footnotes."""
+    _check_results(results)
+    methods = list(dict.fromkeys(result.method for result in results))
+    summaries = [_Summary(name, tuple(r for r in results if r.method == name)) for name in methods]
+    winner = clear_winner({summary.method: summary.test for summary in summaries})
+    mixed = len({len(summary.results) == 1 for summary in summaries}) == 2
+    lines = [(_cells(summary, mixed), summary.method == winner) for summary in summaries]
+    return lines, _footnotes(summaries, mixed)
+
+
+def _cells(summary: _Summary, mixed: bool) -> list[str]:
+    seconds = summary.mean("seconds")
+    return [
+        one_line(summary.method) + (" †" if mixed and len(summary.results) == 1 else ""),
+        f"{summary.mean('parameters'):,.0f}",
+        f"{summary.mean('head_parameters'):,.0f}",
+        "–" if summary.validation is None else _shown(summary.validation),
+        _shown(summary.test),
+        f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.1f}",
+    ]
+
+
+def _shown(estimate: Estimate) -> str:
+    return percent(estimate.mean, estimate.error)
+
+
+def _footnotes(summaries: Sequence[_Summary], mixed: bool) -> list[str]:
+    seeds = [len(summary.results) for summary in summaries]
+    several, notes = sorted({count for count in seeds if count > 1}), []
+    if several:
+        over = f"{several[0]}" if len(several) == 1 else f"{several[0]} to {several[-1]}"
+        notes.append(
+            f"± s.e.: mean over {over} seeds and its standard error, the sample standard deviation over the square "
+            "root of the number of seeds. Parameters and seconds are means over seeds."
+        )
+    if 1 in seeds:
+        counts = [_images(summaries, name) for name in ("n_validation", "n_test")]
+        notes.append(
+            f"{'†' if mixed else '± s.e.'}: one seed, so the binomial standard error over images, "
+            f"sqrt(p (1 - p) / n), with n = {counts[0]} (validation) and {counts[1]} (test); the spread over seeds is "
+            "not in it."
+        )
+    if any(summary.validation is None for summary in summaries):
+        notes.append("–: trained on train and validation images together, so there is no validation accuracy.")
+    if len(summaries) > 1:
+        notes.append(
+            "Bold: the best test accuracy, only where its lead over the runner-up is larger than the standard error "
+            "of that lead: over paired seeds where both have several in common, else both errors combined, "
+            "sqrt(a^2 + b^2)."
+        )
+    return notes
+
+
+def _images(summaries: Sequence[_Summary], name: str) -> str:
+    counts = sorted({getattr(r, name) for summary in summaries if len(summary.results) == 1 for r in summary.results})
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"

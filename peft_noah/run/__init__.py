@@ -1,0 +1,1 @@
+"""One job in one folder: its stages, files, settings and methods."""

@@ -1,0 +1,215 @@
+"""What every stage of a run works with: its folder, settings, data and backbone; training and accuracy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cached_property
+
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
+
+from peft_noah.architecture import Architecture
+from peft_noah.data import bundled_task, load_splits
+from peft_noah.data.images import ImageSplit
+from peft_noah.data.preprocessing import Normalizer, Preprocessing
+from peft_noah.data.splits import Splits
+from peft_noah.jsonfile import refuse_link
+from peft_noah.progress import Reporter
+from peft_noah.run.folder import (
+    CHECKPOINTS,
+    LOGS,
+    SETTINGS,
+    SUPERNET,
+    TRACKING,
+    RunFolder,
+    slug,
+)
+from peft_noah.run.methods import attach, load_backbone
+from peft_noah.run.settings import RunSettings
+from peft_noah.searching.evolution import check_budget
+from peft_noah.training import TrainingLog, make_accelerator, train
+from peft_noah.training.checkpoint import CheckpointFolder
+from peft_noah.training.evaluation import evaluate
+from peft_noah.training.interruption import Interruption
+from peft_noah.training.sharding import shard_backbone
+from peft_noah.training.tracking import StepLog, check_tracker, start_trackers
+from peft_noah.tuner.adapter_files import load_adapter
+
+
+class RunContext:
+    """What every stage of a run works with: its folder, settings, data, backbone, processes and training.
+
+    Args:
+        folder: created if missing.
+        settings: None: read from the folder.
+        reporter: shows progress.
+        checkpoint_seconds: time between two checkpoints of a training; results do not depend on it.
+        log_with: a tracker of Accelerate's, such as ``"tensorboard"``, for losses and rates.
+        shard: spread the frozen weights over the processes while a model is trained (FSDP).
+
+    Raises:
+        ValueError: if the folder holds another run, or none where settings are to be read; or the data cannot be used;
+            or the tracker is not known or not installed.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        settings: RunSettings | None = None,
+        reporter: Reporter | None = None,
+        *,
+        checkpoint_seconds: float = 60.0,
+        log_with: str | None = None,
+        shard: bool = False,
+    ):
+        check_tracker(log_with)
+        self.files = RunFolder(folder)
+        self.folder = self.files.path
+        self.settings = self.files.agree(settings)
+        if shard and self.settings.compile:
+            raise ValueError(
+                "a sharded backbone cannot be compiled: choose one of --shard-backbone, which saves memory, and --compile, "
+                "which saves time."
+            )
+        # settings.json is written once all is checked; asked before the processes meet, so that all see the same
+        self._prepared = (self.folder / SETTINGS).exists()
+        self.accelerator: Accelerator = make_accelerator(
+            self.settings.mixed_precision,
+            self.settings.compile_mode,
+            log_with=log_with,
+            project_dir=self.folder / TRACKING,
+        )
+        self._checkpoint_seconds, self._shard = checkpoint_seconds, shard
+        self.reporter = reporter or Reporter(enabled=self.accelerator.is_main_process)
+
+    # ------------------------------------------------------------------ data and models
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The task, decoded once."""
+        return read_splits(self.settings)
+
+    @cached_property
+    def normalize(self) -> Normalizer:
+        """The one normalisation of the run."""
+        return Normalizer(self.splits.preprocessing)
+
+    @cached_property
+    def _normalize_training(self) -> Callable:
+        """The same for training batches, augmented where the run asks for it."""
+        if not self.settings.augment:
+            return self.normalize
+        from peft_noah.data.augmentation import Augmented
+
+        return Augmented(self.normalize)
+
+    def fresh_backbone(self) -> nn.Module:
+        """The pretrained backbone with a new classifier, the same each time."""
+        return load_backbone(self.settings.backbone, self.splits, self.settings.seed)
+
+    def prepare(self) -> None:
+        """Check everything a run needs before anything is written, then write settings.json.
+
+        Raises:
+            ValueError: on data, backbone or budget that cannot be used.
+        """
+        if self._prepared:
+            return
+        self._normalize_training  # noqa: B018 (it checks that what augments is installed)
+        supernet = self._supernet()
+        if self.settings.budget is not None:
+            check_budget(supernet.get_search_space(), supernet.count_parameters, self.settings.budget)
+        self._on_main(self.files.write_settings, self.settings)
+        self._prepared = True
+
+    def _supernet(self) -> PeftModel:
+        return attach(self.fresh_backbone(), "supernet", self.settings.recipe, self.settings.search_space)
+
+    def _train(self, name: str, model: nn.Module, images: ImageSplit, stage: str, sampler=None) -> TrainingLog:
+        """Train, going on from a checkpoint if there is one; `_forget` removes it once the result has been saved."""
+        settings = self.settings.training(stage)
+        log_file, checkpoint = self.folder / LOGS / f"{slug(name)}.jsonl", self._checkpoint(name)
+        for path in (log_file, log_file.parent, checkpoint.folder, checkpoint.folder.parent, self.folder / TRACKING):
+            refuse_link(path)
+        if self.accelerator.log_with and not self.accelerator.trackers:
+            start_trackers(self.accelerator, asdict(self.settings))
+        if self._shard:
+            shard_backbone(model, self.accelerator)
+        log = StepLog(log_file, name, settings, self.accelerator)
+
+        with self.reporter.stage(name, "steps") as update, Interruption() as interruption:
+
+            def on_step(step: int, total: int, loss: float) -> None:
+                log(step, total, loss)
+                update(step, total, f"loss {loss:.3f}")
+
+            done = train(
+                model,
+                images,
+                self._normalize_training,
+                settings,
+                self.accelerator,
+                sampler=sampler,
+                on_step=on_step,
+                checkpoint=checkpoint,
+                interruption=interruption,
+            )
+        self.accelerator.free_memory()
+        return done
+
+    def _checkpoint(self, name: str) -> CheckpointFolder:
+        return CheckpointFolder(self.folder / CHECKPOINTS / slug(name), every_seconds=self._checkpoint_seconds)
+
+    def _forget(self, *names: str) -> None:
+        """Remove the checkpoints of trainings whose results have been saved."""
+        for name in names:
+            self._on_main(self._checkpoint(name).finish)
+
+    def load_supernet(self) -> PeftModel:
+        """The trained supernet, in evaluation mode on the run's device."""
+        model = load_adapter(self.fresh_backbone(), self.folder / SUPERNET)
+        return model.to(self.accelerator.device).eval()
+
+    def validate(self, model: nn.Module) -> float:
+        """Accuracy on the validation images, a fraction."""
+        return self._accuracy(model, self.splits.validation)
+
+    def validate_from_scratch(self, architecture: Architecture, name: str) -> float:
+        """Validation accuracy of an architecture trained on the training images alone; ``name`` shows in the progress."""
+        model = attach(self.fresh_backbone(), architecture, self.settings.recipe)
+        name = f"architecture {name}, on train"
+        self._train(name, model, self.splits.train, "subnet")
+        validation = self.validate(model.eval())
+        self._forget(name)
+        return validation
+
+    def _accuracy(self, model: nn.Module, images: ImageSplit) -> float:
+        return evaluate(model, images, self.normalize, self.accelerator)
+
+    def _on_main(self, write: Callable, *args, **kwargs) -> None:
+        """Let the main process write, and the others wait for it."""
+        if self.accelerator.is_main_process:
+            write(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+
+
+def read_splits(settings: RunSettings) -> Splits:
+    """The task of a run, decoded once, as its backbone wants it."""
+    preprocessing = Preprocessing.from_backbone(
+        settings.backbone, settings.image_size, settings.image_mean, settings.image_std
+    )
+    bundled = settings.dataset is None
+    splits = load_splits(
+        bundled_task() if bundled else settings.dataset,
+        preprocessing,
+        image_column=settings.image_column,
+        label_column=settings.label_column,
+        seed=settings.seed,
+        shots=settings.shots,
+        other_tests=settings.other_tests,
+        num_classes=settings.num_classes,
+    )
+    return replace(splits, source="Fashion-MNIST, bundled with peft-noah") if bundled else splits

@@ -1,0 +1,115 @@
+"""The models that a run compares: a classifier on a frozen backbone, and what is added to it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification
+
+from peft_noah.architecture import Architecture
+from peft_noah.data.splits import Splits
+from peft_noah.tuner.backbones import find_backbone
+from peft_noah.tuner.config import NoahConfig
+
+#: dim of a module used alone, as in the paper: LoRA and Adapter 8; VPT 10, the largest of the VTAB-1k space
+SINGLE_MODULES = {"lora": 8, "adapter": 8, "vpt": 10}
+BASELINES = ("linear", *SINGLE_MODULES, "full")
+
+
+def load_backbone(model: str | os.PathLike[str], splits: Splits, seed: int) -> nn.Module:
+    """A pretrained ViT with a fresh classifier for the task, in float32, in the same state for the same seed.
+
+    Args:
+        model: a local folder or a Hub id.
+        splits: the task: its classes, and its image size, to which position embeddings are interpolated where it is not
+            the backbone's own.
+        seed: of the classifier's weights.
+
+    Raises:
+        ValueError: if the family is unknown.
+    """
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    layout = find_backbone(config.model_type)
+    names = dict(enumerate(splits.label_names))
+    backbone = AutoModelForImageClassification.from_pretrained(
+        model,
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+        use_safetensors=True,  # never a pickle
+        trust_remote_code=False,
+    )
+    torch.manual_seed(seed)
+    head = getattr(backbone, layout.head)
+    nn.init.trunc_normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
+    nn.init.zeros_(head.bias)
+    if needs_interpolation(config, splits.preprocessing.size):
+        backbone.register_forward_pre_hook(_interpolate, with_kwargs=True)
+    return backbone
+
+
+def needs_interpolation(config: Any, size: tuple[int, int]) -> bool:
+    """Whether images of ``size`` (height, width; pixels) differ from what the backbone was pretrained on."""
+    own = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
+    return tuple(own) != tuple(size)
+
+
+def _interpolate(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    return args, {"interpolate_pos_encoding": True, **kwargs}
+
+
+def attach(backbone: nn.Module, method: str | Architecture, recipe: str, search_space: Any = None) -> nn.Module:
+    """Make a backbone trainable in the way of a method.
+
+    Args:
+        method: ``"full"``, ``"linear"``, a single module (``"lora"``, ``"adapter"``, ``"vpt"``), ``"supernet"``, or an
+            architecture.
+        recipe: of NOAH's modules.
+        search_space: of a supernet; None: VTAB-1k's.
+
+    Raises:
+        ValueError: if the method is unknown.
+    """
+    if isinstance(method, Architecture):
+        return get_peft_model(backbone, NoahConfig(recipe=recipe, architecture=method))
+    if method == "supernet":
+        return get_peft_model(backbone, NoahConfig(recipe=recipe, search_space=search_space or "vtab"))
+    if method in SINGLE_MODULES:
+        blocks = len(find_backbone(backbone.config.model_type).block_names(backbone))
+        return attach(backbone, Architecture.uniform(blocks, **{method: SINGLE_MODULES[method]}), recipe)
+    if method not in BASELINES:
+        raise ValueError(f"method {method!r} is not known (known: {', '.join(BASELINES)}).")
+    backbone.requires_grad_(method == "full")
+    for name, weight in backbone.named_parameters():
+        if name.endswith("mask_token"):  # of masked pretraining: a classifier never reads it, and DDP would miss it
+            weight.requires_grad_(False)
+    getattr(backbone, find_backbone(backbone.config.model_type).head).requires_grad_(True)
+    return backbone
+
+
+def count_trainable(model: nn.Module) -> tuple[int, int]:
+    """Trainable parameters besides the classifier, and the classifier's."""
+    core = model.base_model.model if isinstance(model, PeftModel) else model
+    head_name = find_backbone(core.config.model_type).head
+    head = sum(p.numel() for p in getattr(core, head_name).parameters() if p.requires_grad)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad) - head, head
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide a result."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "peft-noah"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,206 @@
+"""What a run is asked to do, and the file that keeps it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+
+from peft_noah.data import bundled_backbone
+from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, dump_json, read_json, write_atomically
+from peft_noah.run.methods import BASELINES
+from peft_noah.searching.result import SearchSettings
+from peft_noah.training import TrainingSettings
+from peft_noah.tuner.config import RECIPES, SPACES
+
+#: cost of the paper's supernet, search and retraining, in fine-tunings of the length of the retraining
+PAPER_EFFORT = 5.6
+MAX_EFFORT = 100
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run is asked to do; saved as settings.json.
+
+    Args:
+        model: folder or Hub id of a ViT; None: the bundled one.
+        dataset: folder of parquet files or images, or a Hub id; None: the bundled task.
+        recipe: ``"paper"`` or ``"released"``.
+        search_space: ``"vtab"`` or ``"few_shot"``.
+        budget: most prompt parameters; None: the paper's 0.64 M, scaled to the backbone's width and depth.
+        epochs: of subnet and baselines.
+        supernet_epochs: None: 5 x ``epochs``, the paper's proportion.
+        variant: of the search: ``"default"``, ``"paper"``, ``"released"``, ``"suffix"``.
+        population_size, generations: of the search; None: the variant's.
+        baselines: methods to compare with.
+        effort: cost of supernet, search and retraining together, in fine-tunings of ``epochs`` epochs: a supernet of
+            5 x ``epochs`` and a search of all generations is 5.6, as in the paper, the retraining being 1 of it. What is
+            above 1 scales both alike. None: 5.6, or what ``supernet_epochs`` and ``generations`` say.
+        cache_gb: most memory that the search may keep hidden states in, in gigabytes (10^9 bytes), besides the backbone
+            and one batch.
+        risk: chance that the search stops looking at a candidate that would have been among its best; 0: it never does.
+        screen: let the search look in bfloat16 first, where the hardware has it, and again in float32 where rounding could
+            change an answer; the scores are those of float32.
+        seed: of everything random.
+        num_classes: of lists of numbered classes; None: up to the largest label there is.
+        shots: training images per class to take; None: all.
+        augment: colour jitter and RandAugment on training images, as the paper does for few-shot learning.
+        other_tests: further test sets by name, folders or Hub ids: domain generalisation.
+        task, group: what tables call the task and the tasks it belongs with; None: the dataset's name, and no group.
+        image_size: side in pixels; None: the backbone's own.
+        image_mean, image_std: None: from the backbone's image processor.
+        image_column, label_column: None: found by their types.
+        mixed_precision: Accelerate's ``"no"``, ``"fp16"`` or ``"bf16"``.
+        compile: train compiled models, with CUDA graphs on a GPU: after a minute, the steps take a fraction of their time.
+        accumulate, sampling: micro-batches per step, and which subnets several processes train: as `TrainingSettings` has
+            them.
+
+    Raises:
+        ValueError: on a value that is not allowed.
+    """
+
+    model: str | None = None
+    dataset: str | None = None
+    recipe: str = "paper"
+    search_space: str = "vtab"
+    budget: int | None = None
+    epochs: int = 100
+    supernet_epochs: int | None = None
+    variant: str = "default"
+    population_size: int | None = None
+    generations: int | None = None
+    baselines: tuple[str, ...] = ("linear", "lora", "adapter", "vpt")
+    effort: float | None = None
+    cache_gb: float = 1.0
+    risk: float = 0.0
+    screen: bool = True
+    seed: int = 0
+    num_classes: int | None = None
+    shots: int | None = None
+    augment: bool = False
+    other_tests: Mapping[str, str] | None = None
+    task: str | None = None
+    group: str | None = None
+    image_size: int | None = None
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    mixed_precision: str = "no"
+    compile: bool = False
+    accumulate: int = 1
+    sampling: str = "shared"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, allowed in (
+            ("recipe", RECIPES),
+            ("search_space", SPACES),
+            ("mixed_precision", ("no", "fp16", "bf16")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        _check_model(self.model)
+        self._check_effort()
+        self.search()
+        self.training("supernet"), self.training("subnet")
+        for name in ("baselines", "image_mean", "image_std"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if value is None else tuple(value))
+        for method in self.baselines:
+            if method not in BASELINES:
+                raise ValueError(f"baseline {method!r} is not known (known: {', '.join(BASELINES)}).")
+        if self.budget is not None and self.budget < 1:
+            raise ValueError(f"budget must be a positive number of parameters, got {self.budget}.")
+        if not 0 <= self.risk < 1:
+            raise ValueError(f"risk must be at least 0 and below 1, got {self.risk!r}.")
+        if not 0 <= self.cache_gb < math.inf:
+            raise ValueError(f"cache_gb must be at least 0, got {self.cache_gb!r}.")
+        if self.shots is not None:
+            check_int(self.shots, "shots", 1, MAX_COUNT)
+
+    def _check_effort(self) -> None:
+        if self.effort is None:
+            return
+        if not 1 < self.effort <= MAX_EFFORT:
+            raise ValueError(
+                f"effort must be above 1, which is the retraining alone, and at most {MAX_EFFORT}, got {self.effort!r}."
+            )
+        if self.supernet_epochs is not None or self.generations is not None:
+            raise ValueError("effort decides supernet_epochs and generations: give either it or them.")
+
+    @property
+    def _share(self) -> float:
+        """Supernet and search as a share of the paper's."""
+        return 1.0 if self.effort is None else (self.effort - 1) / (PAPER_EFFORT - 1)
+
+    @property
+    def compile_mode(self) -> str | None:
+        """The mode of `torch.compile`; None: nothing is compiled. A CUDA graph's gradients would not add up over
+        micro-batches."""
+        if not self.compile:
+            return None
+        return "reduce-overhead" if self.accumulate == 1 else "default"
+
+    def training(self, stage: str) -> TrainingSettings:
+        """The training settings of ``"supernet"``, ``"subnet"`` or ``"full"``."""
+        supernet_epochs = self.supernet_epochs
+        if supernet_epochs is None:
+            supernet_epochs = max(1, round(5 * self.epochs * self._share))
+        epochs = supernet_epochs if stage == "supernet" else self.epochs
+        return TrainingSettings.named(
+            self.recipe,
+            stage,
+            self.protocol,
+            epochs=epochs,
+            seed=self.seed,
+            accumulate=self.accumulate,
+            sampling=self.sampling,
+        )
+
+    def search(self) -> SearchSettings:
+        """The settings of the search; children keep their shares of a population of another size."""
+        named = SearchSettings.named(self.variant)
+        size = named.population_size if self.population_size is None else self.population_size
+        generations = max(1, round(named.generations * self._share)) if self.generations is None else self.generations
+        return replace(
+            named,
+            population_size=size,
+            generations=generations,
+            num_crossover=named.num_crossover * size // named.population_size,
+            num_mutation=named.num_mutation * size // named.population_size,
+        )
+
+    @property
+    def protocol(self) -> str:
+        """Which of the paper's learning rates apply."""
+        return "few_shot" if self.search_space == "few_shot" else "vtab"
+
+    @property
+    def backbone(self) -> str:
+        """Folder or Hub id of the backbone."""
+        return str(bundled_backbone()) if self.model is None else self.model
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the settings to a JSON file, all of it or nothing."""
+        write_atomically(path, dump_json(asdict(self)))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> RunSettings:
+        """Read settings back.
+
+        Raises:
+            ValueError: if the file does not describe a run.
+        """
+        data = read_json(path)
+        known = {f.name for f in fields(cls)}
+        if not isinstance(data, dict) or set(data) - known:
+            raise ValueError(f"{path} does not describe a run: expected an object with {', '.join(sorted(known))}.")
+        return cls(**data)
+
+
+def _check_model(model: str | None) -> None:
+    """A path must exist; 'owner/name' may be a Hub id, and is left to the Hub's client."""
+    if model is not None and not os.path.isdir(model) and (os.path.isabs(model) or model.startswith((".", "~"))):
+        raise ValueError(f"model folder {model!r} does not exist. Give a folder with config.json, or a Hub id.")

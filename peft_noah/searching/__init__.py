@@ -1,0 +1,1 @@
+"""Which architecture is best: evolution, its result, and what makes scores cheap."""

@@ -1,0 +1,346 @@
+"""`NoahConfig`: everything that changes what a NOAH adapter computes, saved with it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from peft import PeftConfig, PeftType
+from transformers.activations import ACT2FN
+
+from peft_noah.architecture import MAX_BLOCKS, Architecture, SearchSpace
+from peft_noah.jsonfile import check_int, read_json
+from peft_noah.results.card import complete_card
+from peft_noah.version import __version__
+
+#: what the paper says and what its released code does, where they differ in what a model computes
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "lora_shared_down": False,
+        "lora_scale": 1.0,
+        "adapter_activation": "relu",
+        "vpt_position": "after_cls",
+        "vpt_past_depth": "drop",
+        "init": "identity",
+        "dropout": 0.0,
+        "drop_path": 0.0,
+    },
+    "released": {
+        "lora_shared_down": True,
+        "lora_scale": 1.0,
+        "adapter_activation": "quick_gelu",
+        "vpt_position": "last",
+        "vpt_past_depth": "carry",
+        "init": "normal",
+        "dropout": 0.1,
+        "drop_path": 0.1,
+    },
+}
+
+SPACES = {"vtab": SearchSpace.vtab, "few_shot": SearchSpace.few_shot}
+
+_CHOICES = {
+    "recipe": tuple(RECIPES),
+    "vpt_position": ("after_cls", "last"),
+    "vpt_past_depth": ("drop", "carry"),
+    "init": ("identity", "normal"),
+}
+
+_TYPES = {
+    "base_model_name_or_path": (str, os.PathLike),
+    "revision": (str,),
+    "auto_mapping": (Mapping,),
+    "backbone": (Mapping,),
+    "peft_version": (str,),
+    "noah_version": (str,),
+    "inference_mode": (bool,),
+    "init_weights": (bool,),
+    "lora_shared_down": (bool,),
+}
+#: most names in one option, and most letters in one of them or in a regular expression
+MAX_NAMES, MAX_NAME = 10_000, 10_000
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class NoahConfig(PeftConfig):
+    """Configuration of a NOAH adapter: a supernet, or one frozen subnet of it.
+
+    With no argument it is the supernet of the VTAB-1k search space: LoRA, Adapter and VPT in every block, dims 1, 5 and
+    10, depths at each quarter of the blocks. With ``architecture`` it is one subnet, holding no more than that.
+
+    Every option after ``target_modules`` that is left at None takes its value from ``recipe``. Source: NOAH
+    (arXiv 2206.04673) and its released code.
+
+    Raises:
+        ValueError: on a value that is not allowed, or settings that contradict each other.
+    """
+
+    recipe: str = field(
+        default="paper",
+        metadata=_help("'paper' or 'released' (the authors' code): default of every option that is left at None."),
+    )
+    architecture: Any = field(
+        default=None,
+        metadata=_help(
+            "Stored dims: an Architecture, or a dict with one list of dims per module ('lora', 'adapter', 'vpt'), one "
+            "entry per block, 0 where the module is absent. None: the largest of the search space."
+        ),
+    )
+    search_space: Any = field(
+        default=None,
+        metadata=_help(
+            "'vtab', 'few_shot', a SearchSpace or its dict: what a supernet samples from. None: 'vtab' for a supernet, "
+            "nothing to search where an architecture is given."
+        ),
+    )
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata=_help(
+            "Linear layers that carry LoRA, and other modules whose site is a projection, as in PEFT's LoRA: names, a "
+            "regular expression, or 'all-linear'. The site names 'query', 'key' and 'value' work for every known family. "
+            "None: query and key, and value where the recipe shares the down matrix. Adapter and VPT find their places "
+            "by themselves."
+        ),
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata=_help("Leaves to leave alone, by name or regular expression, whatever the module.")
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata=_help("Indices of the blocks whose target_modules carry LoRA. None: all.")
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata=_help("Name of the list of blocks, where layers_to_transform is used.")
+    )
+    modules_to_save: list[str] | None = field(
+        default=None,
+        metadata=_help("Modules trained and saved whole. None: the classifier of a known family. []: none."),
+    )
+    lora_shared_down: bool | None = field(
+        default=None, metadata=_help("One LoRA down matrix per block serves query, key and value.")
+    )
+    lora_scale: float | None = field(default=None, metadata=_help("Factor s of the LoRA update; no unit."))
+    adapter_activation: str | None = field(
+        default=None, metadata=_help("Activation inside the Adapter, a name of transformers' ACT2FN.")
+    )
+    vpt_position: str | None = field(
+        default=None,
+        metadata=_help("'after_cls': [CLS, P, E]; 'last': [CLS, E, P]. Without a mask both attend alike."),
+    )
+    vpt_past_depth: str | None = field(
+        default=None, metadata=_help("'drop': tokens live in their own block; 'carry': they run on past VPT's depth.")
+    )
+    init: str | None = field(
+        default=None,
+        metadata=_help("'identity': LoRA and Adapter start at zero effect; 'normal': all from a normal, std 0.02."),
+    )
+    dropout: float | None = field(
+        default=None,
+        metadata=_help("Rate on LoRA's input, the Adapter's hidden units and VPT's tokens; a probability."),
+    )
+    drop_path: float | None = field(
+        default=None,
+        metadata=_help("Stochastic depth in the last block while training, growing linearly from 0; a probability."),
+    )
+    init_weights: bool = field(
+        default=True, metadata=_help("False: start far from the identity, whatever the recipe. For tests.")
+    )
+    backbone: dict[str, Any] | None = field(
+        default=None, metadata=_help("model_type, num_blocks and width of the model it was made for; filled in.")
+    )
+    noah_version: str | None = field(default=None, metadata=_help("Version of peft-noah that wrote it; filled in."))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType("NOAH")
+        self.noah_version = self.noah_version or __version__
+        self._check_types()
+        self._check_choice("recipe")
+        for name, value in RECIPES[self.recipe].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        for name in _CHOICES:
+            self._check_choice(name)
+        self._check_numbers()
+        self._normalise_targets()
+        self._check_architecture()
+
+    def _check_architecture(self) -> None:
+        if self.architecture is not None:
+            self.architecture = Architecture(self.architecture).to_dict()
+        if isinstance(self.search_space, Mapping):
+            self.search_space = SearchSpace.from_dict(self.search_space)
+        elif not isinstance(self.search_space, SearchSpace) and self.search_space not in (None, *SPACES):
+            raise ValueError(
+                f"search_space {reprlib.repr(self.search_space)} is not known (known: {', '.join(SPACES)}). Give one of these names, "
+                "or a SearchSpace."
+            )
+        if self.architecture is not None and self.search_space is not None:
+            self._check_contradiction(Architecture(self.architecture))
+        if isinstance(self.search_space, SearchSpace):
+            self.search_space = self.search_space.to_dict()
+
+    def _check_contradiction(self, architecture: Architecture) -> None:
+        if isinstance(self.search_space, str):
+            self.search_space = SPACES[self.search_space](architecture.num_blocks, modules=tuple(architecture))
+        largest = self.search_space.largest()
+        if architecture != largest:
+            raise ValueError(
+                f"architecture {_brief(architecture)} is not the largest of search_space, {_brief(largest)}, which a "
+                "supernet stores. Give one of the two: search_space for a supernet, architecture for a frozen subnet."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain data; sets as sorted lists, so that equal configs are saved as equal bytes."""
+        settings = super().to_dict()
+        return {
+            key: sorted(value) if isinstance(value, (set, frozenset)) else value for key, value in settings.items()
+        }
+
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        """Write adapter_config.json, and how to load the adapter into the card that PEFT writes beside it."""
+        super().save_pretrained(save_directory, **kwargs)
+        complete_card(save_directory, self.base_model_name_or_path, self.architecture)
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_dict(), sort_keys=True))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str | None = None, **kwargs) -> NoahConfig:
+        """Read adapter_config.json from a folder or the Hub, as every PEFT config does.
+
+        Raises:
+            ValueError: if the file is broken or describes something else, or a folder or repository has its weights as a
+                pickle alone, which PEFT would go on to read.
+        """
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        _refuse_pickle(pretrained_model_name_or_path, subfolder, kwargs)
+        return config
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str | os.PathLike[str], **kwargs) -> dict[str, Any]:
+        """The settings in a file, read with bounds.
+
+        Raises:
+            ValueError: if the file is broken, or is no NOAH adapter's.
+        """
+        settings = read_json(path_json_file)
+        if not isinstance(settings, dict) or settings.get("peft_type") != "NOAH":
+            raise ValueError(
+                f"{os.fspath(path_json_file)} does not describe a NOAH adapter: its peft_type is another."
+            )
+        return settings
+
+    def _check_types(self) -> None:
+        for name, kinds in _TYPES.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kinds):
+                expected = " or ".join(kind.__name__ for kind in kinds)
+                raise ValueError(f"{name} is {reprlib.repr(value)}; give a {expected}.")
+        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
+            _check_names(name, getattr(self, name))
+        layers = self.layers_to_transform
+        if layers is not None and not isinstance(layers, (list, tuple, set, frozenset, range)):
+            check_int(layers, "layers_to_transform", 0, MAX_BLOCKS)
+        elif layers is not None:
+            check_int(len(layers), "the number of layers_to_transform", 0, MAX_BLOCKS)
+            for layer in layers:
+                check_int(layer, "one of layers_to_transform", 0, MAX_BLOCKS)
+
+    def _check_choice(self, name: str) -> None:
+        value, allowed = getattr(self, name), _CHOICES[name]
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {reprlib.repr(value)}.")
+
+    def _check_numbers(self) -> None:
+        for name, low, high in (("dropout", 0.0, 1.0), ("drop_path", 0.0, 1.0), ("lora_scale", -math.inf, math.inf)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 2**63:
+                raise ValueError(f"{name} must be a finite number, got {reprlib.repr(value)}.")
+            if not low <= value < high:
+                raise ValueError(f"{name} must be at least {low:g} and below {high:g}, got {value!r}.")
+            setattr(self, name, float(value))
+        if not isinstance(self.adapter_activation, str) or self.adapter_activation not in ACT2FN:
+            raise ValueError(
+                f"adapter_activation {reprlib.repr(self.adapter_activation)} is not in transformers' ACT2FN (known: "
+                f"{', '.join(sorted(ACT2FN))})."
+            )
+
+    def _normalise_targets(self) -> None:
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), (list, tuple, frozenset)):
+                setattr(self, name, set(getattr(self, name)))
+        if isinstance(self.layers_to_transform, (tuple, set, frozenset, range)):
+            self.layers_to_transform = sorted(self.layers_to_transform)
+        if isinstance(self.layers_pattern, (tuple, set, frozenset)):
+            self.layers_pattern = sorted(self.layers_pattern)
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ValueError("`layers_to_transform` cannot be used when `target_modules` is a str.")
+        if isinstance(self.target_modules, str) and self.layers_pattern is not None:
+            raise ValueError("`layers_pattern` cannot be used when `target_modules` is a str.")
+        if self.layers_pattern and not self.layers_to_transform:
+            raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
+
+    def resolve_search_space(self, num_blocks: int, modules: tuple[str, ...]) -> SearchSpace:
+        """The search space for a model of ``num_blocks`` blocks that can carry ``modules``.
+
+        Raises:
+            ValueError: if a given space was made for another number of blocks.
+        """
+        if not isinstance(self.search_space, Mapping):
+            return SPACES[self.search_space or "vtab"](num_blocks, modules=modules)
+        space = SearchSpace.from_dict(self.search_space)
+        if space.num_blocks != num_blocks:
+            raise ValueError(
+                f"the search space is for {space.num_blocks} blocks but this model has {num_blocks}. Build it for this "
+                f"model, for instance SearchSpace.vtab({num_blocks})."
+            )
+        return space
+
+
+def _check_names(name: str, values: object) -> None:
+    kinds = (list, tuple, set, frozenset)
+    texts = values if isinstance(values, kinds) else () if values is None else (values,)
+    if len(texts) > MAX_NAMES or not all(isinstance(text, str) and len(text) <= MAX_NAME for text in texts):
+        raise ValueError(
+            f"{name} is {reprlib.repr(values)}; give a text of at most {MAX_NAME:,} letters, or at most {MAX_NAMES:,} of "
+            "them as a list."
+        )
+
+
+def _refuse_pickle(source: str, subfolder: str | None, options: Mapping[str, Any]) -> None:
+    """PEFT falls back to adapter_model.bin, which torch unpickles; no NOAH adapter was ever saved like that."""
+    has = partial(_has_file, source, subfolder, options)
+    if not has("adapter_model.safetensors") and has("adapter_model.bin"):
+        raise ValueError(
+            f"{os.path.join(source, subfolder or '')!r} has its weights as adapter_model.bin alone, a pickle, which could "
+            "run any code. Ask for adapter_model.safetensors, or convert it where you trust it."
+        )
+
+
+def _has_file(source: str, subfolder: str | None, options: Mapping[str, Any], name: str) -> bool:
+    """Whether PEFT would find a file there: in a folder, in a repository on the Hub, or offline in its cache."""
+    if os.path.isdir(source):
+        return os.path.exists(os.path.join(source, subfolder or "", name))
+    from huggingface_hub import constants, file_exists, try_to_load_from_cache
+
+    path = f"{subfolder}/{name}" if subfolder else name
+    if constants.HF_HUB_OFFLINE:
+        found = try_to_load_from_cache(source, path, options.get("cache_dir"), options.get("revision"))
+        return isinstance(found, str)
+    token = options.get("token", options.get("use_auth_token"))
+    return file_exists(source, path, revision=options.get("revision"), token=token)
+
+
+def _brief(architecture: Architecture) -> str:
+    text = str(architecture.to_dict())
+    return text if len(text) <= 1_000 else f"{text[:1_000]}..."

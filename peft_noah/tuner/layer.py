@@ -1,0 +1,230 @@
+"""The tuner layer: a leaf of the model and the prompt modules that act on its output."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import nn
+
+from peft_noah.tuner.placement import Placement
+from peft_noah.tuner.prompts import PROMPT_MODULES, Lora, PromptModule, Vpt
+from peft_noah.tuner.prompts.base import keep_in_graph
+
+
+def drop_path(y: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
+    """Stochastic depth: zero a whole sample's branch ``y`` (B, ...) with probability ``rate``, rescale the others.
+
+    Source: arXiv 1603.09382; the released code's training uses it with a rate that grows linearly over the blocks.
+    """
+    if not training or rate == 0.0:
+        return y
+    keep = torch.rand((y.shape[0],) + (1,) * (y.dim() - 1), device=y.device) >= rate
+    return y * keep.to(y.dtype) / (1.0 - rate)
+
+
+class NoahLayer(nn.Module, BaseTunerLayer):
+    """A wrapped leaf: ``y = base(x)``, then each prompt module ``y = module(x, y)`` of each active adapter.
+
+    Args:
+        base_layer: the leaf, frozen: a projection for LoRA, the MLP's last layer for Adapter, the first norm for VPT.
+    """
+
+    other_param_names = ("drop_path_rates",)
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.adapter_layer_names: tuple[str, ...] = ()
+        for name in PROMPT_MODULES:
+            self._container(name)
+        self.drop_path_rates: dict[str, float] = {}
+        self.batch_adapters: tuple[str, ...] | None = None  # one per sample, set by mixed_batch while a batch runs
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+
+    def update_layer(self, adapter_name: str, placement: Placement, config, shared_down: Lora | None) -> None:
+        """Create the prompt modules of an adapter at this leaf."""
+        for name, dim in placement.dims.items():
+            extra = {"shared_down": shared_down} if name == Lora.name and shared_down is not None else {}
+            module = PROMPT_MODULES[name](
+                placement.in_features, placement.out_features, dim, placement.block, config, **extra
+            )
+            self._container(name)[adapter_name] = module
+        if placement.drop_path:
+            self.drop_path_rates[adapter_name] = placement.drop_path
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+
+    def _container(self, name: str) -> nn.ModuleDict:
+        """What holds the modules of one kind, by adapter; made when it is first asked for, since a kind may be registered
+        after the layer was built."""
+        attribute = f"noah_{name}"
+        if attribute not in self.adapter_layer_names:
+            setattr(self, attribute, nn.ModuleDict())
+            self.adapter_layer_names += (attribute,)
+        return getattr(self, attribute)
+
+    def prompt_modules(self, adapter_name: str) -> list[PromptModule]:
+        """The prompt modules of an adapter, in the order in which they act."""
+        containers = (getattr(self, name) for name in self.adapter_layer_names)
+        return [container[adapter_name] for container in containers if adapter_name in container]
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters, of which at most one has VPT tokens; transformers calls this without the tuner around it.
+
+        Raises:
+            ValueError: if two of them carry VPT.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        check_one_vpt([name for name in names if name in self.noah_vpt])
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def active_vpt(self) -> Vpt | None:
+        """The VPT module whose tokens the block reads now, if any; in a mixed batch, one that stands for all."""
+        if self.disable_adapters:
+            return None
+        names = self.active_adapters if self.batch_adapters is None else self.batch_adapters
+        return next((self.noah_vpt[name] for name in names if name in self.noah_vpt), None)
+
+    def batch_vpts(self, size: int) -> list[Vpt] | None:
+        """In a mixed batch of ``size`` samples, the VPT module of each."""
+        if self.batch_adapters is None:
+            return None
+        self._check_batch(size)
+        return [self.noah_vpt[name] for name in self.batch_adapters]
+
+    def _check_batch(self, size: int) -> None:
+        if size != len(self.batch_adapters):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(self.batch_adapters)} and {size} respectively."
+            )
+
+    def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """``x`` (B, T, in_features) to (B, T, out_features)."""
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        return self.adapt(x, self.base_layer(x, *args, **kwargs))
+
+    def adapt(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """What the active adapters make of the leaf's own output ``y`` (B, T, out_features) for input ``x``."""
+        if self.disable_adapters:
+            return y
+        if self.batch_adapters is not None:
+            return self._forward_mixed(x, y)
+        idle = []
+        for name in self.active_adapters:
+            if name in self.merged_adapters:
+                continue
+            y = drop_path(y, self.drop_path_rates.get(name, 0.0), self.training)
+            for module in self.prompt_modules(name):
+                if module.live:
+                    y = module(x, y)
+                else:
+                    idle.extend(module.parameters())
+        return keep_in_graph(y, idle) if idle and self.training else y
+
+    def _forward_mixed(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self._check_batch(len(x))
+        y = y.clone()
+        for name in dict.fromkeys(self.batch_adapters):
+            rows = [row for row, other in enumerate(self.batch_adapters) if other == name]
+            for module in self.prompt_modules(name):
+                if module.dim:
+                    y[rows] = module(x[rows], y[rows])
+        return y
+
+    def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
+        """The update that merging adds to the base weight, (out, in).
+
+        Raises:
+            ValueError: where an active module is not linear in the weight.
+        """
+        weight = self.get_base_layer().weight
+        updates = []
+        for module in self.prompt_modules(adapter_name):
+            if module.dim == 0:
+                continue
+            if not module.is_linear:
+                raise ValueError(not_mergeable(adapter_name, [module.name]))
+            updates.append(module.delta_weight().to(weight.device))
+        return sum(updates) if updates else torch.zeros_like(weight)
+
+    def _changes_weight(self, adapter_name: str) -> bool:
+        return any(module.dim for module in self.prompt_modules(adapter_name))
+
+    def merged_weight(self, adapter_names: list[str], safe_merge: bool) -> torch.Tensor | None:
+        """The base weight (out, in) with adapters added, in its dtype; None where they leave it as it is.
+
+        Raises:
+            ValueError: with ``safe_merge``, if an adapter makes it infinite or NaN.
+        """
+        merged = None
+        for name in filter(self._changes_weight, adapter_names):
+            weight = self.get_base_weight() if merged is None else merged
+            merged = (weight + self.get_delta_weight(name).detach()).to(weight.dtype)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(
+                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken; nothing was merged."
+                )
+        return merged
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the updates of LoRA-only adapters to the base weight."""
+        names = check_adapters_to_merge(self, adapter_names)
+        merged = self.merged_weight(names, safe_merge)
+        if merged is not None:
+            self.set_base_weight(merged)
+        self.merged_adapters.extend(
+            name for name in names if self.prompt_modules(name) or name in self.drop_path_rates
+        )
+
+    def unmerge(self) -> None:
+        """Take merged updates out of the base weight again."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            if self._changes_weight(name):
+                weight = self.get_base_weight()
+                self.set_base_weight((weight - self.get_delta_weight(name).detach()).to(weight.dtype))
+
+    def __repr__(self) -> str:
+        return "noah." + super().__repr__()
+
+
+class NoahLinear(NoahLayer):
+    """A wrapped Linear: PEFT's ``target_modules="all-linear"`` knows wrapped Linears by their class name alone."""
+
+
+def check_one_vpt(adapter_names: list[str]) -> None:
+    """Refuse several adapters with VPT at a time.
+
+    Raises:
+        ValueError: if there are two or more.
+    """
+    if len(adapter_names) > 1:
+        raise ValueError(
+            f"adapters {', '.join(map(repr, adapter_names))} all carry VPT tokens, which would replace each other: "
+            "activate one of them at a time."
+        )
+
+
+def not_mergeable(adapter_name: str, modules: list[str]) -> str:
+    """The sentence that says why an adapter cannot be merged."""
+    return (
+        f"adapter {adapter_name!r} has active {' and '.join(modules)} modules, which no single weight can express: only "
+        "LoRA-only architectures merge. Keep the adapter unmerged, or set or train an architecture with only a 'lora' row."
+    )
+
+
+def is_quantised(layer: nn.Module) -> bool:
+    """Whether a leaf's weight is packed: by torchao, a tensor type of its own; by bitsandbytes, integers."""
+    weight = getattr(layer, "weight", None)
+    if weight is None:
+        return False
+    return not weight.is_floating_point() or type(weight).__module__.partition(".")[0] == "torchao"

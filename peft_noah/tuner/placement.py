@@ -1,0 +1,312 @@
+"""Which prompt modules of an adapter sit on which leaf of a model: decided once, before the model is touched."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from peft.tuners.tuners_utils import (
+    BaseTunerLayer,
+    _ExcludedModule,
+    _get_in_out_features,
+    _maybe_include_all_linear_layers,
+    check_target_module_exists,
+)
+from torch import nn
+
+from peft_noah.architecture import Architecture
+from peft_noah.tuner.backbones import BACKBONES, Backbone, find_backbone
+from peft_noah.tuner.config import NoahConfig
+from peft_noah.tuner.prompts import PROMPT_MODULES, Lora, Vpt
+
+try:
+    from peft.utils.error import NoMatchingPeftModuleError
+except ImportError:  # peft 0.20 raises a plain ValueError, which the later class derives from
+    NoMatchingPeftModuleError = ValueError
+
+
+#: most VPT tokens in one block
+MAX_TOKENS = 4_096
+#: prompt parameters that any backbone may be given, however small it is: 64 MiB in float32
+MIN_LIMIT = 2**24
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The prompt modules of one leaf.
+
+    Args:
+        block: index of the block that the leaf belongs to.
+        in_features, out_features: widths of the leaf.
+        dims: stored dim by module name; a VPT of 0 only watches tokens that run on.
+        shared_down: name of the leaf whose LoRA ``down`` serves this one; None: its own.
+        drop_path: rate of stochastic depth behind the leaf; a probability.
+    """
+
+    block: int
+    in_features: int
+    out_features: int
+    dims: Mapping[str, int] = field(default_factory=dict)
+    shared_down: str | None = None
+    drop_path: float = 0.0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Blocks of a model and, where its family is known, the sites in them.
+
+    A model of an unknown family counts as one block that holds nothing but the projections its user names.
+    """
+
+    backbone: Backbone | None
+    blocks: tuple[str, ...]
+    width: int | None
+
+    @classmethod
+    def of(cls, model: nn.Module, model_type: str | None, config: NoahConfig) -> Layout:
+        """Read a model's layout.
+
+        Raises:
+            ValueError: for an unknown family without ``target_modules``, or a known one whose blocks are not found.
+        """
+        if model_type not in BACKBONES and config.target_modules is not None:
+            return cls(None, ("",), None)
+        backbone = find_backbone(model_type)
+        blocks = tuple(backbone.block_names(model))
+        if not blocks:
+            raise ValueError(
+                f"model_type {model_type!r} should keep its blocks in {backbone.blocks!r}, but this model has none there. "
+                "peft-noah needs transformers >= 5.18 for the built-in families; for a model of your own see "
+                "examples/add_backbone.py."
+            )
+        norm = model.get_submodule(f"{blocks[0]}.{backbone.norm}")
+        return cls(backbone, blocks, unwrap(norm).normalized_shape[-1])
+
+    def block_of(self, key: str) -> int | None:
+        """Index of the block that holds the leaf ``key``; None outside of all."""
+        if self.backbone is None:
+            return 0
+        return next((i for i, name in enumerate(self.blocks) if key.startswith(name + ".")), None)
+
+    def site(self, name: str) -> str | None:
+        """Path inside a block of the one leaf that is a site; None for projections, which ``target_modules`` names."""
+        if self.backbone is None:
+            return None
+        return {"mlp_output": self.backbone.mlp_output, "block": self.backbone.norm}.get(name)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The prompt modules that this model has sites for."""
+        return tuple(name for name, cls in PROMPT_MODULES.items() if _is_targeted(name) or self.site(cls.site))
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The leaf below all tuner layers."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def resolve_config(config: NoahConfig, layout: Layout, model: nn.Module, model_type: str | None) -> None:
+    """Fill in what a config leaves to the model: targets, the classifier, the search space, the stored dims.
+
+    Raises:
+        ValueError: if the architecture or the search space does not fit the model.
+    """
+    if layout.backbone is not None:
+        _resolve_targets(config, layout.backbone)
+        head = getattr(model, layout.backbone.head, None)
+        has_head = head is not None and any(True for _ in head.parameters())
+        if config.modules_to_save is None and has_head:
+            config.modules_to_save = [layout.backbone.head]
+        elif layout.backbone.head in (config.modules_to_save or ()) and head is not None and not has_head:
+            warnings.warn(
+                f"this adapter comes with a classifier, but the model's {layout.backbone.head!r} is empty (num_labels=0): "
+                "outputs are features, not logits. Load the backbone with num_labels= the adapter's number of classes.",
+                stacklevel=2,
+            )
+    _maybe_include_all_linear_layers(config, model)
+
+    num_blocks = len(layout.blocks)
+    if config.architecture is None:
+        space = config.resolve_search_space(num_blocks, layout.modules)
+        config.search_space, config.architecture = space.to_dict(), space.largest().to_dict()
+    _check_placeable(Architecture(config.architecture), num_blocks, layout.modules, model_type)
+    _check_backbone(config, model_type, num_blocks, layout.width)
+
+
+def _resolve_targets(config: NoahConfig, backbone: Backbone) -> None:
+    targets = config.target_modules
+    if targets is None:
+        targets = {"query", "key"} if not config.lora_shared_down else {"query", "key", "value"}
+    if isinstance(targets, (set, list)):
+        config.target_modules = {backbone.projections.get(name, name) for name in targets}
+
+
+def check_rows(architecture: Architecture, num_blocks: int) -> None:
+    """Refuse an architecture of other blocks or unknown modules.
+
+    Raises:
+        ValueError: if a row is of no prompt module, or has not one dim per block.
+    """
+    for name, row in architecture.items():
+        if name not in PROMPT_MODULES:
+            raise ValueError(f"unknown prompt module {name!r} (known: {', '.join(PROMPT_MODULES)}).")
+        if len(row) != num_blocks:
+            raise ValueError(
+                f"row {name!r} has {len(row)} dims but this model has {num_blocks} blocks. Give one dim per block, 0 where "
+                f"{name} is absent."
+            )
+
+
+def _check_placeable(
+    architecture: Architecture, num_blocks: int, modules: tuple[str, ...], model_type: str | None
+) -> None:
+    check_rows(architecture, num_blocks)
+    for name, row in architecture.items():
+        if name not in modules and any(row):
+            raise ValueError(
+                f"{name!r} cannot be placed: nothing is known about the blocks of model_type {model_type!r}. Give only "
+                f"rows of {', '.join(modules)}, or describe the family with register_backbone; "
+                "examples/add_backbone.py shows how."
+            )
+
+
+def _check_backbone(config: NoahConfig, model_type: str | None, num_blocks: int, width: int | None) -> None:
+    here = {"model_type": model_type, "num_blocks": num_blocks, "width": width}
+    made_for = config.backbone or here
+    for key in ("model_type", "num_blocks", "width"):
+        if None not in (made_for.get(key), here[key]) and made_for[key] != here[key]:
+            raise ValueError(
+                f"this adapter was made for a backbone with {key} {made_for[key]}, but this model has {key} {here[key]}. "
+                "Load it on the backbone named in its adapter_config.json as base_model_name_or_path."
+            )
+    config.backbone = here
+
+
+def plan(model: nn.Module, config: NoahConfig, layout: Layout) -> dict[str, Placement]:
+    """Placement by leaf name, for all leaves that an adapter touches.
+
+    Raises:
+        ValueError: if a named target is not a Linear, LoRA has a row but no target, or the dims ask for more weights
+            than makes sense.
+    """
+    leaves: dict[str, dict] = {}
+    rows = {name: row for name, row in config.architecture.items() if any(row)}
+    targeted = {name: rows[name] for name in PROMPT_MODULES if name in rows and _is_targeted(name)}
+    if targeted:
+        _place_on_targets(leaves, model, config, layout, targeted)
+    for name in PROMPT_MODULES:
+        if name in rows and name not in targeted:
+            _place_at_site(leaves, model, config, layout, name)
+    if config.drop_path and layout.backbone is not None:
+        _place_drop_path(leaves, model, config, layout)
+    placements = {key: Placement(**leaf) for key, leaf in leaves.items()}
+    _check_size(placements, model, config)
+    return placements
+
+
+def _is_targeted(name: str) -> bool:
+    return PROMPT_MODULES[name].site == "projection"
+
+
+def _check_size(placements: Mapping[str, Placement], model: nn.Module, config: NoahConfig) -> None:
+    """Refuse dims whose weights would dwarf the backbone, before a single one is allocated."""
+    tokens = max((placement.dims.get(Vpt.name, 0) for placement in placements.values()), default=0)
+    if tokens > MAX_TOKENS:
+        raise ValueError(
+            f"a block is to read {tokens:,} VPT tokens, and attention costs the square of them: at most {MAX_TOKENS:,} "
+            "are allowed. Choose a smaller dim."
+        )
+    asked = sum(_count_stored(leaf, config) for leaf in placements.values())
+    limit = max(MIN_LIMIT, sum(parameter.numel() for parameter in model.parameters()))
+    if asked > limit:
+        raise ValueError(
+            f"this architecture stores about {asked:,} prompt parameters, more than the {limit:,} allowed: as many as "
+            f"the backbone has, or {MIN_LIMIT:,} for a small one. Choose smaller dims."
+        )
+
+
+def _count_stored(placement: Placement, config: NoahConfig) -> int:
+    """Prompt parameters of one leaf."""
+    widths = placement.in_features, placement.out_features
+    with torch.device("meta"):  # shapes alone: nothing is allocated, and no random number drawn
+        return sum(
+            PROMPT_MODULES[name](*widths, dim, placement.block, config).count(dim)
+            for name, dim in placement.dims.items()
+            if dim
+        )
+
+
+def _place_on_targets(
+    leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout, rows: Mapping[str, Sequence[int]]
+) -> None:
+    """Place modules, of which ``rows`` has the dims, on what ``target_modules`` names."""
+    owners: dict[int, str] = {}
+    for key, module in _outer_modules(model):
+        block = layout.block_of(key)
+        dims = {} if block is None else {name: row[block] for name, row in rows.items() if row[block]}
+        if not dims or not matches(config, key):
+            continue
+        if not (hasattr(unwrap(module), "in_features") and hasattr(unwrap(module), "out_features")):
+            raise ValueError(
+                f"target module {key!r} is a {type(unwrap(module)).__name__}, but {' and '.join(dims)} can only be placed "
+                "on a Linear. Name Linear layers in target_modules."
+            )
+        leaf = _leaf(leaves, key, block, model, layout)
+        leaf["dims"].update(dims)
+        if Lora.name in dims and config.lora_shared_down and _is_projection(layout.backbone, key):
+            owner = owners.setdefault(block, key)
+            leaf["shared_down"] = None if owner == key else owner
+    if not leaves:
+        raise NoMatchingPeftModuleError(
+            f"Target modules {config.target_modules} not found in the base model, so {' and '.join(rows)} cannot be "
+            "placed. Check target_modules, exclude_modules, modules_to_save and layers_to_transform, or leave the row out."
+        )
+
+
+def _outer_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of ``model`` below itself but for those inside tuner layers, which are other adapters' own."""
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return ((key, module) for key, module in model.named_modules() if key and not key.startswith(inside))
+
+
+def _is_projection(backbone: Backbone | None, key: str) -> bool:
+    return backbone is not None and any(key.endswith(f".{path}") for path in backbone.projections.values())
+
+
+def matches(config: NoahConfig, key: str) -> bool:
+    """Whether ``target_modules`` names the leaf, as it would for PEFT's LoRA."""
+    result = check_target_module_exists(config, key)
+    return bool(result) and not isinstance(result, _ExcludedModule)
+
+
+def _excluded(config: NoahConfig, key: str) -> bool:
+    return isinstance(check_target_module_exists(config, key), _ExcludedModule)
+
+
+def _place_at_site(leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout, name: str) -> None:
+    watch = name == Vpt.name and config.vpt_past_depth == "carry"
+    for block, dim in enumerate(config.architecture[name]):
+        key = f"{layout.blocks[block]}.{layout.site(PROMPT_MODULES[name].site)}"
+        if (dim or watch) and not _excluded(config, key):
+            _leaf(leaves, key, block, model, layout)["dims"][name] = dim
+
+
+def _place_drop_path(leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout) -> None:
+    last = max(1, len(layout.blocks) - 1)
+    for block, name in enumerate(layout.blocks):
+        for path in (layout.backbone.attention_output, layout.backbone.mlp_output):
+            if not _excluded(config, f"{name}.{path}"):
+                leaf = _leaf(leaves, f"{name}.{path}", block, model, layout)
+                leaf["drop_path"] = config.drop_path * block / last
+
+
+def _leaf(leaves: dict, key: str, block: int, model: nn.Module, layout: Layout) -> dict:
+    """What is placed on a leaf so far."""
+    if key not in leaves:
+        leaf = unwrap(model.get_submodule(key))
+        is_linear = hasattr(leaf, "in_features") and hasattr(leaf, "out_features")
+        inputs, outputs = _get_in_out_features(leaf) if is_linear else (layout.width, layout.width)
+        leaves[key] = {"block": block, "in_features": inputs, "out_features": outputs, "dims": {}}
+    return leaves[key]

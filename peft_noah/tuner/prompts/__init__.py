@@ -1,0 +1,37 @@
+"""The prompt modules, by the name of their row in an architecture. Adding one: a file that registers it."""
+
+from __future__ import annotations
+
+from peft_noah.tuner.prompts.adapter import Adapter
+from peft_noah.tuner.prompts.base import SITES, PromptModule
+from peft_noah.tuner.prompts.lora import Lora
+from peft_noah.tuner.prompts.vpt import Vpt
+
+#: applied in this order where several share a site
+PROMPT_MODULES: dict[str, type[PromptModule]] = {cls.name: cls for cls in (Lora, Adapter, Vpt)}
+
+
+def register_prompt_module(cls: type[PromptModule]) -> type[PromptModule]:
+    """Make a prompt module known by its ``name``; as a decorator it gives the class back.
+
+    Architectures, configs and search spaces may have a row of that name from then on. The named search spaces (``"vtab"``,
+    ``"few_shot"``) of supernets that are built afterwards hold it too.
+
+    Raises:
+        ValueError: if it is no `PromptModule`, has no site that is known, or its name is another module's.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, PromptModule)):
+        raise ValueError(f"{cls!r} is not a subclass of PromptModule.")
+    name, site = getattr(cls, "name", None), getattr(cls, "site", None)
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"{cls.__name__}.name is {name!r}; give the word that names its row in an architecture.")
+    if site not in SITES:
+        raise ValueError(f"{cls.__name__}.site is {site!r}; give one of {', '.join(map(repr, SITES))}.")
+    known = PROMPT_MODULES.setdefault(name, cls)
+    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(f"a prompt module {name!r} is registered already: {known.__module__}.{known.__qualname__}.")
+    PROMPT_MODULES[name] = cls  # the same one defined again, as when a notebook's cell is run twice
+    return cls
+
+
+__all__ = ["PROMPT_MODULES", "Adapter", "Lora", "PromptModule", "Vpt", "register_prompt_module"]

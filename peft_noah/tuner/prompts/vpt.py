@@ -1,0 +1,192 @@
+"""VPT-deep: learnable tokens that a block reads beside the image's own."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from peft_noah.tuner.prompts.base import PromptModule, init_normal
+
+#: keyword argument of a block whose fast forward reads the tokens itself, so that the hooks have nothing to do
+FAST_CALL = "noah_fast_call"
+
+#: tokens in the stream as a block is entered and left: plain data, so that a hook needs no state of its own
+Stream = tuple[int, int]
+
+
+class Vpt(PromptModule):
+    """m learnable tokens of a block, with elastic m.
+
+    The block's input becomes ``[CLS, P, E]`` (``config.vpt_position = "after_cls"``, the paper) or ``[CLS, E, P]``
+    (``"last"``, the released code); ``tokens`` P has shape (m, D), one set for all images. When the block is done its
+    tokens leave the stream, so that ``last_hidden_state`` and all hidden states but the first, which is what block 0
+    reads, keep their usual length. With ``config.vpt_past_depth = "carry"`` (the released code) tokens run on through
+    blocks that have none of their own, and the hidden states between those are longer too.
+    Source: NOAH, section 3.1, after VPT-deep (arXiv 2203.12119).
+
+    The module's site is the block's first norm, a leaf that PEFT can wrap; `insert_tokens` and `strip_tokens` hook the
+    block around it.
+    """
+
+    name = "vpt"
+    site = "block"
+
+    def _configure(self, config) -> None:
+        self.position = config.vpt_position
+        self.dropout = nn.Dropout(config.dropout)
+        self.stream: Stream = (0, 0)
+        self.largest_stream: Stream = (0, 0)
+
+    def shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+        return {"tokens": (dim, self.out_features)}
+
+    def reset_parameters(self, config) -> None:
+        init_normal(self.tokens, config.init_weights)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return y  # the tokens enter before the block, see insert_tokens
+
+    @property
+    def passing(self) -> int:
+        """Number of tokens that the block processes: its own, else those that run on."""
+        return self.live or self.flow[0]
+
+    @property
+    def flow(self) -> Stream:
+        """The stream as it is computed: while shapes are fixed, the largest one."""
+        return self.stream if self.chosen is None else self.largest_stream
+
+    def choice(self) -> list[int]:
+        """The size of the slice, and how many tokens the block reads."""
+        return [*super().choice(), self.dim or self.stream[0]]
+
+    def visible(self, keys: int, first: int) -> torch.Tensor | None:
+        """Which of the keys a query sees, (1, 1, 1, ``keys``), where the tokens begin at ``first``; None: all."""
+        if self.chosen is None:
+            return None
+        place = torch.arange(keys, device=self.tokens.device) - first
+        return ((place < self.chosen_size(1)) | (place >= self.passing))[None, None, None]
+
+    def own_tokens(self, size: int, batch: list[Vpt] | None = None) -> torch.Tensor:
+        """This block's tokens for ``size`` samples, (size, m, D), each sample with dropout of its own."""
+        if batch is None:
+            return self.dropout(self.active("tokens").expand(size, -1, -1))
+        return self.dropout(torch.stack([vpt.active("tokens") for vpt in batch]))
+
+    def insert(self, hidden: torch.Tensor, prefix: int, batch: list[Vpt] | None = None) -> torch.Tensor:
+        """Put this block's tokens where the previous ones were; ``hidden`` (B, T, D), ``prefix`` class tokens.
+
+        ``batch`` names the module of each sample where they differ; all have this one's dim.
+        """
+        if not self.live:
+            return hidden
+        tokens, entering = self.own_tokens(hidden.shape[0], batch).to(hidden.dtype), self.flow[0]
+        if self.chosen is not None and entering:  # as many enter as the block has
+            first = hidden.shape[1] - entering if self.position == "last" else prefix
+            tokens = tokens.where(self.chosen_size(0) > 0, hidden[:, first : first + entering])
+        clean = self.strip(hidden, prefix, entering)
+        if self.position == "last":
+            return torch.cat([clean, tokens], dim=1)
+        return torch.cat([clean[:, :prefix], tokens, clean[:, prefix:]], dim=1)
+
+    def strip(self, hidden: torch.Tensor, prefix: int, count: int) -> torch.Tensor:
+        """Take ``count`` tokens out of ``hidden`` (B, T, D)."""
+        if not count:
+            return hidden
+        if self.position == "last":
+            return hidden[:, :-count]
+        return torch.cat([hidden[:, :prefix], hidden[:, prefix + count :]], dim=1)
+
+    def grow_mask(self, mask: torch.Tensor, prefix: int) -> torch.Tensor:
+        """Let every query see the tokens, and the tokens see what CLS sees.
+
+        ``mask`` is (B, T) or (B, 1, T or 1, T), boolean or integer (True: visible) or additive (0: visible).
+        """
+        count = self.passing
+        visible = 0 if mask.is_floating_point() and mask.dim() == 4 else 1
+        at = mask.shape[-1] if self.position == "last" else prefix
+        mask = torch.cat([mask[..., :at], mask.new_full((*mask.shape[:-1], count), visible), mask[..., at:]], dim=-1)
+        if mask.dim() == 4 and mask.shape[-2] > 1:
+            rows = mask[:, :, :1].expand(-1, -1, count, -1)
+            mask = torch.cat([mask[:, :, :at], rows, mask[:, :, at:]], dim=2)
+        return mask
+
+
+def plan_streams(dims: list[int], past_depth: str) -> list[Stream]:
+    """How many tokens enter and leave each block.
+
+    A block's own tokens replace those that enter. What leaves is stripped, unless ``past_depth`` is ``"carry"`` and the
+    next block has no tokens of its own.
+    """
+    streams, entering = [], 0
+    for block, dim in enumerate(dims):
+        runs_on = past_depth == "carry" and block + 1 < len(dims) and dims[block + 1] == 0
+        leaving = (dim or entering) if runs_on else 0
+        streams.append((entering, leaving))
+        entering = leaving
+    return streams
+
+
+def insert_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], *, site: str, prefix: int) -> Any:
+    """Forward pre-hook of a block. A plain function that looks its layer up: a copied model finds its own weights."""
+    layer = block.get_submodule(site)
+    vpt = layer.active_vpt()
+    if FAST_CALL in kwargs or vpt is None or not vpt.passing:
+        return None
+    if vpt.chosen is not None:
+        raise RuntimeError(
+            "while shapes are fixed, a model with VPT runs in `peft_noah.fast.fast_forward` alone, which is off for this model "
+            "or call: its `reason` says why. Train without compiling, or remove the reason."
+        )
+    args, kwargs = list(args), dict(kwargs)
+    # shape[0], not len: torch.export would take a length for a constant
+    if args:
+        args[0] = vpt.insert(args[0], prefix, layer.batch_vpts(args[0].shape[0]))
+    else:
+        hidden = kwargs["hidden_states"]
+        kwargs["hidden_states"] = vpt.insert(hidden, prefix, layer.batch_vpts(hidden.shape[0]))
+    if len(args) > 1 and args[1] is not None:
+        args[1] = vpt.grow_mask(args[1], prefix)
+    elif kwargs.get("attention_mask") is not None:
+        kwargs["attention_mask"] = vpt.grow_mask(kwargs["attention_mask"], prefix)
+    return tuple(args), kwargs
+
+
+def strip_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any, *, site: str, prefix: int) -> Any:
+    """Forward hook of a block: takes out the tokens that do not run on."""
+    vpt = block.get_submodule(site).active_vpt()
+    if FAST_CALL in kwargs or vpt is None or not vpt.passing or vpt.stream[1]:
+        return None
+    if isinstance(output, torch.Tensor):
+        return vpt.strip(output, prefix, vpt.passing)
+    return (vpt.strip(output[0], prefix, vpt.passing), *output[1:])
+
+
+def is_vpt_hook(hook: Any) -> bool:
+    """Whether a hook is one of the two that VPT places on a block."""
+    return isinstance(hook, partial) and hook.func in (insert_tokens, strip_tokens)
+
+
+def attach_hooks(block: nn.Module, site: str, prefix: int) -> None:
+    """Hook ``block`` once, whatever the number of adapters."""
+    if not any(map(is_vpt_hook, block._forward_pre_hooks.values())):
+        block.register_forward_pre_hook(partial(insert_tokens, site=site, prefix=prefix), with_kwargs=True)
+        # first of all hooks: whoever records outputs then sees hidden states of the usual length
+        block.register_forward_hook(partial(strip_tokens, site=site, prefix=prefix), prepend=True, with_kwargs=True)
+
+
+def remove_hooks(block: nn.Module) -> None:
+    """Take the hooks off again.
+
+    They are found in the block rather than through stored handles: handles of a deep-copied model point at the original.
+    """
+    for hooks, extra in (
+        (block._forward_pre_hooks, block._forward_pre_hooks_with_kwargs),
+        (block._forward_hooks, block._forward_hooks_with_kwargs),
+    ):
+        for key in [key for key, hook in hooks.items() if is_vpt_hook(hook)]:
+            del hooks[key]
+            extra.pop(key, None)

@@ -1,0 +1,114 @@
+"""What a suite is asked to do, as data: its cells, their order, their cost, its file."""
+
+from dataclasses import replace
+
+import pytest
+
+from peft_noah import Architecture
+from peft_noah.experiments.plan import Job, Plan
+from peft_noah.experiments.tasks import Task
+from peft_noah.run.settings import RunSettings
+
+TASKS = (Task("a", "data/a", "one"), Task("b", "data/b", "two", other_num_classes=(3,), other_tests={"far": "x"}))
+SIZES = {"train": 800, "validation": 200, "test": 2_000}
+
+
+def plan(**changes):
+    settings = {"tasks": TASKS, "methods": ("lora", "noah retrained"), "seeds": (0, 1), "run": RunSettings()}
+    return Plan(**{**settings, **changes})
+
+
+def cells(a_plan):
+    return [(job.task.name, job.method, job.seed) for job in a_plan.jobs()]
+
+
+def test_every_task_comes_with_the_first_seed_before_any_with_the_second():
+    assert cells(plan()) == [
+        (task, method, seed) for seed in (0, 1) for task in "ab" for method in ("noah retrained", "lora")
+    ]
+
+
+def test_transfers_come_last_from_every_other_task_and_from_the_given_architectures():
+    given = plan(methods=(), seeds=(0,), transfer=True, architectures={"hand": Architecture(lora=[1])})
+    assert cells(given) == [
+        ("a", "transfer hand", 0),
+        ("a", "transfer b", 0),
+        ("b", "transfer hand", 0),
+        ("b", "transfer a", 0),
+    ]
+
+
+def test_a_cell_takes_its_data_from_the_task_and_the_rest_from_the_plan():
+    settings = plan(run=RunSettings(epochs=7, budget=500)).settings(Job(TASKS[1], "lora", 1))
+    assert (settings.dataset, settings.task, settings.group, settings.seed) == ("data/b", "b", "two", 1)
+    assert (settings.epochs, settings.budget, settings.other_tests) == (7, 500, {"far": "x"})
+
+
+@pytest.mark.parametrize(
+    ("method", "cost"),
+    [
+        # images seen over 2 x 100 x 800: trained twice, on 800 and on 1,000 images, then 200 + 2,000 classified
+        ("lora", (2 * 100 * 1_800 + 2_200) / 160_000),
+        ("linear", (1 * 100 * 1_800 + 2_200) / 160_000),
+        ("full", (3 * 100 * 1_800 + 2_200) / 160_000),
+        ("noah inherited", (2 * 500 * 800 + 750 * 200 + 2_200) / 160_000),
+        ("noah retrained", (2 * 500 * 800 + 750 * 200 + 2 * 100 * 1_800 + 2_200) / 160_000),
+        ("noah continued", (2 * 500 * 800 + 750 * 200 + 2 * 100 * 1_800 + 2_200) / 160_000),
+        ("random search", (2 * 500 * 800 + 750 * 200 + 2 * 100 * 1_800 + 2_200) / 160_000),
+        ("best single", 3 * (2 * 100 * 1_800 + 2_200) / 160_000),
+    ],
+)
+def test_cost_counts_images_in_fine_tunes(method, cost):
+    assert plan().cost(Job(TASKS[0], method, 0), SIZES) == pytest.approx(cost)
+
+
+def test_what_methods_share_is_left_out_on_request():
+    assert plan().cost(Job(TASKS[0], "noah retrained", 0), SIZES, shared=False) == pytest.approx(362_200 / 160_000)
+    assert plan().cost(Job(TASKS[0], "best single", 0), SIZES, shared=False) == 0
+
+
+def test_a_plan_survives_its_file(tmp_path):
+    before = plan(transfer=True, architectures={"hand": Architecture(lora=[1, 2])})
+    before.save(tmp_path)
+    assert Plan.load(tmp_path) == before
+
+
+def test_a_plan_may_grow():
+    grown = plan(seeds=(2,), methods=("linear",), tasks=TASKS[:1]).joined(plan())
+    assert grown.seeds == (0, 1, 2) and grown.methods == ("lora", "noah retrained", "linear")
+    assert grown.tasks == TASKS
+
+
+def test_another_plan_is_refused():
+    with pytest.raises(ValueError, match="started with other epochs"):
+        plan(run=RunSettings(epochs=3)).joined(plan())
+    with pytest.raises(ValueError, match="has other tasks by the names a"):
+        plan(tasks=(replace(TASKS[0], dataset="elsewhere"),)).joined(plan())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ()}, "one or more tasks"),
+        ({"seeds": ()}, "one or more seeds"),
+        ({"methods": ()}, "one or more methods"),
+        ({"methods": ("magic",)}, "method 'magic' is not known"),
+        ({"seeds": (-1,)}, "seed is -1"),
+        *(
+            ({"tasks": (Task(name, "a"),)}, "cannot be the name of a folder")
+            for name in ("../a", "/a", "a/b", "..", "")
+        ),
+        ({"tasks": (Task("a\\b", "a"),)}, "cannot be the name of a folder"),
+        ({"tasks": (TASKS[0], TASKS[0])}, "stand twice in the suite: a"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**changes)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"run": {}}', '{"run": 3, "methods": [], "seeds": [], "tasks": []}'])
+def test_a_broken_plan_is_named(tmp_path, text):
+    (tmp_path / "suite.json").write_text(text)
+    with pytest.raises(ValueError, match=r"suite\.json"):
+        Plan.load(tmp_path)

@@ -1,0 +1,210 @@
+"""A suite: every cell once, whoever runs it, whatever breaks."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import make_model
+from test_run import invoke, write_task
+
+from peft_noah import Architecture
+from peft_noah.experiments.plan import Plan
+from peft_noah.experiments.suite import Suite
+from peft_noah.experiments.tasks import Task
+from peft_noah.results.report import RunReport
+from peft_noah.searching.result import SearchResult
+
+SMALL = ["--epochs", "1", "--supernet-epochs", "1", "--population-size", "4", "--generations", "1", "--seeds", "0"]
+METHODS = ["linear", "lora", "noah retrained", "transfer blue", "transfer red"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    for name in ("blue", "red"):
+        write_task(folder / name, train=6, validation=6, test=6)
+    (folder / "tasks.json").write_text('{"red": "warm", "blue": "cold"}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(root, tmp_path_factory):
+    backbone = tmp_path_factory.mktemp("models") / "vit"
+    make_model().save_pretrained(backbone)
+    return [root, "--model", backbone, *SMALL, "--methods", "linear,lora,noah-retrained", "--transfer"]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("suites") / "suite"
+    result = invoke("suite", *arguments, "--output", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("results/*.json")}
+
+
+def test_every_cell_is_one_file_that_says_what_made_it(finished):
+    assert len(stamps(finished)) == 8
+    report = RunReport.load(finished / "red" / "seed0" / "results" / "lora.json")
+    assert [result.method for result in report.results] == ["lora"]
+    assert (report.task["name"], report.task["group"], report.task["shots"]) == ("red", "warm", None)
+    assert report.settings["epochs"] == 1 and report.versions["torch"] and report.preprocessing["mean"]
+
+
+def test_a_transfer_retrains_what_the_other_task_found(finished):
+    report = RunReport.load(finished / "red" / "seed0" / "results" / "transfer-blue.json")
+    found = SearchResult.load(finished / "blue" / "seed0" / "search.json").best.architecture
+    assert Architecture(report.architecture) == found
+
+
+def test_a_finished_cell_is_never_run_twice(finished, arguments):
+    before = stamps(finished)
+    result = invoke("suite", *arguments, "--output", finished)
+    assert result.exit_code == 0 and "8 of 8 cells done" in result.output
+    assert stamps(finished) == before
+
+
+def test_progress_shows_what_is_done(finished):
+    result = invoke("progress", finished)
+    assert result.exit_code == 0 and "8 of 8 cells done" in result.output
+    assert re.search(r"red +4 +0 +0", result.output), result.output
+
+
+def test_a_dry_run_lists_all_cells_and_writes_nothing(arguments, tmp_path):
+    result = invoke("suite", *arguments, "--output", tmp_path / "suite", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "8 cells" in result.output and not (tmp_path / "suite").exists()
+    for method, parameters in (("linear", "0"), ("lora", f"{4 * 4 * 24 * 8:,}"), ("noah retrained", "at most")):
+        assert re.search(rf"red +{method} +0 +{parameters}", result.output), (method, result.output)
+
+
+def test_another_method_joins_a_finished_suite(arguments, tmp_path, root):
+    first = [*arguments[:-3], "--methods", "linear", "--tasks", "red"]
+    assert invoke("suite", *first, "--output", tmp_path / "suite").exit_code == 0
+    before = stamps(tmp_path / "suite")
+    more = [*arguments[:-3], "--methods", "lora", "--tasks", "red"]
+    assert invoke("suite", *more, "--output", tmp_path / "suite").exit_code == 0
+    after = stamps(tmp_path / "suite")
+    assert len(after) == 2 and before.items() <= after.items()
+    assert Plan.load(tmp_path / "suite").methods == ("linear", "lora")
+
+
+def test_a_broken_cell_is_reported_and_retried_on_request(arguments, tmp_path, root):
+    folder = tmp_path / "suite"
+    broken = root / "red" / "train.parquet"
+    good = broken.read_bytes()
+    command = [*arguments[:-3], "--methods", "linear", "--output", folder]
+    try:
+        # images are decoded when the cell runs, so only its own task breaks
+        broken.write_bytes(good.replace(b"IHDR", b"XXXX"))
+        result = invoke("suite", *command)
+    finally:
+        broken.write_bytes(good)
+    assert result.exit_code == 1 and "1 of 2 cells done, 1 failed" in result.output
+    assert "image 0 of split 'train'" in " ".join(result.output.split())
+    assert "Traceback" in json.loads((folder / "red/seed0/results/linear.error.json").read_text())["traceback"]
+    assert invoke("suite", *command).exit_code == 1  # not tried again unless asked
+    result = invoke("suite", *command, "--retry")
+    assert result.exit_code == 0 and "2 of 2 cells done" in result.output, result.output
+    assert not list(folder.rglob("*.error.json"))
+
+
+def test_a_result_cut_short_is_named_and_run_again_on_request(arguments, tmp_path):
+    command = [*arguments[:-3], "--methods", "linear", "--tasks", "red", "--output", tmp_path / "suite"]
+    assert invoke("suite", *command).exit_code == 0
+    path = tmp_path / "suite" / "red" / "seed0" / "results" / "linear.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    result = invoke("suite", *command)
+    assert result.exit_code == 1 and "linear.json is not valid JSON" in " ".join(result.output.split())
+    assert invoke("tables", tmp_path / "suite").exit_code == 2
+    assert invoke("suite", *command, "--retry").exit_code == 0
+    assert RunReport.load(path).results[0].test == json.loads(whole)["results"][0]["test"]
+
+
+def test_a_transfer_from_a_failed_search_fails_with_its_reason(root, arguments, tmp_path):
+    tasks = tuple(Task(name, str(root / name)) for name in ("blue", "red"))
+    plan = Suite(tmp_path / "none", _plan(arguments, tasks)).plan
+    suite = Suite(tmp_path / "suite", plan)
+    for job in suite.jobs:
+        if job.task.name == "blue" and job.method == "noah inherited":
+            suite.files(job).add_error("noah inherited", ValueError("no luck"))
+    progress = suite.run()
+    errors = {str(job): error for job, error in progress.errors}
+    assert "the search on blue failed: ValueError: no luck" in errors["red, transfer blue, seed 0"]
+    assert progress.count("done") == 2, errors  # red's own search, and blue with red's architecture
+
+
+def _plan(arguments, tasks):
+    from peft_noah.run.settings import RunSettings
+
+    run = RunSettings(model=str(arguments[2]), epochs=1, supernet_epochs=1, population_size=4, generations=1)
+    return Plan(tasks, ("noah inherited",), (0,), run, transfer=True)
+
+
+def start(arguments, folder):
+    command = [sys.executable, "-m", "peft_noah", "suite", *map(str, arguments), "--output", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_two_processes_share_a_suite_and_no_cell_is_run_twice(arguments, finished, tmp_path):
+    folder = tmp_path / "suite"
+    processes = [start(arguments, folder) for _ in range(2)]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    ran = re.findall(r"^(\w+, [\w ]+, seed 0): test", "\n".join(outputs), re.M)
+    assert len(ran) == len(set(ran)) == 8
+    for name in ("red/seed0/search.json", "blue/seed0/adapter/adapter_model.safetensors"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_a_killed_process_leaves_its_cell_to_the_next(arguments, finished, tmp_path):
+    folder = tmp_path / "suite"
+    process = start(arguments, folder)
+    deadline = time.monotonic() + 120
+    while not list(folder.rglob("supernet/adapter_model.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert invoke("suite", *arguments, "--output", folder).exit_code == 0
+    for name in ("red/seed0/search.json", "blue/seed0/adapter/adapter_model.safetensors"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "lora,magic"], "method 'magic' is not known"),
+        (["--seeds", "a"], "seeds must be whole numbers"),
+        (["--tasks", "green"], "no task is named 'green'; there are red, blue"),
+        (["--architecture", "vtab/none"], "no published architecture"),
+        (["--epochs", "-1"], "epochs must be a whole number"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_is_written(arguments, more, message, tmp_path):
+    result = invoke("suite", *arguments, *more, "--output", tmp_path / "suite")
+    assert result.exit_code == 2 and re.search(message, " ".join(result.output.split())), result.output
+    assert not (tmp_path / "suite").exists()
+
+
+def test_other_settings_need_another_folder(arguments, finished):
+    result = invoke("suite", *arguments, "--epochs", "2", "--output", finished)
+    assert result.exit_code == 2 and "started with other epochs" in " ".join(result.output.split())
+
+
+def test_a_folder_that_is_no_suite_is_left_alone(arguments, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert invoke("suite", *arguments, "--output", tmp_path).exit_code == 2
+    assert invoke("progress", tmp_path).exit_code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -1,0 +1,44 @@
+"""What a run is asked to do."""
+
+import pytest
+
+from peft_noah.run.settings import RunSettings
+
+
+@pytest.mark.parametrize(
+    ("effort", "supernet_epochs", "generations"), [(None, 500, 15), (5.6, 500, 15), (3.3, 250, 8), (2, 109, 3)]
+)
+def test_effort_scales_supernet_and_search_alike(effort, supernet_epochs, generations):
+    settings = RunSettings(effort=effort)
+    assert settings.training("supernet").epochs == supernet_epochs
+    assert settings.search().generations == generations
+    assert settings.training("subnet").epochs == 100
+
+
+def test_the_least_effort_still_has_an_epoch_and_a_generation():
+    settings = RunSettings(epochs=1, effort=1.01)
+    assert settings.training("supernet").epochs == 1 and settings.search().generations == 1
+
+
+@pytest.mark.parametrize("effort", [1, 0.5, -3, 1000, float("nan")])
+def test_an_effort_that_cannot_be_is_refused(effort):
+    with pytest.raises(ValueError, match="effort (must be above 1|is nan)"):
+        RunSettings(effort=effort)
+
+
+@pytest.mark.parametrize("other", [{"supernet_epochs": 3}, {"generations": 3}])
+def test_effort_and_what_it_decides_contradict_each_other(other):
+    with pytest.raises(ValueError, match="give either it or them"):
+        RunSettings(effort=3, **other)
+
+
+@pytest.mark.parametrize("shots", [0, -1, 1.5])
+def test_shots_are_whole_numbers(shots):
+    with pytest.raises(ValueError, match="shots is"):
+        RunSettings(shots=shots)
+
+
+def test_settings_survive_their_file(tmp_path):
+    settings = RunSettings(effort=3, shots=4, other_tests={"sketch": "folder"}, task="pets", group="Natural")
+    settings.save(tmp_path / "settings.json")
+    assert RunSettings.load(tmp_path / "settings.json") == settings

@@ -1,0 +1,393 @@
+"""Scoring on a real supernet: the accuracy of `evaluate`, races, and several processes."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import random
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_model
+from peft import get_peft_model
+
+from peft_noah import NoahConfig
+from peft_noah.architecture import SearchSpace
+from peft_noah.data.images import ImageSplit
+from peft_noah.searching import scoring
+from peft_noah.searching.evolution import SearchSettings, search
+from peft_noah.searching.racing import Bar, Hardness
+from peft_noah.searching.result import Bounds, SearchResult
+from peft_noah.searching.scoring import FIRST_COMPARED, Scorer, spread
+from peft_noah.training.evaluation import evaluate
+from peft_noah.training.processes import make_accelerator
+
+BUDGET = 4_000
+SETTINGS = SearchSettings(population_size=12, generations=4, num_crossover=6, num_mutation=4, num_parents=4)
+
+
+def normalize(pixels):
+    return pixels.float() / 255 - 0.5
+
+
+def make_images(count: int = 60) -> ImageSplit:
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    return ImageSplit(pixels, torch.randint(0, 5, (count,), generator=generator))
+
+
+def make_supernet(family: str = "vit", **options):
+    """Visible prompt modules, so that subnets differ, and labels that the supernet itself gives to most images."""
+    torch.manual_seed(0)
+    return get_peft_model(make_model(family), NoahConfig(init_weights=False, **options)).eval()
+
+
+@torch.no_grad()
+def teach(model, images: ImageSplit) -> ImageSplit:
+    """Labels that the largest subnet gives, a fifth of them replaced: accuracies are high and differ."""
+    model.set_architecture(model.get_search_space().largest())
+    labels = model(
+        pixel_values=normalize(images.__getitems__(list(range(len(images))))["pixel_values"])
+    ).logits.argmax(-1)
+    labels[::5] = (labels[::5] + 1) % 5
+    return ImageSplit(images._parts[0].images, labels)
+
+
+@pytest.fixture(scope="module")
+def supernet():
+    return make_supernet()
+
+
+@pytest.fixture(scope="module")
+def images(supernet):
+    return teach(supernet, make_images())
+
+
+@pytest.fixture
+def accelerator():
+    return make_accelerator()
+
+
+def plain_score(model, images, accelerator):
+    def score(architecture):
+        model.set_architecture(architecture)
+        return evaluate(model, images, normalize, accelerator)
+
+    return score
+
+
+def run(model, images, scorer, settings=SETTINGS, **options):
+    return search(model.get_search_space(), scorer, model.count_parameters, BUDGET, settings, **options)
+
+
+@pytest.fixture(scope="module")
+def plain(supernet, images):
+    """The search that scores every candidate in full, with `evaluate`."""
+    return run(supernet, images, plain_score(supernet, images, make_accelerator()))
+
+
+def histories(result):
+    return [(c.architecture, c.parameters, c.generation, c.origin, c.parents) for c in result.candidates]
+
+
+# --- exact accuracies ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+@pytest.mark.parametrize("batch_size", [256, 7])
+def test_the_accuracy_is_that_of_evaluate(family, batch_size, accelerator):
+    model = make_supernet(family)
+    images = teach(model, make_images())
+    score, scorer = (
+        plain_score(model, images, accelerator),
+        Scorer(model, images, normalize, accelerator, batch_size=batch_size),
+    )
+    architectures = [SearchSpace.vtab(4).sample(random.Random(seed)) for seed in range(6)]
+    exact = [score(architecture) for architecture in architectures]
+    assert [scorer(architecture) for architecture in architectures] == exact
+    assert len(set(exact)) > 2  # subnets differ, so that equal is more than constant
+    assert scorer.hardness.evaluations == 6 * 60 and scorer.done == 6 and scorer.best == max(exact)
+
+
+def test_images_that_do_not_fit_in_the_cache_give_the_same(supernet, images, accelerator):
+    largest = supernet.get_search_space().largest()
+    kept, fetched = (Scorer(supernet, images, normalize, accelerator, cache_gb=cache) for cache in (1.0, 0.0))
+    assert kept._pixels is not None and fetched._pixels is None and fetched.prefixes.reason is not None
+    assert kept(largest) == fetched(largest) == plain_score(supernet, images, accelerator)(largest)
+
+
+def test_images_with_classes_of_their_own_are_scored_among_them(supernet, images, accelerator):
+    pixels, labels = images._parts[0].images, 2 + images.labels % 2
+    some = ImageSplit(pixels, labels, classes=(2, 3))
+    largest = supernet.get_search_space().largest()
+    exact = plain_score(supernet, some, accelerator)(largest)
+    assert Scorer(supernet, some, normalize, accelerator)(largest) == exact
+    assert exact > plain_score(supernet, ImageSplit(pixels, labels), accelerator)(largest)
+
+
+def test_a_race_stops_below_the_bar_and_its_bounds_hold(supernet, images, accelerator):
+    smallest = supernet.get_search_space().smallest()
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    exact = scorer(smallest)
+    bounds = scorer(smallest, Bar(exact, strict=True))
+    assert isinstance(bounds, Bounds) and bounds.low <= exact <= bounds.high <= exact + 1e-9
+    assert scorer(smallest, Bar(exact, strict=False)) == exact
+    assert scorer.hardness.evaluations < 3 * 60
+
+
+def test_the_models_mode_is_restored_even_after_a_failure(supernet, images, accelerator):
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    supernet.train()
+    scorer(supernet.get_search_space().smallest())
+    assert supernet.training
+    scorer._pixels = scorer._pixels[:, :2]
+    with pytest.raises(ValueError, match="channel"):
+        scorer(supernet.get_search_space().smallest())
+    assert supernet.training
+    supernet.eval()
+
+
+# --- whole searches ------------------------------------------------------------------------------------------------
+
+
+def test_a_raced_search_of_a_supernet_has_the_same_history_and_best_with_fewer_images(
+    supernet, images, accelerator, plain
+):
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    raced = run(supernet, images, scorer, racing=True, map=spread)
+    assert histories(raced) == histories(plain)
+    assert raced.top(10) == plain.top(10) and raced.best == plain.best
+    assert sum(c.bounds is not None for c in raced.candidates) > 5
+    assert scorer.prefixes.blocks_shared > 0
+    assert scorer.hardness.evaluations < 0.9 * 60 * len(plain.candidates)
+
+
+def test_a_resumed_search_scores_nothing_twice_and_leaves_the_same_bytes(supernet, images, accelerator, tmp_path):
+    def keep(scorer):
+        def on_generation(result):
+            scorer.keep(result)
+            result.save(tmp_path / f"{len(result.candidates)}.json")
+
+        return on_generation
+
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    whole = run(supernet, images, scorer, racing=True, map=spread, on_generation=keep(scorer))
+    whole.save(tmp_path / "whole.json")
+    again, asked = Scorer(supernet, images, normalize, accelerator), []
+    right = again._right
+    again._right = lambda architecture, images: asked.append(architecture) or right(architecture, images)
+    partial = SearchResult.load(tmp_path / "24.json")
+    again.resume(partial)
+    assert any(c.bounds is not None for c in partial.candidates)
+    run(supernet, images, again, racing=True, map=spread, on_generation=keep(again)).save(tmp_path / "resumed.json")
+    assert (tmp_path / "resumed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert {*asked} == {c.architecture for c in whole.candidates[24:]} and again.done == len(whole.candidates)
+
+
+def test_a_search_that_was_not_raced_can_go_on_raced(supernet, images, accelerator, plain):
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    scorer.resume(replace(plain, candidates=plain.candidates[:24]))
+    raced = run(supernet, images, scorer, racing=True, map=spread)
+    assert histories(raced) == histories(plain) and raced.top(10) == plain.top(10)
+
+
+def test_counts_of_other_images_are_refused(supernet, images, accelerator, plain):
+    result = replace(plain, provenance={"racing": Hardness(7).to_dict()})
+    with pytest.raises(ValueError, match="one number for each of 60 images"):
+        Scorer(supernet, images, normalize, accelerator).resume(result)
+
+
+def test_nothing_stays_allocated_but_the_prefixes_within_their_limit(supernet, images, accelerator):
+    def tensors():
+        gc.collect()
+        return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
+
+    cache_gb = (images.labels.numel() * 3 * 16 * 16 * 4 + 2e5) / 1e9  # the normalised images, and 0.2 MB
+    scorer = Scorer(supernet, images, normalize, accelerator, cache_gb=cache_gb)
+    before = tensors()
+    run(supernet, images, scorer, racing=True, map=spread)
+    assert 1e5 < scorer.prefixes.bytes <= 2e5 and tensors() > before
+    scorer.prefixes.clear()
+    assert tensors() == before
+
+
+def test_a_search_at_a_risk_leaves_bounds_and_repeats_itself(supernet, images, accelerator):
+    scorers = [Scorer(supernet, images, normalize, accelerator, risk=0.5) for _ in range(2)]
+    variant = replace(SETTINGS, generations=2)
+    results = [run(supernet, images, scorer, variant, racing=True, map=spread) for scorer in scorers]
+    assert results[0] == results[1] and any(c.bounds is not None for c in results[0].candidates)
+    assert scorers[0].hardness.evaluations < 60 * len(results[0].candidates)
+    with pytest.raises(ValueError, match="risk must be at least 0 and below 1, got 1.5"):
+        Scorer(supernet, images, normalize, accelerator, risk=1.5)
+
+
+# --- screened in bfloat16 --------------------------------------------------------------------------------------------
+
+
+def test_a_screened_search_has_the_scores_of_float32(supernet, images, accelerator, bfloat16):
+    plain = run(supernet, images, plain_score(supernet, images, accelerator))
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    screened = run(supernet, images, scorer, racing=True, map=spread)
+    assert scorer.screen.reason is None and scorer.screen.change > 0
+    assert histories(screened) == histories(plain) and screened.top(10) == plain.top(10)
+    assert 0 < scorer.looked_again < 0.5 * len(images) * len(plain.candidates)
+    unscreened = Scorer(supernet, images, normalize, accelerator, screen=False)
+    run(supernet, images, unscreened, racing=True, map=spread)
+    assert unscreened.screen.reason == "it was not asked for" and unscreened.looked_again == 0
+
+
+def test_a_first_candidate_is_compared_on_some_images_and_looked_at_again_where_unsure(
+    supernet, images, accelerator, bfloat16
+):
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    subnet = supernet.get_search_space().largest()
+    assert scorer(subnet) == Scorer(supernet, images, normalize, accelerator, screen=False)(subnet)
+    assert FIRST_COMPARED <= scorer.looked_again < len(images)
+    assert scorer.screen.change > 0
+
+
+def test_numbers_that_bfloat16_does_not_hold_end_the_screening(supernet, images, accelerator, bfloat16, monkeypatch):
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    expected = Scorer(supernet, images, normalize, accelerator, screen=False)(supernet.get_search_space().largest())
+    gap = scoring.label_gap
+    monkeypatch.setattr(scoring, "label_gap", lambda *args: gap(*args) * float("nan"))
+    assert scorer(supernet.get_search_space().largest()) == expected
+    assert scorer.looked_again == len(images)
+    assert scorer.screen.reason == "bfloat16 does not hold the model's numbers"
+
+
+def test_hidden_states_of_bfloat16_go_when_the_screening_ends(supernet, images, accelerator, bfloat16):
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    space = supernet.get_search_space()
+    for seed in range(3):
+        scorer(space.sample(random.Random(seed)))
+    assert scorer.prefixes.bytes > 0
+    scorer.learn([scoring.Outcome(None, change=float("inf"))])
+    assert scorer.screen.reason is not None and scorer.prefixes.bytes == 0
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_noise_within_the_safety_changes_no_score_and_trusting_it_would(
+    supernet, images, accelerator, trusted, bfloat16, monkeypatch
+):
+    noise = torch.Generator().manual_seed(0)
+    scorer, exact = Scorer(supernet, images, normalize, accelerator), plain_score(supernet, images, accelerator)
+    space = supernet.get_search_space()
+    architectures = [space.sample(random.Random(seed)) for seed in range(6)]
+    first = [scorer(architecture) for architecture in architectures[:1]]
+    logits, most = scorer.prefixes.logits, 0.05
+
+    def noisy(*args):
+        exactly = logits(*args).float()
+        return exactly + most * (2 * torch.rand(exactly.shape, generator=noise) - 1)
+
+    monkeypatch.setattr(scorer.prefixes, "logits", noisy)
+    if trusted:
+        monkeypatch.setattr(scorer.screen, "change", 0.0)
+        monkeypatch.setattr(scorer.screen, "learn", lambda change: None)
+    else:
+        scorer.screen.learn(2 * most)
+    scores = first + [scorer(architecture) for architecture in architectures[1:]]
+    assert (scores == [exact(architecture) for architecture in architectures]) is not trusted
+
+
+def test_a_resumed_screened_search_starts_from_what_was_learnt(supernet, images, accelerator, bfloat16):
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    result = run(supernet, images, scorer, racing=True, map=spread)
+    scorer.keep(result)
+    again = Scorer(supernet, images, normalize, accelerator)
+    again.resume(result)
+    assert again.screen.change == scorer.screen.change == result.provenance["screening"]["change"]
+
+
+# --- failures and progress -----------------------------------------------------------------------------------------
+
+
+def test_a_candidate_that_fails_has_no_score_and_the_reason_is_logged(
+    supernet, images, accelerator, caplog, monkeypatch
+):
+    space = supernet.get_search_space()
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    right = scorer._right
+    monkeypatch.setattr(
+        scorer,
+        "_right",
+        lambda architecture, images: (
+            right(architecture, images) if supernet.get_architecture() != space.largest() else 1 / 0
+        ),
+    )
+    with caplog.at_level(logging.WARNING, logger="peft_noah.searching.scoring"):
+        scores = spread(scorer, [space.smallest(), space.largest()])
+    assert scores[0] is not None and scores[1] is None
+    assert "1 of 2 candidates could not be scored: Architecture(" in caplog.text
+    assert "ZeroDivisionError: division by zero" in caplog.text
+
+
+def test_a_search_in_which_nothing_at_all_can_be_scored_ends_with_the_reason(
+    supernet, images, accelerator, monkeypatch
+):
+    scorer = Scorer(supernet, images, normalize, accelerator)
+    monkeypatch.setattr(scorer, "_right", lambda *_: 1 / 0)
+    with pytest.raises(
+        RuntimeError, match=r"no candidate could be scored. The first was Architecture\(.*ZeroDivision"
+    ):
+        run(supernet, images, scorer, racing=True, map=spread)
+
+
+def test_progress_counts_candidates_and_shows_the_best(supernet, images, accelerator):
+    shown = []
+    scorer = Scorer(supernet, images, normalize, accelerator, on_scored=lambda *values: shown.append(values))
+    result = run(supernet, images, scorer, racing=True, map=spread)
+    assert [done for done, _ in shown] == list(range(1, len(result.candidates) + 1))
+    assert shown[-1][1] == result.best.score
+
+
+# --- several processes ---------------------------------------------------------------------------------------------
+
+
+def leave_result(folder: str) -> None:
+    """A whole search on the processes that there are, in which some candidates fail."""
+    accelerator, model = make_accelerator(), make_supernet()
+    images = teach(model, make_images())
+    scorer = Scorer(model, images, normalize, accelerator)
+    right = scorer._right
+    scorer._right = lambda architecture, images: (
+        right(architecture, images) if model.get_architecture()["lora"][0] != 5 else 1 / 0
+    )
+    result = run(model, images, scorer, racing=True, map=spread)
+    scorer.keep(result)
+    result.save(Path(folder) / f"{accelerator.num_processes}-{accelerator.process_index}.json")
+
+
+def test_two_processes_leave_the_same_bytes_as_one_although_candidates_fail(tmp_path):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    here = Path(__file__).parent
+    shared = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, (here, *here.parents[:2]))),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    command = [sys.executable, "-c", "import sys, test_scoring; test_scoring.leave_result(sys.argv[1])", str(tmp_path)]
+    processes = [
+        subprocess.Popen(command, env=shared | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    leave_result(tmp_path)
+    for process in processes:
+        errors = process.communicate()[1]
+        assert process.returncode == 0, errors
+    results = {path.name: path.read_bytes() for path in tmp_path.glob("*.json")}
+    assert sorted(results) == ["1-0.json", "2-0.json", "2-1.json"] and len(set(results.values())) == 1
+    candidates = SearchResult.load(tmp_path / "1-0.json").candidates
+    failed = [c for c in candidates if c.score is None and c.bounds is None]
+    assert 5 < len(failed) < len(candidates) and {c.architecture["lora"][0] for c in failed} == {5}

@@ -1,0 +1,146 @@
+"""Several processes, started by the launchers that a user types, give the results of one."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_model
+from launched_training import CASES, SETTINGS, fit, make_images, make_supernet, normalize
+from safetensors.torch import load_file
+from test_run import SMALL, write_task
+
+from peft_noah.run.settings import RunSettings
+from peft_noah.run.stages import Run
+from peft_noah.searching.result import SearchResult
+from peft_noah.training import ArchitectureSampler, TrainingSettings
+from peft_noah.training.batches import Shares
+from peft_noah.training.processes import make_accelerator, total
+
+HERE = Path(__file__).parents[1]
+#: the order of sums differs, and AdamW divides by gradients that may be small
+TOLERANCE = {"rtol": 0, "atol": 1e-5}
+
+
+def launch(*command):
+    """Start a launcher's module; its output joins the test's."""
+    path = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return subprocess.Popen([sys.executable, "-m", *map(str, command)], env=environment)
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory):
+    """What `launched_training.py` leaves on two machines of one process each, which here are two launchers."""
+    folder, port = tmp_path_factory.mktemp("two-nodes"), free_port()
+    where = ("--nnodes", 2, "--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", port)
+    nodes = [
+        launch("torch.distributed.run", *where, "--node_rank", rank, HERE / "launched_training.py", folder)
+        for rank in (0, 1)
+    ]
+    assert [node.wait(300) for node in nodes] == [0, 0]
+    return folder
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "per-process"])
+def test_two_machines_train_what_one_process_trains(case, two_nodes):
+    expected = fit(make_accelerator(), **{**CASES[case], "compiled": False})
+    for process in (0, 1):
+        torch.testing.assert_close(load_file(two_nodes / f"{case}-{process}.safetensors"), expected, **TOLERANCE)
+
+
+def test_processes_stop_together_and_go_on_where_they_were(two_nodes):
+    expected = load_file(two_nodes / "plain-0.safetensors")
+    expected["losses"] = expected["losses"][4:]
+    for process in (0, 1):
+        found = load_file(two_nodes / f"interrupted-{process}.safetensors")
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_processes_with_subnets_of_their_own_average_their_gradients(two_nodes):
+    model = make_supernet()
+    sampler = ArchitectureSampler(model.get_search_space(), seed=3)
+    images, settings = make_images(), TrainingSettings(**SETTINGS)
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    optimizer = torch.optim.AdamW(weights.values(), weight_decay=settings.weight_decay)
+    batches = [rows for epoch in range(settings.epochs) for rows in Shares(33, 16, settings.seed).start_at(epoch, 0)]
+    for step, rows in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = settings.rate_at(step, 3)
+        for process in (0, 1):
+            model.set_architecture(sampler(2 * step + process))
+            share = rows[len(rows) * process // 2 : len(rows) * (process + 1) // 2]
+            if not share:
+                continue
+            mine = images.__getitems__(share)
+            logits = model(pixel_values=normalize(mine["pixel_values"])).logits
+            (F.cross_entropy(logits, mine["labels"], reduction="sum") / len(rows)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for process in (0, 1):
+        found = load_file(two_nodes / f"per-process-{process}.safetensors")
+        torch.testing.assert_close({name: found[name] for name in weights}, dict(weights), **TOLERANCE)
+
+
+def test_the_documented_command_trains_the_supernet_of_one_process(tmp_path):
+    task = write_task(tmp_path / "task")
+    make_model().save_pretrained(tmp_path / "vit")
+    job = ("--model", tmp_path / "vit", "--dataset", task, *SMALL, "--shard-backbone", "--output", tmp_path / "two")
+    command = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", free_port())
+    options = ("--mixed_precision", "no", "--num_machines", 1, "--dynamo_backend", "no")
+    launched = launch(*command, *options, "-m", "peft_noah", "supernet", *job)
+    assert launched.wait(300) == 0
+    Run(tmp_path / "one", RunSettings.load(tmp_path / "two" / "settings.json")).supernet()
+    one, two = (load_file(tmp_path / name / "supernet" / "adapter_model.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(two, one, **TOLERANCE)
+
+
+def test_the_whole_job_on_two_processes_is_that_of_one(tmp_path):
+    task = write_task(tmp_path / "task")
+    make_model().save_pretrained(tmp_path / "vit")
+    job = ("--model", tmp_path / "vit", "--dataset", task, *SMALL, "--baselines", "none")
+    launcher = ("torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port(), "-m", "peft_noah")
+    two = launch(*launcher, "run", *job, "--output", tmp_path / "two")
+    assert [two.wait(300), launch("peft_noah", "run", *job, "--output", tmp_path / "one").wait(300)] == [0, 0]
+    found = [SearchResult.load(tmp_path / name / "search.json").candidates for name in ("one", "two")]
+    assert found[0] == found[1]  # beside them, the file has what screening learnt of weights that differ a little
+    for name in ("adapter", "adapter-inherited", "adapter-continued"):
+        one, both = (load_file(tmp_path / n / name / "adapter_model.safetensors") for n in ("one", "two"))
+        torch.testing.assert_close(both, one, **TOLERANCE)
+
+
+def test_a_launcher_whose_processes_do_not_meet_is_an_error(monkeypatch):
+    make_accelerator()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # Accelerate makes no CPU group then
+    with pytest.raises(ValueError, match="a launcher started 2 processes, but this one sees 1"):
+        make_accelerator()
+
+
+def test_the_total_over_one_process_is_the_value_itself():
+    assert total(make_accelerator(), 0.1, True) == [0.1, True]
+
+
+@pytest.mark.parametrize("what", ["suite", "ranking"])
+def test_what_is_shared_by_starting_it_several_times_refuses_a_launcher(what, monkeypatch, tmp_path):
+    from peft_noah.experiments.plan import Plan
+    from peft_noah.experiments.ranking import rank_architectures
+    from peft_noah.experiments.suite import Suite
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=f"a {what} runs in one process, and a launcher started 2"):
+        if what == "ranking":
+            rank_architectures(None, 5)
+        else:
+            monkeypatch.setattr(Suite, "_agree", lambda self, plan: plan)
+            Suite(tmp_path / "suite", object.__new__(Plan)).run()
+    assert not list(tmp_path.iterdir())
