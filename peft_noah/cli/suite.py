@@ -13,8 +13,6 @@ from peft_noah.cli.options import RUN_OPTIONS, Commands, clear_errors, quiet, ru
 from peft_noah.run.method_names import METHODS
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from peft_noah.architecture import Architecture
     from peft_noah.experiments.plan import Plan
     from peft_noah.experiments.suite import Progress, Suite
@@ -182,14 +180,16 @@ def rank(
 def _show_progress(found: Progress) -> None:
     from rich.console import Console
 
-    console = Console()
-    table = _table(("task", "done", "failed", "open", "running"))
+    from peft_noah.results.table import Number, Table
+
+    rows = []
     for task in dict.fromkeys(job.task.folder for job, _ in found.states):
         states = [(job, state) for job, state in found.states if job.task.folder == task]
-        counts = [str(sum(state == kind for _, state in states)) for kind in ("done", "failed", "open")]
+        counts = [sum(state == kind for _, state in states) for kind in ("done", "failed", "open")]
         running = ", ".join(f"{job.method} (seed {job.seed})" for job, state in states if state == "running")
-        table.add_row(task, *counts, running)
-    console.print(table)
+        rows.append((task, *(Number(count, decimals=0) for count in counts), running))
+    console = Console()
+    console.print(Table("progress", "", ("task", "done", "failed", "open", "running"), tuple(rows)).to_rich())
     console.print(found.sentence(), highlight=False)
     for job, error in found.errors:
         console.print(f"{job}: {error}", markup=False, highlight=False)
@@ -199,36 +199,29 @@ def _show_cost(suite: Suite) -> None:
     from rich.console import Console
 
     from peft_noah.experiments.cost import cell_costs
+    from peft_noah.results.table import Number, Table
 
     plan, console = suite.plan, Console()
-    tasks = _table(("task", "group", "classes", "train", "validation", "test"))
+    tasks = []
     for task in plan.tasks:
         found = suite.listings[task.folder]
-        images = [f"{found.sizes[split]:,}" for split in ("train", "validation", "test")]
-        tasks.add_row(task.folder, task.group, str(len(found.label_names)), *images)
-    console.print(tasks)
-    cells, rows = _table(("task", "method", "seeds", "prompt parameters", "fine-tunes a seed")), cell_costs(suite)
-    for row in rows:
-        parameters = f"{'' if row.exact else 'at most '}{row.parameters:,}"
-        seeds = ", ".join(map(str, plan.seeds))
-        cells.add_row(row.job.task.folder, row.job.method, seeds, parameters, f"{row.cost:.1f}")
-    console.print(cells)
+        counts = [len(found.label_names), *(found.sizes[split] for split in ("train", "validation", "test"))]
+        tasks.append((task.folder, task.group, *(Number(count, decimals=0) for count in counts)))
+    header = ("task", "group", "classes", "train", "validation", "test")
+    console.print(Table("tasks", "", header, tuple(tasks)).to_rich())
+    costs, seeds = cell_costs(suite), ", ".join(map(str, plan.seeds))
+    cells = []
+    for row in costs:
+        parameters = Number(row.parameters, decimals=0)
+        entry = parameters if row.exact else f"at most {parameters}"
+        cells.append((row.job.task.folder, row.job.method, seeds, entry, Number(row.cost)))
+    header = ("task", "method", "seeds", "prompt parameters", "fine-tunes a seed")
+    console.print(Table("cells", "", header, tuple(cells)).to_rich())
     console.print(
-        f"{len(suite.jobs)} cells, {sum(row.cost for row in rows) * len(plan.seeds):,.0f} fine-tunes in all. One is "
+        f"{len(suite.jobs)} cells, {sum(row.cost for row in costs) * len(plan.seeds):,.0f} fine-tunes in all. One is "
         f"{plan.run.epochs} epochs of one module alone on the training images. Supernet and search count once per task "
         "and seed.",
         highlight=False,
     )
     if (left := suite.progress().seconds_left) is not None:
         console.print(f"By the cells already done: about {left / 3600:.1f} h left on one process.", highlight=False)
-
-
-def _table(columns: tuple[str, ...]) -> Table:
-    """A table for the terminal: names to the left, numbers to the right."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("task", "group", "method", "running") else "right")
-    return table

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft_noah.architecture import Architecture, SearchSpace
-from peft_noah.experiments.table import Entry, Number, Table
 from peft_noah.formatting import module_label, module_order
 from peft_noah.results.statistics import mean_and_standard_error
+from peft_noah.results.table import Entry, Number, Table
 from peft_noah.searching.result import SearchResult
 
 

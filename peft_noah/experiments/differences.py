@@ -14,8 +14,8 @@ from itertools import combinations
 
 from peft_noah.experiments.cells import Cell
 from peft_noah.experiments.grid import order_methods, order_tasks
-from peft_noah.experiments.table import Entry, Number, Table
 from peft_noah.results.statistics import Difference, paired_difference
+from peft_noah.results.table import Entry, Number, Table
 from peft_noah.run.method_names import RETRAINED
 
 _INTERVAL = ("n", "difference", "95 % low", "95 % high")

@@ -22,7 +22,6 @@ from peft_noah.experiments.figures import (
     plot_transfer,
 )
 from peft_noah.experiments.grid import Grid, domain_cells, few_shot_cells, standard_cells
-from peft_noah.experiments.table import Table
 from peft_noah.experiments.tables import (
     domain_table,
     few_shot_table,
@@ -33,6 +32,7 @@ from peft_noah.experiments.tables import (
 )
 from peft_noah.formatting import escape, facts
 from peft_noah.jsonfile import write_atomically
+from peft_noah.results.table import Table
 from peft_noah.run.method_names import NOAH
 from peft_noah.searching.result import SearchResult
 

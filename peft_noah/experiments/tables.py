@@ -22,8 +22,8 @@ from peft_noah.experiments.grid import (
     standard_cells,
 )
 from peft_noah.experiments.paper import published_groups, published_parameters, published_rows, vtab_name
-from peft_noah.experiments.table import Entry, Number, Table
 from peft_noah.results.statistics import Estimate, clear_winner
+from peft_noah.results.table import Entry, Number, Table, bold_note, count_range, one_seed_note
 from peft_noah.run.method_names import CONTINUED, INHERITED, NOAH, RETRAINED, TRANSFER
 
 _OF_THE_PAPER = " (paper)"
@@ -277,15 +277,11 @@ class _Rows:
         return Number.percent(estimate, bold, " †" if self.mixed and estimate.single else "")
 
     def _notes(self) -> list[str]:
-        several, notes = [count for count in self.seeds if count > 1], []
-        if several:
-            over = f"{several[0]}" if len(several) == 1 else f"{several[0]} to {several[-1]}"
-            notes.append(f"Mean over {over} seeds ± its standard error.")
+        notes = []
+        if several := [count for count in self.seeds if count > 1]:
+            notes.append(f"Mean over {count_range(several)} seeds ± its standard error.")
         if 1 in self.seeds:
-            notes.append(
-                f"{'†' if self.mixed else '±'}: one seed, so the binomial standard error over the test images, "
-                "sqrt(p (1 - p) / n); the spread over seeds is not in it."
-            )
+            notes.append(one_seed_note("†" if self.mixed else "±", "the test images"))
         if self.seeds[-1:] > [0]:
             notes.append(
                 "Error of a mean over rows: over seeds, of the mean that each seed gives, where all its rows have the "
@@ -297,9 +293,5 @@ class _Rows:
                 "like."
             )
         if any(isinstance(entry, Number) and entry.bold for row in self.rows for entry in row):
-            notes.append(
-                "Bold: the best of its row, only where its lead over the runner-up is larger than the standard error "
-                "of that lead: over paired seeds where both have several in common, else both errors combined, "
-                "sqrt(a^2 + b^2)."
-            )
+            notes.append(bold_note("the best of its row"))
         return notes

@@ -8,18 +8,20 @@ from __future__ import annotations
 import json
 import os
 import reprlib
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peft_noah.architecture import Architecture
-from peft_noah.formatting import architecture_table, escape, facts, one_line, percent, table
+from peft_noah.formatting import architecture_table, escape, facts, one_line
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, dump_json, read_json, write_atomically
-from peft_noah.results.statistics import Estimate, clear_winner, mean_and_standard_error, standard_error
+from peft_noah.results.statistics import Estimate, clear_winner, standard_error
+from peft_noah.results.table import Number, Table, bold_note, count_range, one_seed_note
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    import rich.table
 
 RESULTS_JSON, RESULTS_MARKDOWN = "results.json", "results.md"
 MAX_RESULTS = 10_000
@@ -36,7 +38,6 @@ _HEADER = (
     "test\naccuracy\n(%) ± s.e.",
     "seconds",
 )
-_TEST = 4
 _SECTIONS = ("task", "backbone", "preprocessing", "settings", "versions")
 
 
@@ -226,13 +227,32 @@ class RunReport:
         report = cls(**{**data, "results": [MethodResult(**entry) for entry in data["results"]]})
         return cls(**{**report.to_dict(), "results": report.results})
 
+    def to_table(self) -> Table:
+        """One row per method, means over its seeds with their standard errors, and the footnotes that they need."""
+        _check_results(self.results)
+        methods: dict[str, list[MethodResult]] = {}
+        for result in self.results:
+            methods.setdefault(result.method, []).append(result)
+        winner = clear_winner({name: _test(results) for name, results in methods.items()})
+        mixed = len({len(results) == 1 for results in methods.values()}) == 2
+        rows = []
+        for name, results in methods.items():
+            parameters, head, seconds = (_mean(results, what) for what in ("parameters", "head_parameters", "seconds"))
+            validation = _validation(results)
+            row = (
+                f"{name} †" if mixed and len(results) == 1 else name,
+                Number(parameters, decimals=0),
+                Number(head, decimals=0),
+                None if validation is None else Number.percent(validation),
+                Number.percent(_test(results), bold=name == winner),
+                Number(seconds, decimals=0 if seconds >= 100 else 1),
+            )
+            rows.append(row)
+        return Table("results", "Results", _HEADER, tuple(rows), tuple(_footnotes(list(methods.values()), mixed)))
+
     def to_markdown(self) -> str:
         """The table with its footnotes, the architecture, and what was run, as Markdown."""
-        lines, footnotes = _lines(self.results)
-        rows = [[escape(line[0]), *line[1:]] for line, _ in lines]
-        for row, (_, bold) in zip(rows, lines, strict=True):
-            row[_TEST] = f"**{row[_TEST]}**" if bold else row[_TEST]
-        parts = ["# Results", table([name.replace("\n", " ") for name in _HEADER], rows), *footnotes]
+        parts = [self.to_table().to_markdown(level=1).rstrip("\n")]
         if self.notes:
             parts.append("\n".join(f"- {escape(note)}" for note in self.notes))
         if self.architecture is not None:
@@ -244,23 +264,10 @@ class RunReport:
                 parts += [f"## {name.capitalize()}", facts(values)]
         return "\n\n".join(parts) + "\n"
 
-    def to_rich_table(self) -> Table:
+    def to_rich_table(self) -> rich.table.Table:
         """The same table for the terminal, with its footnotes and notes below."""
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-        from rich.text import Text
-
-        lines, footnotes = _lines(self.results)
-        notes = [one_line(note) for note in self.notes]
-        # A Text is shown as it is: a name cannot bring markup of its own.
-        result = Table(caption=Text("\n".join(footnotes + notes)), caption_justify="left", box=SIMPLE_HEAD)
-        for column, name in enumerate(_HEADER):
-            result.add_column(name, justify="right" if column else "left", overflow="fold")
-        for line, bold in lines:
-            result.add_row(
-                *(Text(cell, style="bold" if bold and column == _TEST else "") for column, cell in enumerate(line))
-            )
-        return result
+        shown = self.to_table()
+        return replace(shown, title="", notes=(*shown.notes, *self.notes)).to_rich()
 
 
 def _check_list(name: str, values: object, longest: int) -> None:
@@ -277,81 +284,34 @@ def _check_results(results: Sequence[MethodResult]) -> None:
         seen.add((result.method, result.seed))
 
 
-@dataclass(frozen=True)
-class _Summary:
-    """One line of the table: a method over its seeds. Accuracies are shares from 0 to 1."""
-
-    method: str
-    results: tuple[MethodResult, ...]
-
-    @property
-    def validation(self) -> Estimate | None:
-        if any(result.validation is None for result in self.results):
-            return None
-        return Estimate.over_seeds({result.seed: (result.validation, result.n_validation) for result in self.results})
-
-    @property
-    def test(self) -> Estimate:
-        return Estimate.over_seeds({result.seed: (result.test, result.n_test) for result in self.results})
-
-    def mean(self, name: str) -> float:
-        return mean_and_standard_error([getattr(result, name) for result in self.results])[0]
+def _validation(results: Sequence[MethodResult]) -> Estimate | None:
+    if any(result.validation is None for result in results):
+        return None
+    return Estimate.over_seeds({result.seed: (result.validation, result.n_validation) for result in results})
 
 
-def _lines(results: Sequence[MethodResult]) -> tuple[list[tuple[list[str], bool]], list[str]]:
-    """Per method its cells, and whether its test accuracy is bold; and the footnotes."""
-    _check_results(results)
-    methods = list(dict.fromkeys(result.method for result in results))
-    summaries = [_Summary(name, tuple(r for r in results if r.method == name)) for name in methods]
-    winner = clear_winner({summary.method: summary.test for summary in summaries})
-    mixed = len({len(summary.results) == 1 for summary in summaries}) == 2
-    lines = [(_cells(summary, mixed), summary.method == winner) for summary in summaries]
-    return lines, _footnotes(summaries, mixed)
+def _test(results: Sequence[MethodResult]) -> Estimate:
+    return Estimate.over_seeds({result.seed: (result.test, result.n_test) for result in results})
 
 
-def _cells(summary: _Summary, mixed: bool) -> list[str]:
-    seconds = summary.mean("seconds")
-    return [
-        one_line(summary.method) + (" †" if mixed and len(summary.results) == 1 else ""),
-        f"{summary.mean('parameters'):,.0f}",
-        f"{summary.mean('head_parameters'):,.0f}",
-        "–" if summary.validation is None else _shown(summary.validation),
-        _shown(summary.test),
-        f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.1f}",
-    ]
+def _mean(results: Sequence[MethodResult], name: str) -> float:
+    return statistics.fmean(getattr(result, name) for result in results)
 
 
-def _shown(estimate: Estimate) -> str:
-    return percent(estimate.mean, estimate.error)
-
-
-def _footnotes(summaries: Sequence[_Summary], mixed: bool) -> list[str]:
-    seeds = [len(summary.results) for summary in summaries]
-    several, notes = sorted({count for count in seeds if count > 1}), []
-    if several:
-        over = f"{several[0]}" if len(several) == 1 else f"{several[0]} to {several[-1]}"
+def _footnotes(methods: Sequence[Sequence[MethodResult]], mixed: bool) -> list[str]:
+    """The footnotes that a table of these methods, each with its seeds, needs."""
+    notes = []
+    if several := [len(results) for results in methods if len(results) > 1]:
         notes.append(
-            f"± s.e.: mean over {over} seeds and its standard error, the sample standard deviation over the square "
-            "root of the number of seeds. Parameters and seconds are means over seeds."
+            f"± s.e.: mean over {count_range(several)} seeds and its standard error, the sample standard deviation over "
+            "the square root of the number of seeds. Parameters and seconds are means over seeds."
         )
-    if 1 in seeds:
-        counts = [_images(summaries, name) for name in ("n_validation", "n_test")]
-        notes.append(
-            f"{'†' if mixed else '± s.e.'}: one seed, so the binomial standard error over images, "
-            f"sqrt(p (1 - p) / n), with n = {counts[0]} (validation) and {counts[1]} (test); the spread over seeds is "
-            "not in it."
-        )
-    if any(summary.validation is None for summary in summaries):
+    if single := [results[0] for results in methods if len(results) == 1]:
+        validation, test = (count_range(getattr(r, name) for r in single) for name in ("n_validation", "n_test"))
+        n = f", with n = {validation} (validation) and {test} (test)"
+        notes.append(one_seed_note("†" if mixed else "± s.e.", "images", n))
+    if any(result.validation is None for results in methods for result in results):
         notes.append("–: trained on train and validation images together, so there is no validation accuracy.")
-    if len(summaries) > 1:
-        notes.append(
-            "Bold: the best test accuracy, only where its lead over the runner-up is larger than the standard error "
-            "of that lead: over paired seeds where both have several in common, else both errors combined, "
-            "sqrt(a^2 + b^2)."
-        )
+    if len(methods) > 1:
+        notes.append(bold_note("the best test accuracy"))
     return notes
-
-
-def _images(summaries: Sequence[_Summary], name: str) -> str:
-    counts = sorted({getattr(r, name) for summary in summaries if len(summary.results) == 1 for r in summary.results})
-    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"

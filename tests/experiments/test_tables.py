@@ -6,7 +6,6 @@ import pytest
 from cell_files import make_cell
 
 from peft_noah.experiments.paper import published_groups, published_rows
-from peft_noah.experiments.table import Number
 from peft_noah.experiments.tables import (
     domain_table,
     few_shot_table,
@@ -15,6 +14,7 @@ from peft_noah.experiments.tables import (
     retraining_table,
     transfer_table,
 )
+from peft_noah.results.table import Number
 
 
 def shown(table) -> dict[str, list[str]]:

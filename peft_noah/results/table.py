@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,8 +87,8 @@ class Table:
 
     Attributes:
         name: its file name without suffix.
-        title: a line above it.
-        header: the names of the columns.
+        title: a line above it; "" for none.
+        header: the names of the columns; line breaks in them are kept in the terminal alone, where width is short.
         rows: per row one entry per column; None is missing and shown as a dash.
         notes: sentences below it.
         rules: the rows, from 0, that a line is drawn above.
@@ -101,10 +101,10 @@ class Table:
     notes: tuple[str, ...] = ()
     rules: tuple[int, ...] = ()
 
-    def to_markdown(self) -> str:
-        """The table in Markdown, with its title as a heading and its notes below."""
+    def to_markdown(self, level: int = 2) -> str:
+        """The table in Markdown, with its title as a heading of a level and its notes below."""
         rows = [[_markdown(entry) for entry in row] for row in self.rows]
-        parts = [f"## {escape(self.title)}", table([escape(name) for name in self.header], rows)]
+        parts = [f"{'#' * level} {escape(self.title)}", table([escape(name) for name in self.header], rows)]
         return "\n\n".join([*parts, *(escape(note) for note in self.notes)]) + "\n"
 
     def to_latex(self) -> str:
@@ -134,37 +134,63 @@ class Table:
             writer.writerow([cell for i in width for cell in _csv_cells(row[i])[: 1 + errors[i]]])
         return text.getvalue()
 
-    def to_rich(self, width: int | None = None) -> rich.table.Table:
-        """The table for the terminal, with its notes below.
-
-        Args:
-            width: letters a line has; where the table has more, errors stand below their values. None: any number.
-        """
+    def to_rich(self) -> rich.table.Table:
+        """The table for the terminal, with its notes below."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table as RichTable
         from rich.text import Text
 
         # A Text is shown as it is: a name cannot bring markup of its own.
-        notes = Text("\n".join(one_line(note) for note in self.notes))
-        look = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False, "caption_justify": "left"}
-        result = RichTable(title=Text(one_line(self.title)), caption=notes, **look)
-        shown = [[_plain(entry) for entry in row] for row in self.rows]
-        columns = zip(map(one_line, self.header), *shown, strict=True)
-        stacked = width is not None and sum(max(map(len, column)) + 2 for column in columns) > width
+        title = Text(one_line(self.title)) if self.title else None
+        notes = Text("\n".join(one_line(note) for note in self.notes)) if self.notes else None
+        result = RichTable(title=title, caption=notes, caption_justify="left", box=SIMPLE_HEAD)
         for column, name in enumerate(self.header):
-            justify = "left" if self._is_text(column) else "right"
-            result.add_column(Text(one_line(name)), justify=justify, overflow="fold")
-        for index, (row, texts) in enumerate(zip(self.rows, shown, strict=True)):
-            cells = []
-            for entry, text in zip(row, texts, strict=True):
-                number = isinstance(entry, Number)
-                text = text.replace(" ±", "\n±") if number and stacked else text
-                cells.append(Text(text, style="bold" if number and entry.bold else ""))
+            lines = Text("\n".join(map(one_line, name.split("\n"))))
+            result.add_column(lines, justify="left" if self._is_text(column) else "right", overflow="fold")
+        for index, row in enumerate(self.rows):
+            cells = [Text(_plain(entry), style="bold" if _is_bold(entry) else "") for entry in row]
             result.add_row(*cells, end_section=index + 1 in self.rules)
         return result
 
     def _is_text(self, column: int) -> bool:
         return column == 0 or all(isinstance(row[column], str) for row in self.rows)
+
+
+def bold_note(best: str) -> str:
+    """What bold says; see :func:`~peft_noah.results.statistics.clear_winner`.
+
+    Args:
+        best: what is set in bold, such as ``"the best of its row"``.
+    """
+    return (
+        f"Bold: {best}, only where its lead over the runner-up is larger than the standard error of that lead: over "
+        "paired seeds where both have several in common, else both errors combined, sqrt(a^2 + b^2)."
+    )
+
+
+def one_seed_note(mark: str, images: str, n: str = "") -> str:
+    """What the error of a single seed is.
+
+    Args:
+        mark: what such a number carries.
+        images: the images that the error is over.
+        n: their number in words, if it is said.
+    """
+    return (
+        f"{mark}: one seed, so the binomial standard error over {images}, sqrt(p (1 - p) / n){n}; the spread over seeds "
+        "is not in it."
+    )
+
+
+def count_range(counts: Iterable[int]) -> str:
+    """The least and the greatest of some counts, or the one that all are.
+
+    Examples:
+        >>> count_range([3, 5, 3]), count_range([2_000])
+        ('3 to 5', '2,000')
+    """
+    low, *between = sorted(set(counts))
+    return f"{low:,} to {between[-1]:,}" if between else f"{low:,}"
 
 
 def latex(text: object) -> str:
@@ -181,16 +207,22 @@ def _plain(entry: Entry) -> str:
     return MISSING if entry is None else one_line(entry)
 
 
+def _is_bold(entry: Entry) -> bool:
+    return isinstance(entry, Number) and entry.bold
+
+
 def _markdown(entry: Entry) -> str:
     text = escape(_plain(entry))
-    return f"**{text}**" if isinstance(entry, Number) and entry.bold else text
+    return f"**{text}**" if _is_bold(entry) else text
 
 
 def _latex_row(entries: Sequence[Entry]) -> str:
     cells = [latex(_plain(entry)) for entry in entries]
-    bold = [isinstance(entry, Number) and entry.bold for entry in entries]
     # \boldmath: what stands between dollar signs is bold too.
-    cells = [rf"{{\boldmath\textbf{{{c}}}}}" if b else c for c, b in zip(cells, bold, strict=True)]
+    cells = [
+        rf"{{\boldmath\textbf{{{cell}}}}}" if _is_bold(entry) else cell
+        for entry, cell in zip(entries, cells, strict=True)
+    ]
     return " & ".join(cells) + r" \\"
 
 
