@@ -41,7 +41,6 @@ from peft_noah.tuner.adapter_files import load_adapter
 G, FAST, RACED = "G, every candidate in full", "fast forward, every candidate in full", "+ raced"
 SHARED, SCREENED = "+ shared prefixes", "+ screened in bfloat16"
 GS_BATCH = 50  # its fastest on this processor, of 25, 50, 100, 200
-RISKS = (0.05, 0.2)
 QUICK = SearchSettings(population_size=20, generations=2, num_crossover=10, num_mutation=10)
 
 
@@ -61,9 +60,6 @@ def run(quick: bool) -> Iterator[Table]:
     )
     problem = Problem(model.eval(), splits.validation, normalize, accelerator, QUICK if quick else SearchSettings())
     yield problem.side_by_side()
-    if not quick:
-        yield problem.at_a_risk()
-        yield problem.other_variant()
 
 
 class Problem:
@@ -172,43 +168,6 @@ class Problem:
             f"float32 in all. G in batches of {GS_BATCH}. Screened: {100 * twice:.1f} % of all images were looked at "
             f"in float32, those of the first candidates among them. Best: {100 * self.best.best.score:.1f} %.{sampled}"
         )
-
-    def at_a_risk(self) -> Table:
-        """Searches at a stated risk, which may go another way."""
-        rows, size = [], len(self.images) * len(self.best.candidates)
-        for risk in RISKS:
-            scorer = Scorer(self.model, *self.arguments, risk=risk)
-            with fast_forward(self.model):
-                result = self.search(scorer, map=spread)
-            kept = len({c.architecture for c in result.top(10)} & {c.architecture for c in self.best.top(10)})
-            rows.append(
-                [
-                    f"{risk:g}",
-                    f"{100 * scorer.hardness.evaluations / size:.1f} %",
-                    f"{kept} of 10",
-                    f"{result.best.score:.3f}",
-                ]
-            )
-        note = f"Best of the search that scores all in full: {self.best.best.score:.3f}."
-        return Table("Search at a stated risk", ["risk", "images seen", "top 10 kept", "best accuracy"], rows, note)
-
-    def other_variant(self) -> Table:
-        """The variant that is made for shared prefixes; its children are others, and so is what it finds."""
-        rows = []
-        for name in ("default", "suffix"):
-            settings = replace(self.settings, suffix_mutation=name == "suffix")
-            other = Problem(self.model, *self.arguments, settings)
-            scorer = Scorer(self.model, *self.arguments)
-            started = time.process_time()
-            with fast_forward(self.model):
-                result = other.search(scorer, map=spread)
-            seconds = time.process_time() - started
-            images, blocks = shares(scorer, len(self.images) * len(result.candidates))
-            rows.append(
-                [name, f"{100 * images:.1f} %", f"{100 * blocks:.1f} %", f"{seconds:.0f}", f"{result.best.score:.3f}"]
-            )
-        header = ["variant", "images seen", "blocks run", "CPU s", "best accuracy"]
-        return Table("Search, mutations from a block on", header, rows, "One seed each; raced, shared and screened.")
 
 
 class Authors:

@@ -66,11 +66,7 @@ RUN_OPTIONS = {
     "supernet_epochs": option(
         int | None, None, "Epochs of the supernet. Default: 5 x epochs, as in the paper; bundled task: 30."
     ),
-    "variant": option(
-        str,
-        "default",
-        "Search: default, paper, released, or suffix (children that share more of their parents' blocks).",
-    ),
+    "variant": option(str, "default", "Search: default, paper or released."),
     "population_size": option(int | None, None, "Candidates of a generation. Default: the variant's."),
     "generations": option(int | None, None, "Rounds of the search. Default: the variant's; for the bundled task 5."),
     "effort": option(
@@ -80,11 +76,6 @@ RUN_OPTIONS = {
         "--generations. The paper's: 5.6.",
     ),
     "cache_gb": option(float, 1.0, "Memory for hidden states that candidates of the search share, in gigabytes."),
-    "risk": option(
-        float,
-        0.0,
-        "Chance of stopping a candidate of the search that would have been among its best; 0: the same result, always.",
-    ),
     "screen": option(
         bool,
         True,

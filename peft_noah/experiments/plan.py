@@ -186,7 +186,7 @@ class Plan:
                 tasks=tuple(_task(task) for task in data["tasks"]),
                 methods=tuple(data["methods"]),
                 seeds=tuple(data["seeds"]),
-                run=RunSettings(**data["run"]),
+                run=RunSettings.from_dict(data["run"]),
                 transfer=bool(data["transfer"]),
                 architectures={name: Architecture(rows) for name, rows in data["architectures"].items()},
             )

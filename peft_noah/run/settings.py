@@ -18,6 +18,9 @@ from peft_noah.tuner.config import RECIPES, SPACES
 PAPER_EFFORT = 5.6
 MAX_EFFORT = 100
 
+#: options of earlier versions, each with the value that did nothing: files that hold it can be read
+REMOVED = {"risk": 0.0}
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -31,7 +34,7 @@ class RunSettings:
         budget: most prompt parameters; None: the paper's 0.64 M, scaled to the backbone's width and depth.
         epochs: of subnet and baselines.
         supernet_epochs: None: 5 x ``epochs``, the paper's proportion.
-        variant: of the search: ``"default"``, ``"paper"``, ``"released"``, ``"suffix"``.
+        variant: of the search: ``"default"``, ``"paper"``, ``"released"``.
         population_size, generations: of the search; None: the variant's.
         baselines: methods to compare with.
         effort: cost of supernet, search and retraining together, in fine-tunings of ``epochs`` epochs: a supernet of
@@ -39,7 +42,6 @@ class RunSettings:
             above 1 scales both alike. None: 5.6, or what ``supernet_epochs`` and ``generations`` say.
         cache_gb: most memory that the search may keep hidden states in, in gigabytes (10^9 bytes), besides the backbone
             and one batch.
-        risk: chance that the search stops looking at a candidate that would have been among its best; 0: it never does.
         screen: let the search look in bfloat16 first, where the hardware has it, and again in float32 where rounding could
             change an answer; the scores are those of float32.
         seed: of everything random.
@@ -73,7 +75,6 @@ class RunSettings:
     baselines: tuple[str, ...] = ("linear", "lora", "adapter", "vpt")
     effort: float | None = None
     cache_gb: float = 1.0
-    risk: float = 0.0
     screen: bool = True
     seed: int = 0
     num_classes: int | None = None
@@ -113,8 +114,6 @@ class RunSettings:
                 raise ValueError(f"baseline {method!r} is not known (known: {', '.join(BASELINES)}).")
         if self.budget is not None and self.budget < 1:
             raise ValueError(f"budget must be a positive number of parameters, got {self.budget}.")
-        if not 0 <= self.risk < 1:
-            raise ValueError(f"risk must be at least 0 and below 1, got {self.risk!r}.")
         if not 0 <= self.cache_gb < math.inf:
             raise ValueError(f"cache_gb must be at least 0, got {self.cache_gb!r}.")
         if self.shots is not None:
@@ -193,10 +192,29 @@ class RunSettings:
         Raises:
             ValueError: if the file does not describe a run.
         """
-        data = read_json(path)
+        try:
+            return cls.from_dict(read_json(path))
+        except TypeError as error:
+            raise ValueError(f"{path} does not describe a run: {error}") from error
+
+    @classmethod
+    def from_dict(cls, data: object) -> RunSettings:
+        """Settings from plain data; options that this data does not name have their defaults.
+
+        Raises:
+            TypeError: it is not an object with names of options.
+            ValueError: a value is not allowed, or an option of an earlier version was in use.
+        """
         known = {f.name for f in fields(cls)}
+        if isinstance(data, dict):
+            for name, unused in REMOVED.items():
+                if (value := data.get(name, unused)) != unused:
+                    raise ValueError(
+                        f"{name} is {value!r}: this version has no such option, and reads {unused!r} only."
+                    )
+            data = {name: value for name, value in data.items() if name not in REMOVED}
         if not isinstance(data, dict) or set(data) - known:
-            raise ValueError(f"{path} does not describe a run: expected an object with {', '.join(sorted(known))}.")
+            raise TypeError(f"expected an object with {', '.join(sorted(known))}.")
         return cls(**data)
 
 

@@ -126,7 +126,6 @@ class Run(RunContext):
             self.normalize,
             self.accelerator,
             cache_gb=self.settings.cache_gb,
-            risk=self.settings.risk,
             screen=self.settings.screen,
             on_scored=on_scored,
         )

@@ -65,35 +65,27 @@ def crossover(a: Architecture, b: Architecture, space: SearchSpace, rng: random.
 def mutate(a: Architecture, space: SearchSpace, settings: SearchSettings, rng: random.Random) -> Architecture:
     """A child of one architecture, with some depths and dims drawn anew as :class:`SearchSettings` says.
 
-    With ``suffix_mutation``, first the block from which on it may change is drawn. Draws per module, in
-    ``space.module_order``: whether the row mutates; whether its depth does, and then the depth; for each block that may
-    change and keeps the module whether its dim does, and then the dim; a dim for each block that is added.
+    Draws per module, in ``space.module_order``: whether the row mutates; whether its depth does, and then the depth; for
+    each block that keeps the module whether its dim does, and then the dim; a dim for each block that is added.
     """
     rows = dict(a)
-    first = rng.randrange(space.num_blocks) if settings.suffix_mutation else 0
     for name in space.module_order:
         if rng.random() < settings.mutation_prob:
-            rows[name] = _mutate_row(a[name], a.depth(name), first, space, name, settings, rng)
+            rows[name] = _mutate_row(a[name], a.depth(name), space, name, settings, rng)
     return space.build(rows)
 
 
 def _mutate_row(
     row: tuple[int, ...],
     depth: int,
-    first: int,
     space: SearchSpace,
     name: str,
     settings: SearchSettings,
     rng: random.Random,
 ) -> list[int]:
-    """A row like ``row`` in the blocks before ``first``."""
-    depths = [other for other in space.depths[name] if min(depth, other) >= first] or [depth]
-    new_depth = rng.choice(depths) if rng.random() < settings.depth_prob else depth
+    new_depth = rng.choice(space.depths[name]) if rng.random() < settings.depth_prob else depth
     dims = space.dims[name]
-    kept = [
-        rng.choice(dims) if block >= first and rng.random() < settings.dim_prob else dim
-        for block, dim in enumerate(row[: min(depth, new_depth)])
-    ]
+    kept = [rng.choice(dims) if rng.random() < settings.dim_prob else dim for dim in row[: min(depth, new_depth)]]
     added = [rng.choice(dims) for _ in range(new_depth - len(kept))]
     return kept + added + [0] * (space.num_blocks - new_depth)
 

@@ -7,8 +7,6 @@ Nothing here knows a model: images are numbers, and a function says which of the
 
 from __future__ import annotations
 
-import math
-import random
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -20,8 +18,6 @@ from peft_noah.searching.result import MAX_COUNT, Bounds
 #: images: a smaller forward pass costs hardly less, and matrix kernels work in groups of rows, so that an image's result
 #: hardly ever depends on the others of its batch
 MIN_CHUNK = 8
-
-LOOKS = 8  # of a race at a stated risk, over all images
 
 
 class Unsure(NamedTuple):
@@ -138,12 +134,11 @@ def race(
     check: Check,
     hardness: Hardness,
     bar: Bar | None = None,
-    chance: Chance | None = None,
     recheck: Check | None = None,
 ) -> Outcome:
     """Look at images until all are seen or the bar is out of reach.
 
-    Without ``chance`` the hardest images come first, and what is left out changes nothing: a stopped candidate stays
+    The hardest images come first, and what is left out changes nothing: a stopped candidate stays
     below the bar even with every remaining image right. Each look takes as many images as are expected to settle it,
     judging by how often others got them wrong. Unsure answers are asked again before they decide anything, those that
     are likely to be confirmed first, and no more of them than it takes.
@@ -152,11 +147,9 @@ def race(
         check: which of some images the candidate gets right.
         hardness: what is known of the images.
         bar: None: look at all of them.
-        chance: stop already where the bar is unlikely to be reached.
         recheck: sure answers; needed only if ``check`` gives unsure ones.
     """
-    size, rates, chance = len(hardness), hardness.rates(), None if bar is None else chance
-    order = hardness.order() if chance is None else chance.order(size)
+    size, rates, order = len(hardness), hardness.rates(), hardness.order()
     limit = size + 1 if bar is None else bar.wrong_to_miss(size)
     seen, wrong = 0, []
     unsure: dict[bool, list[tuple[float, int]]] = {True: [], False: []}  # by what they seem to be
@@ -167,7 +160,7 @@ def race(
     while seen < size and len(wrong) < limit:
         left = [rates[image] for image in order[seen:]]
         missing = limit - len(wrong) - len(unsure[False])
-        images = order[seen : seen + (_chunk(left, missing) if chance is None else chance.look(size, seen))]
+        images = order[seen : seen + _chunk(left, missing)]
         for image, answer in zip(images, check(images), strict=True):
             if isinstance(answer, Unsure):
                 unsure[answer.right].append((answer.margin, image))
@@ -178,8 +171,6 @@ def race(
             unsure[False].sort()
             asked = [unsure[False].pop()[1] for _ in range(limit - len(wrong))]
             wrong += ask_again(asked)
-        if chance is not None and seen < size and chance.unlikely(size, limit - 1, seen, len(wrong)):
-            break
     if seen == size and len(wrong) < limit:
         wrong += ask_again([image for _, image in unsure[True] + unsure[False]])
         unsure = {}
@@ -192,45 +183,3 @@ def _chunk(rates: list[float], needed: int) -> int:
     # a little less than needed: rates of 0.5 must not miss 2 of 4 by a rounding
     count = bisect_left(list(accumulate(rates)), needed - 1e-9) + 1
     return min(-(-count // MIN_CHUNK) * MIN_CHUNK, len(rates))
-
-
-class Chance(NamedTuple):
-    """Stopping at a stated risk, which pays with thousands of images and candidates far below the bar.
-
-    The images come in a random order of the candidate's own. At each of LOOKS equal looks it is stopped if a candidate
-    that just reaches the bar would have shown as many wrong ones with a probability of at most ``risk / LOOKS``, by the
-    hypergeometric distribution. So a candidate that reaches the bar is stopped with a probability of at most ``risk``,
-    over the random order, whatever the images are. Hard images first would break this, and are not used.
-
-    Attributes:
-        risk: from 0 to 1, no unit.
-        seed: what the order is drawn from; a text that names the candidate.
-    """
-
-    risk: float
-    seed: str
-
-    def order(self, size: int) -> list[int]:
-        """All images, at random."""
-        return random.Random(self.seed).sample(range(size), size)
-
-    def look(self, size: int, seen: int) -> int:
-        """How many images to look at next, in whole groups of MIN_CHUNK."""
-        share = -(-size // LOOKS)
-        return min(-(-share // MIN_CHUNK) * MIN_CHUNK, size - seen)
-
-    def unlikely(self, size: int, allowed: int, seen: int, wrong: int) -> bool:
-        """Whether ``wrong`` of ``seen`` images are too many for a candidate with ``allowed`` wrong ones in all."""
-        return allowed < size and hypergeometric_tail(size, allowed, seen, wrong) <= self.risk / LOOKS
-
-
-def hypergeometric_tail(size: int, marked: int, drawn: int, found: int) -> float:
-    """P(X >= ``found``) for X marked ones among ``drawn`` of ``size`` without replacement, ``marked`` of them in all."""
-
-    def log_choose(n: int, k: int) -> float:
-        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-    whole = log_choose(size, drawn)
-    counts = range(max(found, drawn - (size - marked), 0), min(marked, drawn) + 1)
-    terms = (log_choose(marked, k) + log_choose(size - marked, drawn - k) - whole for k in counts)
-    return min(1.0, math.fsum(map(math.exp, terms)))

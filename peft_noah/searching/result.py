@@ -28,10 +28,9 @@ class SearchSettings:
 
     A mutation visits the row of each module and changes it with ``mutation_prob``: a new depth is drawn with
     ``depth_prob``, and in each block that keeps the module a new dim with ``dim_prob``. Blocks that a greater depth
-    adds get random dims. All probabilities lie in 0 to 1 (no unit). With ``suffix_mutation`` only the blocks from a random
-    one on may change, so that a child shares what its parent's blocks before it compute.
+    adds get random dims. All probabilities lie in 0 to 1 (no unit).
 
-    Four variants have names, see :meth:`named`.
+    Three variants have names, see :meth:`named`.
 
     Raises:
         ValueError: a number is out of its bounds, or the children are more than the population.
@@ -45,7 +44,6 @@ class SearchSettings:
     mutation_prob: float = 1.0
     depth_prob: float = 0.2
     dim_prob: float = 0.2
-    suffix_mutation: bool = False
 
     def __post_init__(self) -> None:
         for name in ("population_size", "generations", "num_parents"):
@@ -61,13 +59,10 @@ class SearchSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise ValueError(f"{name} is {reprlib.repr(value)}; give a probability from 0 to 1.")
-        if not isinstance(self.suffix_mutation, bool):
-            raise ValueError(f"suffix_mutation is {reprlib.repr(self.suffix_mutation)}; give true or false.")
 
-    def to_dict(self) -> dict[str, float | bool]:
-        """The settings as plain data; ``suffix_mutation`` only where it is on, as files have it that knew none."""
-        values = asdict(self)
-        return values if self.suffix_mutation else {k: v for k, v in values.items() if k != "suffix_mutation"}
+    def to_dict(self) -> dict[str, float]:
+        """The settings as plain data."""
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: object) -> SearchSettings:
@@ -76,10 +71,9 @@ class SearchSettings:
         Raises:
             ValueError: an entry is missing, unknown, or out of its bounds.
         """
-        keys = [entry.name for entry in fields(cls)]
-        if isinstance(data, Mapping) and "suffix_mutation" not in data:
-            keys.remove("suffix_mutation")
-        check_keys(data, keys, "the settings")
+        if isinstance(data, Mapping) and "suffix_mutation" in data:
+            raise ValueError("this is a search of the variant 'suffix', which peft-noah had in version 0.1 only.")
+        check_keys(data, [entry.name for entry in fields(cls)], "the settings")
         return cls(**data)
 
     @classmethod
@@ -95,9 +89,8 @@ class SearchSettings:
           mutates with 0.2, and then its depth with 0.4; dims are drawn only where the depth grows, so a dim in a block
           that keeps its module never mutates. We differ in one point: that code, like once-for-all's, scores a last
           generation of children and never ranks them; here whatever is scored is ranked.
-        - ``"suffix"``: the default with ``suffix_mutation``. Another search than the paper's, made for shared prefixes.
 
-        In all four, crossover takes whole rows from either parent.
+        In all three, crossover takes whole rows from either parent.
 
         Raises:
             ValueError: no variant has this name.
@@ -107,11 +100,10 @@ class SearchSettings:
         return cls(**_VARIANTS[name])
 
 
-_VARIANTS: dict[str, dict[str, float | bool]] = {
+_VARIANTS: dict[str, dict[str, float]] = {
     "default": {},
     "paper": {"population_size": 150, "generations": 5, "num_crossover": 50, "num_mutation": 50},
     "released": {"mutation_prob": 0.2, "depth_prob": 0.4, "dim_prob": 0.0},
-    "suffix": {"suffix_mutation": True},
 }
 
 

@@ -21,7 +21,7 @@ from peft_noah.data.images import ImageSplit
 from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
 from peft_noah.searching.prefixes import PrefixCache
-from peft_noah.searching.racing import Bar, Chance, Hardness, Outcome, Unsure, race
+from peft_noah.searching.racing import Bar, Hardness, Outcome, Unsure, race
 from peft_noah.searching.result import Bounds, SearchResult
 from peft_noah.searching.screening import Screen, label_gap
 from peft_noah.training.evaluation import predict
@@ -50,15 +50,10 @@ class Scorer:
         cache_gb: most memory that may be taken beside the model and a batch, in gigabytes (10^9 bytes). It holds the
             normalised images, which beyond it are fetched and normalised whenever they are needed, and with what is
             left what candidates share: hidden states, see :class:`~peft_noah.searching.prefixes.PrefixCache`, and merged weights.
-        risk: how likely, at most, a candidate that reaches the bar may be stopped, see :class:`~peft_noah.searching.racing.Chance`;
-            0: never, and the hardest images come first.
         screen: whether to look in bfloat16 first, and in float32 only where that could matter, see
             :class:`~peft_noah.searching.screening.Screen`; the scores are those of float32.
         on_scored: called as ``on_scored(done, best)`` while candidates are scored, with the number of those done and
             the best score so far, None where there is none; equally often on all processes.
-
-    Raises:
-        ValueError: the risk is out of its bounds.
 
     Attributes:
         known: results of an interrupted search by architecture; they are not scored again.
@@ -79,15 +74,12 @@ class Scorer:
         *,
         batch_size: int = 256,
         cache_gb: float = 1.0,
-        risk: float = 0.0,
         screen: bool = True,
         on_scored: Callable[[int, float | None], object] | None = None,
     ) -> None:
         self.model, self.images, self.normalize, self.accelerator = model, images, normalize, accelerator
-        self.batch_size, self.risk, self.on_scored = batch_size, risk, on_scored
+        self.batch_size, self.on_scored = batch_size, on_scored
         self.known: dict[Architecture, float | Bounds | None] = {}
-        if not 0.0 <= risk < 1.0:
-            raise ValueError(f"risk must be at least 0 and below 1, got {risk!r}.")
         self.hardness = Hardness(len(images))
         self.done, self.best = 0, None
         self.screen, self.looked_again = Screen(model, accelerator.device, accelerator.mixed_precision, screen), 0
@@ -149,11 +141,10 @@ class Scorer:
         if architecture in self.known:
             return Outcome(self.known[architecture])
         self._change: float | None = None
-        chance = Chance(self.risk, f"noah:{architecture.to_json()}") if self.risk else None
         outcome = Outcome(None)
         try:
             self.model.set_architecture(architecture)
-            outcome = race(partial(self._right, architecture), self.hardness, bar, chance, self._exactly)
+            outcome = race(partial(self._right, architecture), self.hardness, bar, self._exactly)
             return outcome._replace(change=self._change)
         finally:
             self.prefixes.settle(useful=isinstance(outcome.result, float))

@@ -1,5 +1,7 @@
 """What a run is asked to do."""
 
+import json
+
 import pytest
 
 from peft_noah.run.settings import RunSettings
@@ -42,3 +44,13 @@ def test_settings_survive_their_file(tmp_path):
     settings = RunSettings(effort=3, shots=4, other_tests={"sketch": "folder"}, task="pets", group="Natural")
     settings.save(tmp_path / "settings.json")
     assert RunSettings.load(tmp_path / "settings.json") == settings
+
+
+def test_a_file_of_version_01_loads_where_its_removed_option_did_nothing(tmp_path):
+    RunSettings(seed=3).save(tmp_path / "settings.json")
+    data = json.loads((tmp_path / "settings.json").read_text())
+    (tmp_path / "old.json").write_text(json.dumps(data | {"risk": 0.0}))
+    assert RunSettings.load(tmp_path / "old.json") == RunSettings(seed=3)
+    (tmp_path / "old.json").write_text(json.dumps(data | {"risk": 0.1}))
+    with pytest.raises(ValueError, match="risk is 0.1: this version has no such option"):
+        RunSettings.load(tmp_path / "old.json")

@@ -144,28 +144,14 @@ def test_released_mutation_redraws_a_depth_in_8_of_100_rows():
     assert shallower / 12_000 == pytest.approx(0.06, abs=0.01)
 
 
-@pytest.mark.parametrize("first", range(12))
-def test_a_suffix_mutation_leaves_the_blocks_before_the_drawn_one_alone_and_changes_any_other(first):
-    rng, space, variant = random.Random(first), SearchSpace.vtab(), SearchSettings.named("suffix")
-    rng.randrange, changed = lambda blocks: first, set()
-    for _ in range(400):
-        parent = space.sample(rng)
-        child = mutate(parent, space, variant, rng)
-        assert child in space and all(parent[name][:first] == child[name][:first] for name in parent)
-        changed |= {block for name in parent for block in range(12) if parent[name][block] != child[name][block]}
-    assert changed == set(range(first, 12))
-
-
 probabilities = st.floats(0, 1)
 
 
 @unhurried
-@given(spaces(), st.integers(0, 10**6), probabilities, probabilities, probabilities, st.booleans())
-def test_children_stay_in_the_space(space, seed, mutation_prob, depth_prob, dim_prob, suffix):
+@given(spaces(), st.integers(0, 10**6), probabilities, probabilities, probabilities)
+def test_children_stay_in_the_space(space, seed, mutation_prob, depth_prob, dim_prob):
     rng = random.Random(seed)
-    variant = SearchSettings(
-        mutation_prob=mutation_prob, depth_prob=depth_prob, dim_prob=dim_prob, suffix_mutation=suffix
-    )
+    variant = SearchSettings(mutation_prob=mutation_prob, depth_prob=depth_prob, dim_prob=dim_prob)
     a, b = space.sample(rng), space.sample(rng)
     for child in (crossover(a, b, space, rng), mutate(a, space, variant, rng), shrink(a, space, rng)):
         assert child in space and list(child) == list(space.dims)
@@ -220,7 +206,7 @@ def test_no_candidate_is_over_budget_outside_the_space_or_scored_twice(space, bu
         assert len(result.candidates) == min(sum(total(a) <= budget for a in space), 40)
 
 
-@pytest.mark.parametrize("name", ["default", "paper", "released", "suffix"])
+@pytest.mark.parametrize("name", ["default", "paper", "released"])
 def test_a_search_of_the_papers_space_fills_every_generation_and_beats_its_first(name):
     variant = SearchSettings.named(name)
     result = search(SearchSpace.vtab(), wiggle, total, 180, variant, seed=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from test_architecture import unhurried
 
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.searching.evolution import SearchSettings, search
-from peft_noah.searching.racing import MIN_CHUNK, Bar, Chance, Hardness, Outcome, hypergeometric_tail, race
+from peft_noah.searching.racing import MIN_CHUNK, Bar, Hardness, Outcome, race
 from peft_noah.searching.result import Bounds, SearchResult
 
 
@@ -224,41 +223,3 @@ def test_counts_come_back_from_plain_data():
 def test_counts_that_cannot_be_are_refused(data, message):
     with pytest.raises(ValueError, match=message):
         Hardness.from_dict(data, 2)
-
-
-# --- at a stated risk ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [5, 9])
-def test_the_hypergeometric_tail_is_the_share_of_all_draws(size):
-    for marked in range(size + 1):
-        for drawn in range(size + 1):
-            counts = [sum(image < marked for image in draw) for draw in itertools.combinations(range(size), drawn)]
-            for found in range(drawn + 2):
-                exact = sum(count >= found for count in counts) / len(counts)
-                assert hypergeometric_tail(size, marked, drawn, found) == pytest.approx(exact, abs=1e-12)
-
-
-@pytest.mark.parametrize("risk", [0.05, 0.3])
-def test_a_candidate_that_reaches_the_bar_is_stopped_no_more_often_than_the_risk(risk):
-    right = [image % 4 > 0 for image in range(200)]  # 50 wrong ones, which the bar allows
-    stopped = sum(
-        isinstance(race(ask(right, []), Hardness(200), Bar(0.75, False), Chance(risk, str(draw))).result, Bounds)
-        for draw in range(1_000)
-    )
-    # at most the risk, plus four standard errors of 1,000 draws; the union over looks makes it less
-    assert 0 < stopped / 1_000 <= risk + 4 * (risk * (1 - risk) / 1_000) ** 0.5
-
-
-def test_a_candidate_far_below_the_bar_is_stopped_early_and_its_bounds_hold():
-    right = [image % 2 > 0 for image in range(4_000)]
-    asked = []
-    outcome = race(ask(right, asked), Hardness(4_000), Bar(0.75, True), Chance(0.01, "one"))
-    assert [len(images) for images in asked] == [504] and outcome.seen == tuple(asked[0])
-    assert outcome.result.low <= 0.5 <= outcome.result.high and sorted(set(outcome.seen)) != list(range(504))
-
-
-def test_at_a_risk_each_candidate_has_an_order_of_its_own_and_without_a_bar_all_is_seen():
-    orders = {tuple(Chance(0.1, seed).order(50)) for seed in "abc"}
-    assert len(orders) == 3 and all(sorted(order) == list(range(50)) for order in orders)
-    assert race(ask([True] * 50, []), Hardness(50), None, Chance(0.1, "a")).result == 1.0

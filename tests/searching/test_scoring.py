@@ -217,16 +217,6 @@ def test_nothing_stays_allocated_but_the_prefixes_within_their_limit(supernet, i
     assert tensors() == before
 
 
-def test_a_search_at_a_risk_leaves_bounds_and_repeats_itself(supernet, images, accelerator):
-    scorers = [Scorer(supernet, images, normalize, accelerator, risk=0.5) for _ in range(2)]
-    variant = replace(SETTINGS, generations=2)
-    results = [run(supernet, images, scorer, variant, racing=True, map=spread) for scorer in scorers]
-    assert results[0] == results[1] and any(c.bounds is not None for c in results[0].candidates)
-    assert scorers[0].hardness.evaluations < 60 * len(results[0].candidates)
-    with pytest.raises(ValueError, match="risk must be at least 0 and below 1, got 1.5"):
-        Scorer(supernet, images, normalize, accelerator, risk=1.5)
-
-
 # --- screened in bfloat16 --------------------------------------------------------------------------------------------
 
 

@@ -39,7 +39,6 @@ def test_the_released_variant_is_as_in_the_authors_code():
         "mutation_prob": 0.2,
         "depth_prob": 0.4,
         "dim_prob": 0.0,
-        "suffix_mutation": False,
     }
 
 
@@ -51,20 +50,19 @@ def test_the_paper_variant_has_5_generations_of_50_of_each_kind_and_the_probabil
 
 
 def test_the_default_variant_redraws_dims_and_costs_the_same_as_the_others():
-    variants = {name: SearchSettings.named(name) for name in ("default", "paper", "released", "suffix")}
+    variants = {name: SearchSettings.named(name) for name in ("default", "paper", "released")}
     assert variants["default"] == SearchSettings() and variants["default"].dim_prob > 0
     assert {variant.population_size * variant.generations for variant in variants.values()} == {750}
 
 
-@pytest.mark.parametrize("name", ["default", "suffix"])
-def test_settings_come_back_also_from_files_that_knew_no_suffix_mutation(name):
+@pytest.mark.parametrize("name", ["default", "paper", "released"])
+def test_settings_come_back(name):
     settings = SearchSettings.named(name)
     assert SearchSettings.from_dict(settings.to_dict()) == settings
-    assert ("suffix_mutation" in settings.to_dict()) is (name == "suffix")
 
 
 def test_an_unknown_variant_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"'fast' \(known: default, paper, released, suffix\)"):
+    with pytest.raises(ValueError, match=r"'fast' \(known: default, paper, released\)"):
         SearchSettings.named("fast")
 
 
@@ -83,7 +81,6 @@ def test_an_unknown_variant_names_the_known_ones():
         ({"dim_prob": math.nan}, "dim_prob is nan"),
         ({"dim_prob": "0.2"}, "dim_prob is '0.2'"),
         ({"dim_prob": True}, "dim_prob is True"),
-        ({"suffix_mutation": 1}, "suffix_mutation is 1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_with_the_reason(change, message):
@@ -176,6 +173,7 @@ def test_a_file_cut_short_anywhere_is_one_error_that_names_it(tmp_path):
         (["candidates"], {}, "candidates is {}; give a list"),
         (["settings"], {"population_size": 50}, "the settings"),
         (["settings", "generations"], "15", "generations is '15'"),
+        (["settings", "suffix_mutation"], True, "the variant 'suffix', which peft-noah had in version 0.1 only"),
         (["space", "num_blocks"], 10**9, "num_blocks is"),
         (["space"], None, "a search space"),
         (["budget"], -1, "budget is -1"),
