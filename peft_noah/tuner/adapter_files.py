@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from peft_noah.tuner.config import NoahConfig
+from peft_noah.tuner.fingerprint import OtherBackboneWarning
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -25,14 +27,19 @@ def load_adapter(backbone: nn.Module, adapter: str | os.PathLike[str]) -> PeftMo
         adapter: a folder, or a Hub id.
 
     Raises:
-        ValueError: if there is no adapter, its files are cut short or damaged, or it belongs to another model.
+        ValueError: if there is no adapter, its files are cut short or damaged, or it belongs to another model, be it a
+            twin of the same shape with other weights.
         OSError: if the Hub cannot be reached.
     """
     folder = _folder(adapter)
     config = read_config(folder)
     try:
         stored = _stored_keys(folder / WEIGHTS)
-        model = PeftModel.from_pretrained(backbone, str(folder), config=config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", OtherBackboneWarning)
+            model = PeftModel.from_pretrained(backbone, str(folder), config=config)
+    except OtherBackboneWarning as error:
+        raise ValueError(f"adapter {os.fspath(adapter)!r} cannot be used: {error}") from error
     except SafetensorError as error:
         raise ValueError(
             f"{WEIGHTS} in {os.fspath(adapter)!r} cannot be read ({str(error)[:500]}): the file is cut short or damaged. Train or "

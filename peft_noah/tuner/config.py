@@ -155,7 +155,8 @@ class NoahConfig(PeftConfig):
         default=True, metadata=_help("False: start far from the identity, whatever the recipe. For tests.")
     )
     backbone: dict[str, Any] | None = field(
-        default=None, metadata=_help("model_type, num_blocks and width of the model it was made for; filled in.")
+        default=None,
+        metadata=_help("model_type, num_blocks, width and fingerprint of the model it was made for; filled in."),
     )
     noah_version: str | None = field(default=None, metadata=_help("Version of peft-noah that wrote it; filled in."))
 

@@ -19,6 +19,7 @@ from torch import nn
 from peft_noah.architecture import Architecture
 from peft_noah.tuner.backbones import BACKBONES, Backbone, find_backbone
 from peft_noah.tuner.config import NoahConfig
+from peft_noah.tuner.fingerprint import OtherBackboneWarning, fingerprint_backbone, same_backbone
 from peft_noah.tuner.prompts import PROMPT_MODULES, Lora, Vpt
 
 try:
@@ -132,7 +133,7 @@ def resolve_config(config: NoahConfig, layout: Layout, model: nn.Module, model_t
         space = config.resolve_search_space(num_blocks, layout.modules)
         config.search_space, config.architecture = space.to_dict(), space.largest().to_dict()
     _check_placeable(Architecture(config.architecture), num_blocks, layout.modules, model_type)
-    _check_backbone(config, model_type, num_blocks, layout.width)
+    _check_backbone(config, model, model_type, num_blocks, layout.width)
 
 
 def _resolve_targets(config: NoahConfig, backbone: Backbone) -> None:
@@ -172,7 +173,9 @@ def _check_placeable(
             )
 
 
-def _check_backbone(config: NoahConfig, model_type: str | None, num_blocks: int, width: int | None) -> None:
+def _check_backbone(
+    config: NoahConfig, model: nn.Module, model_type: str | None, num_blocks: int, width: int | None
+) -> None:
     here = {"model_type": model_type, "num_blocks": num_blocks, "width": width}
     made_for = config.backbone or here
     for key in ("model_type", "num_blocks", "width"):
@@ -181,7 +184,24 @@ def _check_backbone(config: NoahConfig, model_type: str | None, num_blocks: int,
                 f"this adapter was made for a backbone with {key} {made_for[key]}, but this model has {key} {here[key]}. "
                 "Load it on the backbone named in its adapter_config.json as base_model_name_or_path."
             )
-    config.backbone = here
+    config.backbone = here | _fingerprint(config, model)
+
+
+def _fingerprint(config: NoahConfig, model: nn.Module) -> dict[str, str]:
+    """The entry that tells the backbone from a twin; an adapter that was saved without one stays without."""
+    made_for = None if config.backbone is None else config.backbone.get("fingerprint")
+    if config.backbone is not None and made_for is None:
+        return {}
+    here = fingerprint_backbone(model)
+    if made_for is not None and here is not None and not same_backbone(made_for, here):
+        warnings.warn(
+            "this adapter was made for other weights: the model at hand has the shape of its backbone, but not its "
+            f"numbers. Load it on {config.base_model_name_or_path or 'the backbone it was trained on'}.",
+            OtherBackboneWarning,
+            stacklevel=2,
+        )
+    found = made_for or here
+    return {} if found is None else {"fingerprint": found}
 
 
 def plan(model: nn.Module, config: NoahConfig, layout: Layout) -> dict[str, Placement]:

@@ -174,6 +174,7 @@ def test_only_safetensors_are_written_and_nothing_is_unpickled(saved_vit, monkey
 def test_the_config_file_states_version_backbone_and_everything_that_changes_outputs(saved_vit):
     config = json.loads((saved_vit.adapter / "adapter_config.json").read_text())
     assert config["noah_version"] == __version__ and config["peft_type"] == "NOAH"
+    assert isinstance(config["backbone"].pop("fingerprint"), str)
     assert config["backbone"] == {"model_type": "vit", "num_blocks": 4, "width": 24}
     assert Architecture(config["architecture"]) == ARCHITECTURE
     assert [
