@@ -34,8 +34,13 @@ def declared():
 
 def test_every_dependency_has_a_lower_bound_and_meets_it_here():
     for requirement in declared():
-        assert [spec.operator for spec in requirement.specifier] == [">="], requirement
+        assert [spec.operator for spec in requirement.specifier if spec.operator != "!="] == [">="], requirement
         assert requirement.specifier.contains(version(requirement.name), prereleases=True), requirement
+
+
+def test_the_transformers_that_asks_for_an_unreleased_peft_is_not_installed():
+    transformers = next(requirement for requirement in declared() if requirement.name == "transformers")
+    assert not transformers.specifier.contains("5.24.0") and transformers.specifier.contains("5.24.1")
 
 
 def test_every_import_of_the_package_is_declared():

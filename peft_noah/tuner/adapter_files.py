@@ -66,6 +66,8 @@ def read_config(folder: str | os.PathLike[str]) -> NoahConfig:
     """
     path = os.path.join(folder, CONFIG)
     settings = NoahConfig.from_json_file(path)
+    if settings.get("peft_type") != "NOAH":
+        raise ValueError(f"{path} does not describe a NOAH adapter: its peft_type is {settings.get('peft_type')!r}.")
     for name in ("self", "cls"):  # PEFT passes all keys on as keyword arguments
         if name in settings:
             raise ValueError(f"{path} has the key {name!r}, which no adapter has.")

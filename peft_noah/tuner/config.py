@@ -220,8 +220,9 @@ class NoahConfig(PeftConfig):
         """Read adapter_config.json from a folder or the Hub, as every PEFT config does.
 
         Raises:
-            ValueError: if the file is broken or describes something else, or a folder or repository has its weights as a
-                pickle alone, which PEFT would go on to read.
+            ValueError: if the file is broken, or a folder or repository has its weights as a pickle alone, which PEFT
+                would go on to read.
+            TypeError: if the file has no peft_type.
         """
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
         _refuse_pickle(pretrained_model_name_or_path, subfolder, kwargs)
@@ -229,16 +230,22 @@ class NoahConfig(PeftConfig):
 
     @classmethod
     def from_json_file(cls, path_json_file: str | os.PathLike[str], **kwargs) -> dict[str, Any]:
-        """The settings in a file, read with bounds.
+        """The settings in a file, read with bounds; what is of the saving process alone is left out, as PEFT does.
+
+        A file of another PEFT method is read too: `from_pretrained` makes that method's config of it.
 
         Raises:
-            ValueError: if the file is broken, or is no NOAH adapter's.
+            ValueError: if the file is broken, or names a method that PEFT does not know.
         """
         settings = read_json(path_json_file)
-        if not isinstance(settings, dict) or settings.get("peft_type") != "NOAH":
+        if not isinstance(settings, dict):
+            raise ValueError(f"{os.fspath(path_json_file)} holds no settings, which are a JSON object.")
+        if "peft_type" in settings and settings["peft_type"] not in list(PeftType):
             raise ValueError(
-                f"{os.fspath(path_json_file)} does not describe a NOAH adapter: its peft_type is another."
+                f"{os.fspath(path_json_file)} has the peft_type {reprlib.repr(settings['peft_type'])}, which is not "
+                f"known (known: {', '.join(PeftType)})."
             )
+        settings.pop("runtime_config", None)
         return settings
 
     def _check_types(self) -> None:
@@ -288,7 +295,7 @@ class NoahConfig(PeftConfig):
             raise ValueError("`layers_to_transform` cannot be used when `target_modules` is a str.")
         if isinstance(self.target_modules, str) and self.layers_pattern is not None:
             raise ValueError("`layers_pattern` cannot be used when `target_modules` is a str.")
-        if self.layers_pattern and not self.layers_to_transform:
+        if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
 
     def resolve_search_space(self, num_blocks: int, modules: tuple[str, ...]) -> SearchSpace:

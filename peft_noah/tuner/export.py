@@ -1,4 +1,9 @@
-"""A LoRA-only subnet as an adapter of PEFT's own LoRA."""
+"""A LoRA-only subnet as an adapter of PEFT's own LoRA, weight for weight.
+
+`peft.convert_to_lora` serves a LoRA-only adapter too, by a singular value decomposition at one rank, or one accuracy, for
+all layers. Here every block keeps the rank that the search gave it, blocks without LoRA are no targets, and leaves that
+only carry stochastic depth do not matter.
+"""
 
 from __future__ import annotations
 

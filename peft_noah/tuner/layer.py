@@ -29,13 +29,15 @@ class NoahLayer(nn.Module, BaseTunerLayer):
 
     Args:
         base_layer: the leaf, frozen: a projection for LoRA, the MLP's last layer for Adapter, the first norm for VPT.
+        in_features, out_features: widths of the leaf, which every PEFT layer tells; a norm's are the stream's.
     """
 
     other_param_names = ("drop_path_rates",)
 
-    def __init__(self, base_layer: nn.Module) -> None:
+    def __init__(self, base_layer: nn.Module, in_features: int, out_features: int) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.in_features, self.out_features = in_features, out_features
         self.adapter_layer_names: tuple[str, ...] = ()
         for name in PROMPT_MODULES:
             self._container(name)
@@ -137,6 +139,12 @@ class NoahLayer(nn.Module, BaseTunerLayer):
                     y[rows] = module(x[rows], y[rows])
         return y
 
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether `peft.convert_to_lora` can express an adapter at this leaf: a Linear with modules that are linear alone."""
+        leaf = self.get_base_layer()
+        is_linear = hasattr(leaf, "in_features") and hasattr(leaf, "out_features")
+        return is_linear and all(module.is_linear for module in self.prompt_modules(adapter_name) if module.dim)
+
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """The update that merging adds to the base weight, (out, in).
 
@@ -151,7 +159,7 @@ class NoahLayer(nn.Module, BaseTunerLayer):
             if not module.is_linear:
                 raise ValueError(not_mergeable(adapter_name, [module.name]))
             updates.append(module.delta_weight().to(weight.device))
-        return sum(updates) if updates else torch.zeros_like(weight)
+        return sum(updates) if updates else torch.zeros(self.out_features, self.in_features, device=weight.device)
 
     def _changes_weight(self, adapter_name: str) -> bool:
         return any(module.dim for module in self.prompt_modules(adapter_name))

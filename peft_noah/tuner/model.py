@@ -57,7 +57,8 @@ class NoahModel(BaseTuner):
         placement = self._plan[current_key]
         layer = target
         if not isinstance(target, NoahLayer):
-            layer = (NoahLinear if "Linear" in type(unwrap(target)).__name__ else NoahLayer)(target)
+            cls = NoahLinear if "Linear" in type(unwrap(target)).__name__ else NoahLayer
+            layer = cls(target, placement.in_features, placement.out_features)
             self._replace_module(parent, target_name, layer, target)
         shared_down = None
         if placement.shared_down is not None:

@@ -122,6 +122,19 @@ def test_wrapped_layers_show_the_weight_of_the_layer_they_wrap(variant):
     assert all(repr(m).startswith("noah.") for _, m in layers)
 
 
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+def test_wrapped_layers_tell_their_widths_norms_and_scales_too(family):
+    base = make_model(family)
+    model = get_peft_model(copy.deepcopy(base), NoahConfig(recipe="released"))
+    layers = {n: m for n, m in model.base_model.model.named_modules() if isinstance(m, BaseTunerLayer)}
+    wrapped = {type(base.get_submodule(name)).__name__ for name in layers}
+    assert wrapped == {"Linear", "LayerNorm"} | ({"Dinov2LayerScale"} if family == "dinov2" else set())
+    for name, layer in layers.items():
+        leaf = base.get_submodule(name)
+        expected = [getattr(leaf, width, 24) for width in ("in_features", "out_features")]
+        assert [layer.in_features, layer.out_features] == expected
+
+
 # ---------------------------------------------------------------------- several adapters
 
 

@@ -102,6 +102,34 @@ def test_keys_of_a_newer_version_warn_and_are_ignored(config, tmp_path):
         assert PeftConfig.from_pretrained(tmp_path) == config
 
 
+def test_a_file_with_a_runtime_config_gives_what_the_config_says(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "runtime_config": {"ephemeral_gpu_offload": True}}))
+    assert NoahConfig.from_json_file(file) == config.to_dict()
+    assert NoahConfig.from_pretrained(tmp_path) == config
+
+
+def test_a_file_without_peft_type_gets_pefts_own_error(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"foo": "bar", "baz": 123}')
+    message = "The NoahConfig config that is trying to be loaded is missing required keys: {'peft_type'}."
+    with pytest.raises(TypeError, match=message):
+        NoahConfig.from_pretrained(tmp_path)
+
+
+def test_the_file_of_another_method_gives_its_config(tmp_path):
+    LoraConfig(r=3).save_pretrained(tmp_path)
+    loaded = NoahConfig.from_pretrained(tmp_path)
+    assert type(loaded) is LoraConfig and loaded.r == 3
+
+
+@pytest.mark.parametrize("peft_type", ["NOTHING", ["NOAH"], 1, None])
+def test_a_file_of_an_unknown_method_is_refused(peft_type, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": peft_type}))
+    with pytest.raises(ValueError, match="which is not known .known: .*NOAH"):
+        NoahConfig.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("task_type", [*TaskType, None])
 def test_every_task_type_is_accepted(task_type):
     assert NoahConfig(task_type=task_type).task_type == task_type
@@ -170,6 +198,9 @@ def test_target_modules_match_what_they_match_in_peft_lora(targets):
     [
         {"layers_to_transform": [1, 3]},
         {"layers_to_transform": 2, "layers_pattern": "layers"},
+        {"layers_to_transform": 0, "layers_pattern": "layers"},
+        {"layers_to_transform": 0},
+        {"layers_to_transform": [], "layers_pattern": "layers"},
         {"layers_to_transform": [0], "layers_pattern": ["nothing", "layers"]},
         {"layers_to_transform": []},
         {"exclude_modules": ["layers.0.attention.q_proj", "k_proj"]},

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import make_model
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, convert_to_lora, get_peft_model, save_as_lora, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from variants import LORA_ONLY, batch, build, fit, make_base, make_config, outputs, same, weights
@@ -234,6 +234,40 @@ def test_an_export_keeps_ranks_scales_and_targets_in_its_config():
     assert config.rank_pattern == {f"{prefix}q_proj": 2, f"{prefix}k_proj": 2}
     assert config.alpha_pattern == {f"{prefix}q_proj": 1.0, f"{prefix}k_proj": 1.0}
     assert len(config.target_modules) == 6 and config.modules_to_save == ["classifier"]
+
+
+@on_lora
+@pytest.mark.parametrize("rank", [10, 0.999999])
+def test_pefts_own_conversion_to_lora_keeps_the_outputs(variant, rank, tmp_path):
+    base, model = build(variant, lora_scale=0.5)
+    expected = outputs(fit(model, variant), variant)
+    save_as_lora(tmp_path, model, rank=rank)
+    loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    assert type(loaded.peft_config["default"]) is LoraConfig
+    torch.testing.assert_close(outputs(loaded, variant), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_a_supernets_lora_only_subnet_converts_once_it_is_extracted():
+    _, model = build("mix")
+    model.set_architecture({"lora": [3, 0, 2, 4]})
+    with pytest.raises(TypeError, match="do not support LoRA conversion"):  # norms that tokens could enter
+        convert_to_lora(model, rank=4)
+    expected, subnet = outputs(model, "mix"), model.extract()
+    config, state = convert_to_lora(subnet, rank=4)
+    close(outputs(load_lora(subnet, config, state), "mix"), expected)
+
+
+def load_lora(noah, config, state):
+    """The converted adapter on the backbone that it was made for."""
+    model = get_peft_model(noah.base_model._bare_copy(), config)
+    assert not set_peft_model_state_dict(model, state).unexpected_keys
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["adapter", "vpt", "mix"])
+def test_an_adapter_that_no_weight_can_express_does_not_convert(kind):
+    with pytest.raises(TypeError, match="do not support LoRA conversion"):
+        convert_to_lora(build(kind)[1], rank=4)
 
 
 LOAD = """
