@@ -1,0 +1,351 @@
+"""The ladder: hand-made designs of adapters under one recipe, to see where the points are.
+
+    python benchmarks/ladder/ladder.py run tasks/ --model dinov2=my-dinov2-vit --model tiny=my-tiny-vit
+    python benchmarks/ladder/ladder.py report
+
+``tasks/`` holds one folder of parquet files or images a task. Each cell trains one design on the training images of one
+task with the paper's recipe for a subnet, and then reads validation and test images once. It appends one line to
+``results.jsonl``. The command can be killed and typed again, and typed in several terminals to share the work.
+Nothing is chosen on test images: they are reported, and a default for one task is chosen on the other tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+HERE = Path(__file__).parent
+RESULTS, TABLE, PLOT = HERE / "results.jsonl", HERE / "ladder.md", HERE / "ladder.png"
+#: how much of the old average a step keeps, in the column of averaged weights
+DECAY = 0.99
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One hand-made design.
+
+    Args:
+        modules: dim in every block, by row of the architecture.
+        targets: of LoRA, as ``NoahConfig.target_modules``; None: query and key.
+        config: further options of `NoahConfig`.
+        training: further options of `TrainingSettings`.
+        head_start: fit the classifier before the modules are trained.
+    """
+
+    modules: dict[str, int]
+    targets: Any = None
+    config: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    head_start: bool = False
+
+
+ATTENTION, MLP = ["query", "key", "value", "o_proj"], ["fc1", "fc2"]
+ALL = [*ATTENTION, *MLP]
+
+
+def _lora(rank: int, scale: float, targets: Any = None, **options: Any) -> Rung:
+    return Rung({"lora": rank}, targets, {"lora_scale": scale}, **options)
+
+
+#: at about the parameters of LoRA of rank 8 on query and key, the paper's design
+RUNGS: dict[str, Rung] = {
+    "qk r8 s1": _lora(8, 1.0),
+    "all r2 s1": _lora(2, 1.0, ALL),
+    "all r2 s4": _lora(2, 4.0, ALL),
+    "all r2 s4 head": _lora(2, 4.0, ALL, head_start=True),
+    "qk r8 s4": _lora(8, 4.0),
+    "all r2 s16": _lora(2, 16.0, ALL),
+    "mlp r3 s4": _lora(3, 4.0, MLP),
+    "attention r4 s4": _lora(4, 4.0, ATTENTION),
+    "adapter 16": Rung({"adapter": 16}),
+    "mix s4": Rung({"lora": 1, "adapter": 8, "vpt": 5}, ALL, {"lora_scale": 4.0}),
+    "all r2 s1 head": _lora(2, 1.0, ALL, head_start=True),
+    "all r2 s1/4": _lora(2, 0.25, ALL),
+    "qk r8 s1/4": _lora(8, 0.25),
+    "qk r8 s16": _lora(8, 16.0),
+    "all r2 s4 smooth": _lora(2, 4.0, ALL, training={"label_smoothing": 0.1}),
+    "all r2 s4 drop": Rung({"lora": 2}, ALL, {"lora_scale": 4.0, "drop_path": 0.1}),
+    "all r8 s4": _lora(8, 4.0, ALL),
+}
+SIX = ("qk r8 s1", "all r2 s1", "all r2 s4", "all r2 s4 head", "adapter 16", "mix s4")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the ladder: a backbone, a length of training, seeds."""
+
+    backbone: str
+    epochs: int
+    seeds: tuple[int, ...]
+    rungs: tuple[str, ...] = tuple(RUNGS)
+
+
+PARTS = (
+    Part("dinov2", 20, (0,)),
+    Part("tiny", 100, (0,)),
+    Part("dinov2", 20, (1, 2), SIX),
+    Part("dinov2", 10, (0,)),
+    Part("tiny", 10, (0,)),
+    Part("tiny", 100, (1, 2), SIX),
+)
+#: how images reach each backbone
+PREPROCESSING = {
+    "dinov2": {"image_size": 98, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    "tiny": {},
+}
+
+
+def cells(tasks: list[str]) -> Iterator[dict[str, Any]]:
+    """All cells, the most telling ones first."""
+    for part in PARTS:
+        for rung in part.rungs:
+            for task in tasks:
+                for seed in part.seeds:
+                    yield {"backbone": part.backbone, "epochs": part.epochs, "rung": rung, "task": task, "seed": seed}
+
+
+def done(results: Path) -> list[dict[str, Any]]:
+    """The cells in a results file."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def key(cell: dict[str, Any]) -> tuple:
+    return tuple(cell[name] for name in ("backbone", "epochs", "rung", "task", "seed"))
+
+
+# ---------------------------------------------------------------------- training
+
+
+def train_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> dict[str, Any]:
+    """Train a design on a task, and measure it."""
+    from peft import get_peft_model
+
+    from peft_noah import Architecture, NoahConfig
+    from peft_noah.data import Normalizer, Preprocessing, load_splits
+    from peft_noah.run.methods import count_trainable, load_backbone
+    from peft_noah.training import TrainingSettings, evaluate, make_accelerator, train
+    from peft_noah.training.averaging import WeightAverage
+    from peft_noah.training.head_start import start_head
+
+    rung, started = RUNGS[cell["rung"]], time.perf_counter()
+    preprocessing = Preprocessing.from_backbone(model_folder, **PREPROCESSING[cell["backbone"]])
+    splits = load_splits(task_folder, preprocessing)
+    normalize, accelerator = Normalizer(preprocessing), make_accelerator("bf16")
+    backbone = load_backbone(model_folder, splits, cell["seed"])
+    architecture = Architecture.uniform(backbone.config.num_hidden_layers, **rung.modules)
+    targets = ["attention.o_proj" if name == "o_proj" else name for name in rung.targets or ()] or None
+    config = NoahConfig(architecture=architecture, target_modules=targets, **rung.config)
+    model = get_peft_model(backbone, config)
+    loaded = time.perf_counter()
+    found: dict[str, Any] = {}
+    if rung.head_start:
+        head = model.base_model.model.classifier.modules_to_save["default"]
+        fit = start_head(model, head, splits.train, normalize, accelerator)
+        found["head"] = {"ridge": fit.ridge, "scale": fit.scale, "accuracy": round(fit.accuracy, 4)}
+    settings = TrainingSettings.named("paper", "subnet", epochs=cell["epochs"], seed=cell["seed"], **rung.training)
+    average = WeightAverage(model, DECAY)
+    log = train(model, splits.train, normalize, settings, accelerator, on_step=lambda *_: average.update())
+    trained = time.perf_counter()
+    model.eval()
+    measured = {
+        name: evaluate(model, getattr(splits, name), normalize, accelerator) for name in ("validation", "test")
+    }
+    with average.applied():
+        averaged = {
+            f"{name}_averaged": evaluate(model, getattr(splits, name), normalize, accelerator)
+            for name in ("validation", "test")
+        }
+    passes = cell["epochs"] * len(splits.train) + (len(splits.train) / 3 if rung.head_start else 0)
+    return {
+        **cell,
+        "parameters": count_trainable(model)[0],
+        "training_loss": round(log.losses[-1], 5),
+        **{name: round(value, 5) for name, value in {**measured, **averaged}.items()},
+        "n_validation": len(splits.validation),
+        "n_test": len(splits.test),
+        "image_passes": round(passes),
+        "seconds": round(trained - loaded, 1),
+        "seconds_in_all": round(time.perf_counter() - started, 1),
+        **found,
+    }
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Fill in what is missing, one cell after the other; another process takes other cells."""
+    from peft_noah.cli.options import quiet
+
+    quiet()
+    models = dict(text.split("=", 1) for text in arguments.model)
+    tasks = sorted(path.name for path in Path(arguments.tasks).iterdir() if path.is_dir())
+    locks = arguments.locks
+    locks.mkdir(parents=True, exist_ok=True)
+    for cell in cells(tasks):
+        if cell["backbone"] not in models or key(cell) in map(key, done(arguments.results)):
+            continue
+        name = "-".join(str(part) for part in key(cell)).replace(" ", "_").replace("/", "of")
+        try:
+            with FileLock(locks / f"{name}.lock", timeout=0):
+                if key(cell) in map(key, done(arguments.results)):
+                    continue
+                result = train_cell(cell, models[cell["backbone"]], Path(arguments.tasks) / cell["task"])
+                with FileLock(locks / "results.lock"), arguments.results.open("a") as file:
+                    file.write(json.dumps(result) + "\n")
+        except Timeout:
+            continue
+        print(f"{' '.join(map(str, key(cell)))}: {100 * result['test']:.1f} % in {result['seconds']} s", flush=True)
+
+
+# ---------------------------------------------------------------------- report
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Write the table and the plot of what there is."""
+    from peft_noah.formatting import table
+
+    found = done(arguments.results)
+    sections = []
+    for backbone, epochs in dict.fromkeys((part.backbone, part.epochs) for part in PARTS):
+        rows = [row for row in found if (row["backbone"], row["epochs"]) == (backbone, epochs)]
+        if rows:
+            header, lines = _section(rows)
+            sections.append(f"## {backbone}, {epochs} epochs\n\n{table(header, lines)}\n")
+    TABLE.write_text(_HEAD + "\n".join(sections))
+    _plot(found)
+
+
+_HEAD = """# The ladder
+
+Test accuracy (%) of hand-made designs, trained on the training images alone with one recipe, mean over seeds. `mean` is over
+tasks. `lead` is the mean over tasks of the difference to `qk r8 s1` on the same task, with its standard error over tasks.
+`averaged` is the mean accuracy of the averaged weights of the same trainings. `valid.` is the mean validation accuracy.
+`loss` is the mean training loss of the last epoch, `passes` are image passes in thousands, forward and backward.
+Written by `ladder.py report`; a rung without all tasks has no mean.
+
+"""
+
+
+def _section(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    tasks = sorted({row["task"] for row in rows})
+    header = [
+        "rung",
+        "k parameters",
+        *tasks,
+        "mean",
+        "lead",
+        "averaged",
+        "valid.",
+        "loss",
+        "passes",
+        "seconds",
+        "seeds",
+    ]
+    first = _by_task([row for row in rows if row["rung"] == "qk r8 s1"], "test")
+    lines = []
+    for rung in RUNGS:
+        mine = [row for row in rows if row["rung"] == rung]
+        if mine:
+            lines.append(_line(rung, mine, tasks, first))
+    return header, lines
+
+
+def _by_task(rows: list[dict], name: str) -> dict[str, float]:
+    """Mean over seeds of a number, by task."""
+    tasks: dict[str, list[float]] = {}
+    for row in rows:
+        tasks.setdefault(row["task"], []).append(row[name])
+    return {task: sum(values) / len(values) for task, values in tasks.items()}
+
+
+def _line(rung: str, rows: list[dict], tasks: list[str], first: dict[str, float]) -> list[str]:
+    test = _by_task(rows, "test")
+    whole = len(test) == len(tasks)
+
+    def mean(name: str, factor: float = 100.0, digits: int = 1) -> str:
+        values = _by_task(rows, name)
+        return f"{factor * sum(values.values()) / len(values):.{digits}f}" if whole else ""
+
+    return [
+        rung,
+        f"{rows[0]['parameters'] / 1000:.0f}",
+        *(f"{100 * test[task]:.1f}" if task in test else "" for task in tasks),
+        mean("test"),
+        _lead(test, first, tasks) if whole and rung != "qk r8 s1" else "",
+        mean("test_averaged"),
+        mean("validation"),
+        mean("training_loss", 1.0, 3),
+        mean("image_passes", 0.001, 0),
+        mean("seconds", 1.0, 0),
+        str(len({row["seed"] for row in rows})),
+    ]
+
+
+def _lead(test: dict[str, float], first: dict[str, float], tasks: list[str]) -> str:
+    from peft_noah.results.statistics import mean_and_standard_error
+
+    if set(first) != set(tasks):
+        return ""
+    mean, error = mean_and_standard_error([100 * (test[task] - first[task]) for task in tasks])
+    return f"{mean:+.1f}" + ("" if error is None else f" ± {error:.1f}")
+
+
+def _plot(found: list[dict]) -> None:
+    """Lead over the paper's LoRA by task, one panel for each backbone and length."""
+    from matplotlib.figure import Figure
+
+    parts = [key for key in dict.fromkeys((p.backbone, p.epochs) for p in PARTS) if _complete(found, key)]
+    if not parts:
+        return
+    figure = Figure(figsize=(9, 0.34 * len(RUNGS) * len(parts) + 1.2), layout="constrained")
+    for axes, (backbone, epochs) in zip(figure.subplots(len(parts), 1, squeeze=False)[:, 0], parts, strict=True):
+        rows = [row for row in found if (row["backbone"], row["epochs"]) == (backbone, epochs)]
+        first = _by_task([row for row in rows if row["rung"] == "qk r8 s1"], "test")
+        shown = [
+            rung for rung in RUNGS if _by_task([r for r in rows if r["rung"] == rung], "test").keys() == first.keys()
+        ]
+        for task_index, task in enumerate(sorted(first)):
+            leads = [
+                100 * (_by_task([r for r in rows if r["rung"] == rung], "test")[task] - first[task]) for rung in shown
+            ]
+            axes.plot(leads, range(len(shown)), "o", ms=4, alpha=0.7, color=f"C{task_index}", label=task)
+        for y, rung in enumerate(shown):
+            test = _by_task([row for row in rows if row["rung"] == rung], "test")
+            mean = sum(100 * (test[task] - first[task]) for task in first) / len(first)
+            axes.plot([mean, mean], [y - 0.35, y + 0.35], "k-", lw=2)
+        axes.axvline(0, color="0.7", lw=1, zorder=0)
+        axes.set_yticks(range(len(shown)), shown)
+        axes.invert_yaxis()
+        axes.set_xlabel("test accuracy, points ahead of LoRA on query and key (r = 8, s = 1)")
+        axes.set_title(f"{backbone}, {epochs} epochs", loc="left", fontsize=10)
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.savefig(PLOT, dpi=130)
+
+
+def _complete(found: list[dict], part: tuple[str, int]) -> bool:
+    """Whether the first rung is there for every task that the part has."""
+    rows = [row for row in found if (row["backbone"], row["epochs"]) == part]
+    return bool(rows) and {r["task"] for r in rows if r["rung"] == "qk r8 s1"} == {r["task"] for r in rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    runs = commands.add_parser("run", help="fill in what is missing")
+    runs.add_argument("tasks", help="folder with one folder a task")
+    runs.add_argument("--model", action="append", required=True, metavar="NAME=FOLDER", help="dinov2=... or tiny=...")
+    runs.add_argument("--locks", type=Path, default=Path("runs/ladder-locks"), help="folder of lock files")
+    runs.set_defaults(call=run)
+    commands.add_parser("report", help="write ladder.md and ladder.png").set_defaults(call=report)
+    arguments = parser.parse_args()
+    arguments.call(arguments)
+
+
+if __name__ == "__main__":
+    main()
