@@ -57,6 +57,7 @@ def fit(
     interruption=None,
     shard=False,
     compiled=False,
+    until=None,
     **changes,
 ):
     """Train a supernet; returns its weights and losses."""
@@ -79,6 +80,7 @@ def fit(
         on_step=note,
         checkpoint=checkpoint,
         interruption=interruption,
+        until=until,
     )
     accelerator.free_memory()
     weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}

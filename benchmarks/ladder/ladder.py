@@ -140,7 +140,7 @@ def train_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> di
     normalize, accelerator = Normalizer(preprocessing), make_accelerator("bf16")
     backbone = load_backbone(model_folder, splits, cell["seed"])
     architecture = Architecture.uniform(backbone.config.num_hidden_layers, **rung.modules)
-    targets = ["attention.o_proj" if name == "o_proj" else name for name in rung.targets or ()] or None
+    targets = list(rung.targets) if rung.targets else None
     config = NoahConfig(architecture=architecture, target_modules=targets, **rung.config)
     model = get_peft_model(backbone, config)
     loaded = time.perf_counter()

@@ -42,14 +42,15 @@ class WeightAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Let the model compute with the average for a while."""
-        self._swap()
+        self.swap()
         try:
             yield
         finally:
-            self._swap()
+            self.swap()
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def swap(self) -> None:
+        """Exchange the weights of the model and the average."""
         for weight, average in zip(self.weights, self.averages, strict=True):
             kept = weight.detach().clone()
             weight.copy_(average)

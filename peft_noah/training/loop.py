@@ -40,6 +40,7 @@ from peft_noah.architecture import Architecture
 from peft_noah.data.images import ImageSplit
 from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
+from peft_noah.training.averaging import WeightAverage
 from peft_noah.training.batches import Shares
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.interruption import Interruption
@@ -50,6 +51,9 @@ from peft_noah.tuner.config import RECIPES
 
 #: which subnets the processes of a step train: all the same one, or each its own
 SAMPLING = ("shared", "per-process")
+
+#: how the learning rate goes on after the warm-up
+SCHEDULES = ("cosine", "constant")
 
 #: NumPy takes seeds below 2^32, and a process adds its number
 MAX_SEED = 2**31 - 1
@@ -66,11 +70,15 @@ class TrainingSettings:
     Args:
         epochs: passes over the training images.
         batch_size: images per optimiser step, over all processes together.
-        learning_rate: peak of the cosine; no unit.
+        learning_rate: peak of the schedule; no unit.
         weight_decay: AdamW's, on every trainable weight; no unit.
         warmup_epochs: linear rise to the peak; None: 10, but no more than a tenth of ``epochs``.
         warmup_learning_rate: where the rise starts; no unit.
         min_learning_rate: where the cosine ends; no unit.
+        schedule: ``"cosine"``: half a cosine after the warm-up; ``"constant"``: the peak from there on, for trainings whose
+            length is not known when they start.
+        average: of an exponential moving average of the weights, how much of the old average a step keeps; no unit. The
+            model has the averaged weights when the training ends. 0: the weights of the last step.
         label_smoothing: share of the target spread over all classes.
         max_grad_norm: global gradient norm to clip to; None: no clipping, as in the paper.
         seed: order of the images, dropout, and the sampled architectures.
@@ -89,6 +97,8 @@ class TrainingSettings:
     warmup_epochs: float | None = None
     warmup_learning_rate: float = 0.0
     min_learning_rate: float = 0.0
+    schedule: str = "cosine"
+    average: float = 0.0
     label_smoothing: float = 0.0
     max_grad_norm: float | None = None
     seed: int = 0
@@ -113,8 +123,11 @@ class TrainingSettings:
             raise ValueError(f"label_smoothing must be below 1, got {self.label_smoothing!r}.")
         if self.max_grad_norm is not None and not 0.0 < self.max_grad_norm < math.inf:
             raise ValueError(f"max_grad_norm must be above 0, or None for no clipping, got {self.max_grad_norm!r}.")
-        if self.sampling not in SAMPLING:
-            raise ValueError(f"sampling must be one of {', '.join(SAMPLING)}, got {self.sampling!r}.")
+        if not 0.0 <= self.average < 1.0:
+            raise ValueError(f"average must be at least 0 and below 1, got {self.average!r}.")
+        for name, allowed in (("sampling", SAMPLING), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
 
     @classmethod
     def named(cls, recipe: str, stage: str, protocol: str = "vtab", **changes) -> TrainingSettings:
@@ -146,12 +159,14 @@ class TrainingSettings:
         return replace(settings, **changes)
 
     def rate_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of optimiser step ``step``, counted from 0: linear warm-up, then half a cosine."""
+        """Learning rate of optimiser step ``step``, counted from 0: linear warm-up, then what ``schedule`` says."""
         total = self.epochs * steps_per_epoch
         epochs = min(10.0, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
         warmup = round(epochs * steps_per_epoch)
         if step < warmup:
             return self.warmup_learning_rate + (self.learning_rate - self.warmup_learning_rate) * (step + 1) / warmup
+        if self.schedule == "constant":
+            return self.learning_rate
         progress = (step - warmup) / max(1, total - warmup)
         span = self.learning_rate - self.min_learning_rate
         return self.min_learning_rate + span * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
@@ -189,6 +204,7 @@ def train(
     on_step: Callable[[int, int, float], None] | None = None,
     checkpoint: CheckpointFolder | None = None,
     interruption: Interruption | None = None,
+    until: int | None = None,
 ) -> TrainingLog:
     """Train whatever in ``model`` requires gradients, on cross-entropy.
 
@@ -205,10 +221,12 @@ def train(
         checkpoint: where to go on from, if something is there, and where to save; the last step is saved too. The caller
             removes it with ``finish()`` once the model has been saved.
         interruption: asked after each step whether to save and stop.
+        until: the step after which this call ends, counted from 1; a later call with the same checkpoint goes on. None: all
+            of ``settings.epochs``.
 
     Raises:
-        ValueError: if nothing in the model is trainable, the checkpoint belongs to another training, or a supernet to be
-            compiled cannot keep one shape.
+        ValueError: if nothing in the model is trainable, the checkpoint belongs to another training or is behind ``until``,
+            or a supernet to be compiled cannot keep one shape.
         NonFiniteLossError: on a NaN or infinite loss; names step and architecture.
         CheckpointError: if a checkpoint cannot be written.
         Interrupted: if a signal came; says how to go on.
@@ -223,12 +241,18 @@ def train(
     )
     work = _prepare(model, normalize, settings, accelerator, shares)
     identity = {} if checkpoint is None else identity_of(images, settings.to_dict(), sampler)
-    state = TrainingState(model, work.optimizer, accelerator, identity, checkpoint, interruption)
+    average = WeightAverage(model, settings.average) if settings.average else None
+    state = TrainingState(model, work.optimizer, accelerator, identity, checkpoint, interruption, average)
 
     set_seed(settings.seed, device_specific=True)
     progress = state.load()
     work.model.train()
     steps = settings.epochs * shares.steps
+    last = steps if until is None else min(until, steps)
+    if progress.step > last:
+        raise ValueError(
+            f"the checkpoint is of step {progress.step:,}, behind step {last:,}, where this call should end."
+        )
     resident = images.on(accelerator.device)
     with fast_forward(model), _compilable(model, is_compiling(accelerator), elastic=sampler is not None):
         for epoch in range(len(progress.losses), settings.epochs):
@@ -237,7 +261,7 @@ def train(
                 DataLoader(resident, batch_sampler=shares.start_at(epoch, start), collate_fn=images.collate)
             )
             state.restore_generators()  # not before the loader is there: it draws a seed from torch's generator
-            for position in range(start, shares.steps):
+            for position in range(start, min(shares.steps, start + last - progress.step)):
                 if sampler is not None:
                     model.set_architecture(sampler(_stream(settings.sampling, progress.step, accelerator)))
                 mine = work.gradients(batches, shares.counts(position), shares.batch(position))
@@ -245,14 +269,20 @@ def train(
                 if not math.isfinite(loss):
                     raise NonFiniteLossError(work.describe_non_finite(loss, progress.step, model if sampler else None))
                 work.update(settings.rate_at(progress.step, shares.steps))
+                if average is not None:
+                    average.update()
                 progress.step += 1
                 progress.loss_sum += loss
                 if on_step is not None:
                     on_step(progress.step, steps, loss / shares.batch(position))
-                state.after_step(progress, stop, due or progress.step == steps)
+                state.after_step(progress, stop, due or progress.step == last)
+            if progress.step < (epoch + 1) * shares.steps:
+                break
             progress.losses.append(progress.loss_sum / len(images))
             progress.loss_sum = 0.0
     state.measure(progress)
+    if average is not None:
+        average.swap()
     return TrainingLog(tuple(progress.losses), progress.step, progress.seconds, progress.peak_memory)
 
 

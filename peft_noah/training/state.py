@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from peft_noah.data.images import ImageSplit
+from peft_noah.training.averaging import WeightAverage
 from peft_noah.training.checkpoint import Checkpoint, CheckpointFolder
 from peft_noah.training.interruption import Interrupted, Interruption, interrupted
 from peft_noah.training.memory import peak_memory, start_measuring
@@ -59,6 +60,7 @@ class TrainingState:
         identity: plain data that says what is being trained.
         folder: where checkpoints are; None: nothing is saved.
         interruption: None: nothing is noted.
+        average: the averaged weights, where there are some; saved too.
     """
 
     def __init__(
@@ -69,10 +71,11 @@ class TrainingState:
         identity: Mapping[str, object],
         folder: CheckpointFolder | None = None,
         interruption: Interruption | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.optimizer, self.accelerator, self.folder = optimizer, accelerator, folder
-        self.interruption = interruption
+        self.interruption, self.average = interruption, average
         shapes = [(name, tuple(weight.shape), str(weight.dtype)) for name, weight in self.weights.items()]
         self.identity = {**identity, "weights": _digest(shapes)}
         self._resumed: Checkpoint | None = None
@@ -129,6 +132,8 @@ class TrainingState:
         generators = {f"random.{name}": self.accelerator.gather(state[None]) for name, state in self._generators()}
         if self.accelerator.is_main_process:
             tensors = {f"weight.{name}": weight.detach() for name, weight in self.weights.items()}
+            if self.average is not None:
+                tensors.update(zip(self._average_names(), self.average.averages, strict=True))
             for weight, moments in self._moments().items():
                 tensors.update({f"{key}.{weight}": value for key, value in moments.items()})
             tensors.update({name: states.cpu() for name, states in generators.items()})
@@ -157,6 +162,10 @@ class TrainingState:
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(checkpoint.tensors[f"weight.{name}"])
+            if self.average is not None:
+                for name, average in zip(self._average_names(), self.average.averages, strict=True):
+                    average.copy_(checkpoint.tensors[name])
+                self.average.steps = checkpoint.step
         self._load_moments(checkpoint.tensors)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
@@ -184,6 +193,9 @@ class TrainingState:
             raise ValueError(
                 f"the processes find different checkpoints in {folder.folder}: all machines must see the same run folder."
             )
+
+    def _average_names(self) -> list[str]:
+        return [f"average.{name}" for name in self.weights]
 
     def _moments(self) -> dict[str, dict[str, torch.Tensor]]:
         """AdamW's tensors by name of the weight; a weight that never had a gradient has none."""
