@@ -28,7 +28,7 @@ def estimates(folder, method):
     """Test accuracy by task, and the mean over tasks."""
     by_task = {}
     for cell in load_cells(folder):
-        if cell.method == method:
+        if cell.method == method and cell.result.test is not None:
             by_task.setdefault(cell.task, {})[cell.seed] = (cell.result.test, cell.result.n_test)
     parts = {task: Estimate.over_seeds(by_task[task]) for task in sorted(by_task)}
     return {**parts, "mean": Estimate.combine(list(parts.values()))}

@@ -205,7 +205,7 @@ def _show_cost(suite: Suite) -> None:
     tasks = []
     for task in plan.tasks:
         found = suite.listings[task.folder]
-        counts = [len(found.label_names), *(found.sizes[split] for split in ("train", "validation", "test"))]
+        counts = [len(found.label_names), *(found.sizes.get(split, 0) for split in ("train", "validation", "test"))]
         tasks.append((task.folder, task.group, *(Number(count, decimals=0) for count in counts)))
     header = ("task", "group", "classes", "train", "validation", "test")
     console.print(Table("tasks", "", header, tuple(tasks)).to_rich())

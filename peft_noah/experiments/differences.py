@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from itertools import combinations
 
 from peft_noah.experiments.cells import Cell
-from peft_noah.experiments.grid import order_methods, order_tasks
+from peft_noah.experiments.grid import order_methods, order_tasks, untested_note
 from peft_noah.results.statistics import Difference, paired_difference
 from peft_noah.results.table import Entry, Number, Table
 from peft_noah.run.method_names import RETRAINED
@@ -33,7 +33,7 @@ def pair_differences(cells: Iterable[Cell], method: str, other: str) -> dict[str
     """
     pairs: dict[tuple[str, int], dict[int | None, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for cell in cells:
-        if cell.method in (method, other):
+        if cell.method in (method, other) and cell.result.test is not None:
             pairs[cell.task, cell.seed][cell.shots][cell.method] = cell.result.test
     differences: dict[str, dict[int, float]] = defaultdict(dict)
     for (task, seed), by_shots in sorted(pairs.items()):
@@ -68,6 +68,7 @@ def differences_over_tasks(cells: Iterable[Cell], name: str = "differences", wha
         "(and shots) they share. n is the number of such tasks: the interval says what to expect of another task of "
         "the same kind, and seeds are not counted as tasks.",
         _STUDENT,
+        *untested_note(cells),
     )
     header = ("methods", *_INTERVAL, "tasks won")
     title = f"Paired differences over {what}"
@@ -106,6 +107,7 @@ def differences_over_seeds(
         "In points of test accuracy. A pair is one seed that both methods have on the task; n is the number of such "
         "seeds: the interval says what to expect of another seed on this very task.",
         _STUDENT,
+        *untested_note(cells),
     )
     title = f"Paired differences over seeds within {what}"
     header = ("methods", "task", *_INTERVAL)

@@ -22,9 +22,15 @@ MEAN_OF_GROUPS, PLAIN_MEAN = "mean of group means", "plain mean"
 Measure = Callable[[Cell], tuple[float, int] | None]
 
 
-def accuracy(cell: Cell) -> tuple[float, int]:
-    """Accuracy on the test set and its number of images."""
-    return cell.result.test, cell.result.n_test
+def accuracy(cell: Cell) -> tuple[float, int] | None:
+    """Accuracy on the test set and its number of images; None where it has no labelled images."""
+    return None if cell.result.test is None else (cell.result.test, cell.result.n_test)
+
+
+def untested_note(cells: Iterable[Cell]) -> list[str]:
+    """The sentence below a table on tasks without labelled test images; nothing where every task has some."""
+    tasks = order_tasks(cell.task for cell in cells if cell.result.test is None)
+    return [f"No labelled test images, so no test accuracy: {', '.join(tasks)}."] if tasks else []
 
 
 def standard_cells(cells: Iterable[Cell]) -> list[Cell]:

@@ -122,7 +122,7 @@ def _drawings(cells: Sequence[Cell], shares: Mapping[str, BestShare]) -> Iterato
         means = [mean for _, row in Grid.from_cells(standard).mean_rows() for mean in row.values()]
         if any(mean is not None for mean in means):
             yield "fig3_groups", "Mean test accuracy of each method", partial(plot_groups, cells)
-    if few_shot_cells(cells):
+    if any(cell.result.test is not None for cell in few_shot_cells(cells)):
         yield "fig4_few_shot", "Test accuracy against shots", partial(plot_few_shot, cells)
     for prefix, chosen, what in _protocols(cells):
         for suffix, alike in _by(chosen, _shape).items():

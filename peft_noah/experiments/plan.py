@@ -132,10 +132,10 @@ class Plan:
 
         Args:
             job: the cell.
-            sizes: number of images by split.
+            sizes: number of images by split; a test split may be missing.
             shared: with the supernet and the search that several methods share.
         """
-        train, validation, test = (sizes[name] for name in ("train", "validation", "test"))
+        train, validation, test = (sizes.get(name, 0) for name in ("train", "validation", "test"))
         unit = 2 * self.run.epochs * train
         search = self.run.search()
         scoring = search.population_size * search.generations * validation

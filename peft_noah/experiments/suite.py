@@ -172,7 +172,8 @@ class Suite:
             self.reporter.say(f"{job}: failed, {type(error).__name__}: {error}")
         else:
             result = files.result(job.method)
-            self.reporter.say(f"{job}: test {100 * result.test:.1f} %. {self.progress().sentence()}")
+            test = "no labelled test images" if result.test is None else f"test {100 * result.test:.1f} %"
+            self.reporter.say(f"{job}: {test}. {self.progress().sentence()}")
 
     def _run_of(self, job: Job) -> Run:
         """The run of a cell; kept for the next one, which is mostly on the same decoded images."""

@@ -20,6 +20,7 @@ from peft_noah.experiments.grid import (
     order_methods,
     order_tasks,
     standard_cells,
+    untested_note,
 )
 from peft_noah.experiments.paper import published_groups, published_parameters, published_rows, vtab_name
 from peft_noah.results.statistics import Estimate, clear_winner
@@ -47,7 +48,10 @@ def main_table(cells: Iterable[Cell], paper: bool = False) -> Table | None:
         return None
     grid = Grid.from_cells(cells)
     counts = {method: mean_parameters(cells, grid.groups, method) for method in grid.methods}
-    notes = ["Prompt parameters: the classifier is not counted; mean over tasks of the means over seeds."]
+    notes = [
+        "Prompt parameters: the classifier is not counted; mean over tasks of the means over seeds.",
+        *untested_note(cells),
+    ]
     others: list[str] = []
     if paper:
         grid, others = _with_paper(grid)
@@ -72,6 +76,7 @@ def published_table() -> Table:
 
 def domain_table(cells: Iterable[Cell]) -> Table | None:
     """Table 2, domain generalisation: the test set of the task trained on, then each further one, and their mean."""
+    cells = list(cells)
     grids = domain_grids(cells)
     if not grids:
         return None
@@ -83,7 +88,8 @@ def domain_table(cells: Iterable[Cell]) -> Table | None:
         for name in further:
             rows.add(f"{task} → {name}", grid.row(name))
         rows.add(f"{task}: mean of further sets", {method: grid.mean(further, method) for method in grid.methods})
-    return rows.table("table2", "Table 2: test accuracy (%) on the source and on further test sets", "test set")
+    title = "Table 2: test accuracy (%) on the source and on further test sets"
+    return rows.table("table2", title, "test set", untested_note(domain_cells(cells)))
 
 
 def domain_grids(cells: Iterable[Cell]) -> dict[str, Grid]:
@@ -120,13 +126,17 @@ def retraining_table(cells: Iterable[Cell]) -> Table | None:
     for label, means in grid.mean_rows():
         before, after = means[INHERITED], means[RETRAINED]
         rows.add(label, means, [None if None in (before, after) else difference_number(*after.minus(before))])
-    notes = ["The error of a difference is that of its seed-by-seed values where both have several in common."]
+    notes = [
+        "The error of a difference is that of its seed-by-seed values where both have several in common.",
+        *untested_note(cells),
+    ]
     title = "Table 3: test accuracy (%) with inherited and with retrained weights"
     return rows.table("table3", title, "mean over", notes, ["retrained − inherited"])
 
 
 def few_shot_table(cells: Iterable[Cell]) -> Table | None:
     """The numbers of Fig. 4: every method on every few-shot task, and the mean over tasks, by shots."""
+    cells = list(cells)
     grids = few_shot_grids(cells)
     if not grids:
         return None
@@ -136,7 +146,8 @@ def few_shot_table(cells: Iterable[Cell]) -> Table | None:
         for task in grid.groups:
             rows.add(f"{task}, {count_shots(shots)}", grid.row(task))
         rows.add(f"mean, {count_shots(shots)}", {method: grid.plain_mean(method) for method in grid.methods})
-    return rows.table("few_shot", "Few-shot: test accuracy (%) by task, shots and method", "task")
+    title = "Few-shot: test accuracy (%) by task, shots and method"
+    return rows.table("few_shot", title, "task", untested_note(few_shot_cells(cells)))
 
 
 def few_shot_grids(cells: Iterable[Cell]) -> dict[int, Grid]:
@@ -156,6 +167,7 @@ def transfer_table(cells: Iterable[Cell]) -> Table | None:
     One row per source, one column per task: test accuracy minus that of NOAH retrained on the task with the task's own
     search, in points, seed by seed where both have several in common.
     """
+    cells = list(cells)
     sources, tasks, differences = transfers(cells)
     if not sources:
         return None
@@ -171,7 +183,8 @@ def transfer_table(cells: Iterable[Cell]) -> Table | None:
         "Below the first row: test accuracy of the architecture found on the row's task and retrained on the "
         "column's, minus that of the column's own search, in points ± standard error: of the seed-by-seed differences "
         "where both have several seeds in common, else both errors combined, sqrt(a^2 + b^2).",
-        "–: not run, or the task's own search is.",
+        "–: not run, or the task's own search is not, or the task has no test accuracy.",
+        *untested_note(cells),
     )
     title = "Transfer: difference (points) to the task's own search, by source (rows) and task"
     return Table("transfer", title, ("source", *tasks), tuple(rows), notes, (1,))

@@ -44,7 +44,8 @@ class CardData:
         recipe: of the prompt modules, ``"paper"`` or ``"released"``.
         task: name of the data it was trained on.
         dataset: Hub id of that data; None where it is not on the Hub.
-        accuracy: per split, such as ``"test"``: share of images classified right (0 to 1), and number of images.
+        accuracy: per split, such as ``"test"``: share of images classified right (0 to 1), and number of images; None
+            where the split has no labelled images.
         training: how it was trained: inherited or retrained, sizes of the splits, epochs, seed, ...
         search: how it was found: budget, candidates scored, variant, ...; empty where it was not searched.
         versions: of the packages that made it.
@@ -66,7 +67,7 @@ class CardData:
     recipe: str
     task: str
     dataset: str | None = None
-    accuracy: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    accuracy: Mapping[str, tuple[float, int] | None] = field(default_factory=dict)
     training: Mapping[str, object] = field(default_factory=dict)
     search: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, object] = field(default_factory=dict)
@@ -100,6 +101,8 @@ class CardData:
                     "Preprocessing.to_dict() does."
                 )
         for split, measured in self.accuracy.items():
+            if measured is None:
+                continue
             if not _is_numbers(measured, 2):
                 raise ValueError(
                     f"the accuracy on {split!r} is {reprlib.repr(measured)}; give a share and a number of images."
@@ -200,7 +203,8 @@ def _metadata(data: CardData) -> dict[str, object]:
         metadata["base_model"] = data.base_model
     if data.dataset is not None and _is_hub_id(data.dataset):
         metadata["datasets"] = [data.dataset]
-    if data.accuracy:
+    measured = {split: accuracy[0] for split, accuracy in data.accuracy.items() if accuracy is not None}
+    if measured:
         source = {"name": one_line(data.task) or "unnamed", "type": metadata.get("datasets", ["imagefolder"])[0]}
         results = [
             {
@@ -208,7 +212,7 @@ def _metadata(data: CardData) -> dict[str, object]:
                 "dataset": source | {"split": one_line(split)},
                 "metrics": [{"type": "accuracy", "name": "Accuracy", "value": round(float(fraction), 6)}],
             }
-            for split, (fraction, _) in data.accuracy.items()
+            for split, fraction in measured.items()
         ]
         metadata["model-index"] = [{"name": f"NOAH adapter for {one_line(data.task)}", "results": results}]
     return metadata
@@ -282,14 +286,18 @@ def _architecture(data: CardData) -> str:
 def _accuracy(data: CardData) -> str:
     if not data.accuracy:
         return ""
-    rows = [
-        [escape(split), f"{images:,}", percent(fraction, standard_error(fraction, images))]
-        for split, (fraction, images) in data.accuracy.items()
-    ]
-    return (
-        table(["split", "images", "top-1 accuracy (%) ± s.e."], rows)
-        + "\n\nOne run; ± is the binomial standard error over images, sqrt(p (1 - p) / n)."
-    )
+    rows = [[escape(split), *_measured(measured)] for split, measured in data.accuracy.items()]
+    note = "One run; ± is the binomial standard error over images, sqrt(p (1 - p) / n)."
+    if None in data.accuracy.values():
+        note += " –: there were no labelled images, so it was not measured."
+    return table(["split", "images", "top-1 accuracy (%) ± s.e."], rows) + f"\n\n{note}"
+
+
+def _measured(measured: tuple[float, int] | None) -> list[str]:
+    if measured is None:
+        return ["0", "–"]
+    fraction, images = measured
+    return [f"{images:,}", percent(fraction, standard_error(fraction, images))]
 
 
 def _limitations(data: CardData) -> str:
@@ -301,8 +309,8 @@ def _limitations(data: CardData) -> str:
     ]
     if data.search and "validation" in data.accuracy:
         points.append(
-            "The architecture was chosen on the validation images, so the accuracy on them is too high; the test "
-            "images chose nothing."
+            "The architecture was chosen on the validation images, so the accuracy on them is too high"
+            + ("." if data.accuracy.get("test") is None else "; the test images chose nothing.")
         )
     return "\n".join(f"- {point}" for point in points)
 

@@ -51,7 +51,7 @@ class MethodResult:
         parameters: trainable prompt parameters, the classifier not counted.
         head_parameters: trainable parameters of the classifier.
         validation: share of validation images classified right, 0 to 1; None where they were trained on.
-        test: share of test images classified right, 0 to 1.
+        test: share of test images classified right, 0 to 1; None where there are no labelled test images.
         n_validation: number of validation images.
         n_test: number of test images.
         seconds: wall-clock time of training and search.
@@ -67,7 +67,7 @@ class MethodResult:
     parameters: int
     head_parameters: int
     validation: float | None
-    test: float
+    test: float | None
     n_validation: int
     n_test: int
     seconds: float
@@ -78,15 +78,19 @@ class MethodResult:
             raise ValueError(
                 f"the method is named {reprlib.repr(self.method)}; give a name of 1 to {MAX_NAME} letters."
             )
-        lows = {"seed": 0, "parameters": 0, "head_parameters": 0, "n_validation": 0, "n_test": 1}
-        if self.validation is not None:
-            lows["n_validation"] = 1
-            self._check_number("validation", 1)
+        lows = {"seed": 0, "parameters": 0, "head_parameters": 0, "n_validation": 0, "n_test": 0}
+        for split in ("validation", "test"):
+            if getattr(self, split) is not None:
+                lows[f"n_{split}"] = 1
+                self._check_number(split, 1)
         for name, low in lows.items():
             object.__setattr__(
                 self, name, check_int(getattr(self, name), f"{name} of {self.method!r}", low, MAX_COUNT)
             )
-        self._check_number("test", 1)
+        if self.test is None and self.n_test:
+            raise ValueError(
+                f"test of {self.method!r} is None with {self.n_test:,} test images; give the accuracy on them, or n_test 0."
+            )
         self._check_number("seconds", MAX_COUNT)
         object.__setattr__(self, "tests", self._checked_tests())
 
@@ -233,18 +237,19 @@ class RunReport:
         methods: dict[str, list[MethodResult]] = {}
         for result in self.results:
             methods.setdefault(result.method, []).append(result)
-        winner = clear_winner({name: _test(results) for name, results in methods.items()})
+        tests = {name: test for name, results in methods.items() if (test := _accuracy(results, "test")) is not None}
+        winner = clear_winner(tests)
         mixed = len({len(results) == 1 for results in methods.values()}) == 2
         rows = []
         for name, results in methods.items():
             parameters, head, seconds = (_mean(results, what) for what in ("parameters", "head_parameters", "seconds"))
-            validation = _validation(results)
+            validation, test = _accuracy(results, "validation"), tests.get(name)
             row = (
                 f"{name} †" if mixed and len(results) == 1 else name,
                 Number(parameters, decimals=0),
                 Number(head, decimals=0),
                 None if validation is None else Number.percent(validation),
-                Number.percent(_test(results), bold=name == winner),
+                None if test is None else Number.percent(test, bold=name == winner),
                 Number(seconds, decimals=0 if seconds >= 100 else 1),
             )
             rows.append(row)
@@ -284,14 +289,12 @@ def _check_results(results: Sequence[MethodResult]) -> None:
         seen.add((result.method, result.seed))
 
 
-def _validation(results: Sequence[MethodResult]) -> Estimate | None:
-    if any(result.validation is None for result in results):
+def _accuracy(results: Sequence[MethodResult], split: str) -> Estimate | None:
+    """Accuracy on ``"validation"`` or ``"test"`` over seeds; None where it was not measured with each."""
+    measured = {result.seed: (getattr(result, split), getattr(result, f"n_{split}")) for result in results}
+    if any(accuracy is None for accuracy, _ in measured.values()):
         return None
-    return Estimate.over_seeds({result.seed: (result.validation, result.n_validation) for result in results})
-
-
-def _test(results: Sequence[MethodResult]) -> Estimate:
-    return Estimate.over_seeds({result.seed: (result.test, result.n_test) for result in results})
+    return Estimate.over_seeds(measured)
 
 
 def _mean(results: Sequence[MethodResult], name: str) -> float:
@@ -307,11 +310,14 @@ def _footnotes(methods: Sequence[Sequence[MethodResult]], mixed: bool) -> list[s
             "the square root of the number of seeds. Parameters and seconds are means over seeds."
         )
     if single := [results[0] for results in methods if len(results) == 1]:
-        validation, test = (count_range(getattr(r, name) for r in single) for name in ("n_validation", "n_test"))
-        n = f", with n = {validation} (validation) and {test} (test)"
+        n = f", with n = {count_range(result.n_validation for result in single)} (validation)"
+        if tested := [result.n_test for result in single if result.test is not None]:
+            n += f" and {count_range(tested)} (test)"
         notes.append(one_seed_note("†" if mixed else "± s.e.", "images", n))
     if any(result.validation is None for results in methods for result in results):
         notes.append("–: trained on train and validation images together, so there is no validation accuracy.")
+    if any(result.test is None for results in methods for result in results):
+        notes.append("– in the column of test accuracy: there are no labelled test images, so it was not measured.")
     if len(methods) > 1:
         notes.append(bold_note("the best test accuracy"))
     return notes

@@ -35,6 +35,11 @@ def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[f
         raise ValueError(f"split {split!r} is not known. Choose train, validation or test.")
     splits = read_splits(_as_its_run(adapter, settings))
     images = getattr(splits, split)
+    if images is None:
+        raise ValueError(
+            f"{splits.source} has no labelled images in the {split} split. Choose another split, or name the one to "
+            f"score on by {split}_split."
+        )
     accelerator = make_accelerator(settings.mixed_precision)
     model = load_adapter(load_backbone(settings.backbone, splits, settings.seed), adapter).to(accelerator.device)
     accuracy = evaluate(model, images, Normalizer(splits.preprocessing), accelerator)

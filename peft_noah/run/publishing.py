@@ -77,7 +77,7 @@ def write_cards(folder: str | os.PathLike[str]) -> None:
 def _card_data(folder: Path, report: RunReport, result: MethodResult, config: dict) -> CardData:
     as_cut_out = result.method == INHERITED
     sizes, settings = report.task["sizes"], report.settings
-    accuracy = {"test": (result.test, result.n_test)}
+    accuracy = {"test": None if result.test is None else (result.test, result.n_test)}
     if result.validation is not None:
         accuracy = {"validation": (result.validation, result.n_validation), **accuracy}
     training = {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from cell_files import make_cell
+from cell_files import make_cell, write_cell
 
+from peft_noah.experiments.differences import differences_over_tasks
+from peft_noah.experiments.output import write_tables
 from peft_noah.experiments.paper import published_groups, published_rows
 from peft_noah.experiments.tables import (
     domain_table,
@@ -186,3 +188,36 @@ def test_a_transfer_without_the_tasks_own_search_is_missing():
         "own search (accuracy)": ["–"],
         "cifar100": ["–"],
     }
+
+
+def untested(task: str, method: str, **more):
+    return make_cell(task, method, 0, None, n_test=0, **more)
+
+
+def test_a_task_without_test_labels_has_dashes_and_a_note_in_every_table():
+    note = "No labelled test images, so no test accuracy: kaggle."
+    cells = [untested("kaggle", method) for method in ("lora", "noah inherited", "noah retrained")]
+    table = main_table([*CELLS, *cells])
+    assert shown(table)["kaggle"] == ["–", "–", "–"]
+    assert shown(table)["cifar100"][0] == "62.0 ± 1.2"
+    assert shown(table)["plain mean (3)"] == ["–", "–", "–"]
+    assert note in table.notes and note in retraining_table([*CELLS, *cells]).notes
+    assert note not in main_table(CELLS).notes
+    few = few_shot_table([untested("kaggle", "lora", shots=1), make_cell("pets", "lora", 0, 0.5, shots=1)])
+    assert shown(few)["kaggle, 1 shot"] == ["–"] and note in few.notes
+
+
+def test_differences_leave_out_what_has_no_test_accuracy():
+    cells = [untested("kaggle", method) for method in ("lora", "vpt")]
+    cells += [make_cell("pets", "lora", 0, 0.5), make_cell("pets", "vpt", 0, 0.7)]
+    table = differences_over_tasks(cells)
+    assert [str(entry) for entry in table.rows[0][:3]] == ["lora − vpt", "1", "−20.0"]
+    assert "No labelled test images, so no test accuracy: kaggle." in table.notes
+
+
+def test_a_suite_without_any_test_labels_still_has_its_tables(tmp_path):
+    for method in ("lora", "vpt"):
+        for shots in (None, 1):
+            write_cell(tmp_path / "suite", "kaggle", method, test=None, n_test=0, shots=shots)
+    written = {path.name for path in write_tables(tmp_path / "suite", tmp_path / "tables")}
+    assert {"tables.md", "table1.md", "few_shot.md"} <= written and "fig4_few_shot.png" not in written

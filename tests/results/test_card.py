@@ -267,3 +267,11 @@ def test_a_value_cannot_end_the_metadata():
 def test_data_that_cannot_be_is_refused(change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         replace(DATA, **change)
+
+
+def test_a_card_without_test_labels_says_so_and_claims_no_number():
+    card = model_card(replace(DATA, accuracy={"validation": (0.75, 200), "test": None}))
+    assert re.search(r"\| test +\| +0 \| +– \|", card)
+    assert "–: there were no labelled images, so it was not measured." in card
+    assert "the test images chose nothing" not in card
+    assert [r.dataset_split for r in ModelCard(card).data.eval_results] == ["validation"]

@@ -73,7 +73,7 @@ FULL = make_report(
         ({"head_parameters": True}, "head_parameters of 'lora' is True"),
         ({"validation": 75.0}, "validation of 'lora' is 75.0; give a share from 0 to 1, not percent"),
         ({"validation": 0.5, "n_validation": 0}, "n_validation of 'lora' is 0; give a whole number from 1"),
-        ({"test": None}, "test of 'lora' is None"),
+        ({"test": None}, "test of 'lora' is None with 2,000 test images"),
         ({"test": float("nan")}, "test of 'lora' is nan"),
         ({"n_test": 0}, "n_test of 'lora' is 0; give a whole number from 1"),
         ({"seconds": -1}, "seconds of 'lora' is -1; give a number of 0 or more"),
@@ -297,3 +297,20 @@ def test_further_test_sets_survive_the_file_and_wrong_ones_are_refused(tmp_path)
     for wrong in ({"sketch": 0.25}, {"sketch": (25, 40)}, {"": (0.5, 4)}, {"a": ("0.5", 4)}, {"a": (0.5, 0)}, [1]):
         with pytest.raises(ValueError, match="lora|sketch|'a'|accuracy"):
             MethodResult("lora", 0, test=0.5, tests=wrong, **numbers)
+
+
+def test_a_run_without_test_labels_shows_a_dash_and_says_why(tmp_path):
+    untested = replace(RESULT, test=None, n_test=0)
+    report = make_report(untested, replace(untested, method="noah retrained", validation=0.9))
+    report.save(tmp_path)
+    loaded = RunReport.load(tmp_path)
+    assert [result.test for result in loaded.results] == [None, None]
+    assert [row[4] for row in rows(loaded)] == ["–", "–"]
+    text = loaded.to_markdown()
+    assert "there are no labelled test images, so it was not measured" in text
+    assert "with n = 200 (validation); the spread" in text and "(test)" not in text
+
+
+def test_a_test_accuracy_needs_images():
+    with pytest.raises(ValueError, match="n_test"):
+        replace(RESULT, n_test=0)
