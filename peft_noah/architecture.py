@@ -19,7 +19,7 @@ from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 
-from peft_noah.jsonfile import check_int, check_keys, dump_json, parse_json, read_json, write_atomically
+from peft_noah.jsonfile import check_int, check_keys, dump_json, load_json, parse_json, read_json, write_atomically
 
 MAX_DIM = 65_536
 MAX_BLOCKS = 4_096
@@ -128,11 +128,7 @@ class Architecture(Mapping[str, tuple[int, ...]]):
         Raises:
             ValueError: the file cannot be read, is cut short, or describes something else; the message names it.
         """
-        rows = read_json(path)
-        try:
-            return cls(rows)
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)} does not hold an architecture: {error}") from error
+        return load_json(path, cls, "an architecture")
 
     @classmethod
     def uniform(cls, num_blocks: int, **dims: int) -> Architecture:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import operator
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from uuid import uuid4
+
+T = TypeVar("T")
 
 MAX_FILE_BYTES = 32 * 1024**2
 MAX_TEXT = 10_000
@@ -41,6 +44,35 @@ def check_int(value: object, what: str, low: int, high: int) -> int:
     if number is None or isinstance(value, bool) or not low <= number <= high:
         raise ValueError(f"{what} is {reprlib.repr(value)}; give a whole number from {low:,} to {high:,}.")
     return int(number)
+
+
+def check_number(value: object, what: str, low: float, high: float = MAX_COUNT) -> float:
+    """``value`` as a plain float.
+
+    Args:
+        value: a number (a NumPy number too); bools are refused, and what is not finite.
+        what: its name in the message.
+        low, high: the least and the greatest value allowed.
+
+    Raises:
+        ValueError: it is no number, or out of bounds.
+    """
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not low <= value <= high:
+        allowed = f"of {low:,} or more" if high == MAX_COUNT else f"from {low:,} to {high:,}"
+        raise ValueError(f"{what} is {reprlib.repr(value)}; give a number {allowed}.")
+    return float(value)
+
+
+def check_share(value: object, what: str) -> float:
+    """``value`` as a plain float from 0 to 1, such as an accuracy.
+
+    Raises:
+        ValueError: it is no number, or out of bounds.
+    """
+    try:
+        return check_number(value, what, 0, 1)
+    except ValueError:
+        raise ValueError(f"{what} is {reprlib.repr(value)}; give a share from 0 to 1, not percent.") from None
 
 
 def check_keys(data: object, keys: Sequence[str], what: str) -> None:
@@ -89,8 +121,8 @@ def _is_kind(value: object, kind: Any) -> bool:
     if kind is str:
         return isinstance(value, str) and len(value) <= MAX_TEXT
     if kind in (int, float):
-        numbers = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-        return numbers and abs(value) < 2**63
+        is_number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        return is_number and abs(value) < 2**63
     return isinstance(value, kind)
 
 
@@ -161,6 +193,32 @@ def read_json(path: str | os.PathLike[str]) -> object:
     except OSError as error:
         raise ValueError(f"cannot read {os.fspath(path)}: {error.strerror}.") from error
     return parse_json(text, os.fspath(path))
+
+
+def load_json(path: str | os.PathLike[str], build: Callable[[Any], T], what: str) -> T:
+    """What ``build`` makes of the data in a JSON file.
+
+    Args:
+        path: the file.
+        build: makes an object of the data, and raises ValueError where it cannot.
+        what: the object in words, for the message.
+
+    Raises:
+        ValueError: the file cannot be read, or holds something else; the message names the file.
+    """
+    return build_named(read_json(path), build, os.fspath(path), what)
+
+
+def build_named(data: object, build: Callable[[Any], T], where: str, what: str) -> T:
+    """What ``build`` makes of some data; see :func:`load_json`.
+
+    Raises:
+        ValueError: it cannot; the message says where the data stands.
+    """
+    try:
+        return build(data)
+    except ValueError as error:
+        raise ValueError(f"{where} does not hold {what}: {error}") from error
 
 
 def make_plain_folder(path: str | os.PathLike[str]) -> Path:

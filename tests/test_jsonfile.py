@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from peft_noah import jsonfile
@@ -16,7 +17,10 @@ from peft_noah.jsonfile import (
     check_fields,
     check_int,
     check_keys,
+    check_number,
+    check_share,
     dump_json,
+    load_json,
     make_plain_folder,
     parse_json,
     read_json,
@@ -182,3 +186,29 @@ def test_a_field_of_another_type_is_named(wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))} is .*; expected ") as caught:
         check_fields(Fields(**wrong))
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("value", [True, "1", None, math.nan, math.inf, -0.5, 10**400, 2.5])
+def test_what_is_no_number_within_its_bounds_is_refused_by_name(value):
+    with pytest.raises(ValueError, match="rate is .*; give a number from 0 to 2"):
+        check_number(value, "rate", 0, 2)
+
+
+def test_a_number_is_a_plain_float_and_may_have_no_upper_bound():
+    assert [type(check_number(value, "rate", 0)) for value in (3, 0.5, np.float32(0.5))] == [float] * 3
+    with pytest.raises(ValueError, match="rate is -1; give a number of 0 or more"):
+        check_number(-1, "rate", 0)
+
+
+def test_a_share_is_not_given_in_percent():
+    assert check_share(1, "accuracy") == 1.0
+    with pytest.raises(ValueError, match="accuracy is 75.0; give a share from 0 to 1, not percent"):
+        check_share(75.0, "accuracy")
+
+
+def test_what_cannot_be_made_of_a_file_is_said_with_the_files_name(tmp_path):
+    path = tmp_path / "rate.json"
+    path.write_text("-1")
+    assert load_json(path, lambda data: check_number(data, "rate", -2, 2), "a rate") == -1.0
+    with pytest.raises(ValueError, match=r"rate\.json does not hold a rate: rate is -1"):
+        load_json(path, lambda data: check_number(data, "rate", 0), "a rate")

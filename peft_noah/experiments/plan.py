@@ -15,7 +15,7 @@ from pathlib import Path, PureWindowsPath
 
 from peft_noah.architecture import Architecture
 from peft_noah.experiments.tasks import Task
-from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, dump_json, read_json, write_atomically
+from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, dump_json, load_json, write_atomically
 from peft_noah.run.method_names import FROM_SUPERNET, INHERITED, METHODS, RANDOM, SINGLE, TRANSFER
 from peft_noah.run.methods import SINGLE_MODULES
 from peft_noah.run.settings import RunSettings
@@ -178,10 +178,18 @@ class Plan:
             raise ValueError(
                 f"{os.fspath(folder)} holds no suite: {PLAN} is missing. Start one with 'peft-noah suite'."
             )
-        data = read_json(path)
+        return load_json(path, cls.from_dict, "a suite")
+
+    @classmethod
+    def from_dict(cls, data: object) -> Plan:
+        """The plan that :meth:`save` wrote.
+
+        Raises:
+            ValueError: it is none.
+        """
+        keys = ("run", "methods", "seeds", "transfer", "architectures", "tasks")
+        check_keys(data, keys, "a suite")
         try:
-            keys = ("run", "methods", "seeds", "transfer", "architectures", "tasks")
-            check_keys(data, keys, "a suite")
             return cls(
                 tasks=tuple(_task(task) for task in data["tasks"]),
                 methods=tuple(data["methods"]),
@@ -190,8 +198,8 @@ class Plan:
                 transfer=bool(data["transfer"]),
                 architectures={name: Architecture(rows) for name, rows in data["architectures"].items()},
             )
-        except (TypeError, AttributeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} does not describe a suite: {error}") from error
+        except (TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"an entry of it has another form ({error!r}).") from error
 
     def joined(self, earlier: Plan) -> Plan:
         """This plan and an earlier one together: a suite may grow by tasks, methods, seeds and architectures.

@@ -7,13 +7,13 @@ after training from scratch on the training images. The test images are not look
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from peft_noah.architecture import Architecture
 from peft_noah.experiments.analysis import RankCorrelation, rank_correlation
-from peft_noah.jsonfile import check_int, check_keys, dump_json, read_json, write_atomically
+from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, check_share, dump_json, load_json, write_atomically
 from peft_noah.run.stages import SHARED, Run
 from peft_noah.searching.evolution import random_search
 from peft_noah.training.processes import refuse_launcher
@@ -98,16 +98,18 @@ def load_ranking(path: str | os.PathLike[str]) -> list[Ranked]:
     Raises:
         ValueError: the file cannot be read, or holds something else.
     """
-    data = read_json(Path(path))
-    check_keys(data, ("architectures",), f"{os.fspath(path)}")
-    if not isinstance(data["architectures"], list) or len(data["architectures"]) > MAX_ARCHITECTURES:
-        raise ValueError(f"{os.fspath(path)} does not hold a list of at most {MAX_ARCHITECTURES:,} architectures.")
+    return load_json(path, _ranking, "a ranking")
+
+
+def _ranking(data: object) -> list[Ranked]:
+    check_keys(data, ("architectures",), "a ranking")
+    entries = data["architectures"]
+    if not isinstance(entries, list) or len(entries) > MAX_ARCHITECTURES:
+        raise ValueError(f"architectures is {reprlib.repr(entries)}; give a list of at most {MAX_ARCHITECTURES:,}.")
     ranked = []
-    for entry in data["architectures"]:
+    for entry in entries:
         check_keys(entry, ("architecture", "parameters", "inherited", "retrained"), "a ranked architecture")
-        scores = (entry["inherited"], entry["retrained"])
-        if not all(isinstance(score, (int, float)) and 0 <= score <= 1 for score in scores):
-            raise ValueError(f"{os.fspath(path)} has scores {scores}; they are shares from 0 to 1.")
-        parameters = check_int(entry["parameters"], "parameters", 0, 2**63 - 1)
-        ranked.append(Ranked(Architecture(entry["architecture"]), parameters, *map(float, scores)))
+        parameters = check_int(entry["parameters"], "parameters", 0, MAX_COUNT)
+        scores = (check_share(entry[name], name) for name in ("inherited", "retrained"))
+        ranked.append(Ranked(Architecture(entry["architecture"]), parameters, *scores))
     return ranked

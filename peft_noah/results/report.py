@@ -16,8 +16,17 @@ from typing import TYPE_CHECKING
 
 from peft_noah.architecture import Architecture
 from peft_noah.formatting import architecture_table, escape, facts, one_line
-from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, dump_json, read_json, write_atomically
-from peft_noah.results.statistics import Estimate, clear_winner, standard_error
+from peft_noah.jsonfile import (
+    MAX_COUNT,
+    check_int,
+    check_keys,
+    check_number,
+    check_share,
+    dump_json,
+    load_json,
+    write_atomically,
+)
+from peft_noah.results.statistics import Estimate, clear_winner
 from peft_noah.results.table import Number, Table, bold_note, count_range, one_seed_note
 
 if TYPE_CHECKING:
@@ -82,7 +91,7 @@ class MethodResult:
         for split in ("validation", "test"):
             if getattr(self, split) is not None:
                 lows[f"n_{split}"] = 1
-                self._check_number(split, 1)
+                check_share(getattr(self, split), f"{split} of {self.method!r}")
         for name, low in lows.items():
             object.__setattr__(
                 self, name, check_int(getattr(self, name), f"{name} of {self.method!r}", low, MAX_COUNT)
@@ -91,7 +100,7 @@ class MethodResult:
             raise ValueError(
                 f"test of {self.method!r} is None with {self.n_test:,} test images; give the accuracy on them, or n_test 0."
             )
-        self._check_number("seconds", MAX_COUNT)
+        check_number(self.seconds, f"seconds of {self.method!r}", 0)
         object.__setattr__(self, "tests", self._checked_tests())
 
     def _checked_tests(self) -> dict[str, tuple[float, int]]:
@@ -101,21 +110,11 @@ class MethodResult:
         for name, entry in self.tests.items():
             if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
                 raise ValueError(f"a test set of {self.method!r} is named {reprlib.repr(name)}; give a short name.")
-            if not isinstance(entry, (list, tuple)) or len(entry) != 2 or type(entry[0]) not in (int, float):
+            if not isinstance(entry, (list, tuple)) or len(entry) != 2:
                 raise ValueError(f"test set {name!r} has {reprlib.repr(entry)}; give accuracy and number of images.")
-            accuracy, images = entry
-            images = check_int(images, f"the number of images of {name!r}", 1, MAX_COUNT)
-            standard_error(accuracy, images)
-            checked[name] = (float(accuracy), images)
+            accuracy = check_share(entry[0], f"the accuracy on {name!r}")
+            checked[name] = (accuracy, check_int(entry[1], f"the number of images of {name!r}", 1, MAX_COUNT))
         return checked
-
-    def _check_number(self, name: str, high: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
-            raise ValueError(
-                f"{name} of {self.method!r} is {reprlib.repr(value)}; "
-                + ("give a share from 0 to 1, not percent." if high == 1 else "give a number of 0 or more.")
-            )
 
 
 @dataclass
@@ -183,11 +182,7 @@ class RunReport:
         """
         path = Path(path)
         path = path / RESULTS_JSON if path.is_dir() else path
-        data = read_json(path)
-        try:
-            return cls._from_dict(data)
-        except ValueError as error:
-            raise ValueError(f"{path} does not hold the results of a run: {error}") from error
+        return load_json(path, cls.from_dict, "the results of a run")
 
     @classmethod
     def over_seeds(cls, reports: Sequence[RunReport]) -> RunReport:
@@ -220,7 +215,12 @@ class RunReport:
         return changed
 
     @classmethod
-    def _from_dict(cls, data: object) -> RunReport:
+    def from_dict(cls, data: object) -> RunReport:
+        """The report that :meth:`to_dict` describes.
+
+        Raises:
+            ValueError: it is none.
+        """
         check_keys(data, [entry.name for entry in fields(cls)], "a report")
         _check_list("results", data["results"], MAX_RESULTS)
         names = [entry.name for entry in fields(MethodResult)]

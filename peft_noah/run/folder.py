@@ -35,7 +35,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from peft_noah.jsonfile import check_keys, dump_json, make_plain_folder, read_json, write_atomically
+from peft_noah.jsonfile import check_keys, check_number, dump_json, make_plain_folder, read_json, write_atomically
 from peft_noah.results.report import MethodResult, RunReport
 from peft_noah.run.method_names import CONTINUED, INHERITED, NOAH, RETRAINED, TRANSFER, table_order
 from peft_noah.run.settings import RunSettings
@@ -233,11 +233,11 @@ class RunFolder:
     def _stage(self, stage: str) -> Mapping[str, float]:
         known = read_json(self / STAGES)
         entry = known.get(stage) if isinstance(known, Mapping) else None
-        if not isinstance(entry, Mapping) or any(
-            type(entry.get(k)) not in (int, float) for k in ("seconds", "peak_memory")
-        ):
+        if not isinstance(entry, Mapping):
             raise ValueError(f"{self / STAGES} does not say how long the {stage} took. Train it again.")
-        return entry
+        return {
+            name: check_number(entry.get(name), f"{name} in {self / STAGES}", 0) for name in ("seconds", "peak_memory")
+        }
 
     def write_adapter(self, name: str, write: Callable[[Path], object]) -> None:
         """Let ``write`` fill a folder, and give it its name when it is whole."""

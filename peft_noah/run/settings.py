@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 from peft_noah.data import bundled_backbone
-from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, dump_json, read_json, write_atomically
+from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, dump_json, load_json, write_atomically
 from peft_noah.run.methods import BASELINES
 from peft_noah.searching.result import SearchSettings
 from peft_noah.training import TrainingSettings
@@ -192,17 +192,14 @@ class RunSettings:
         Raises:
             ValueError: if the file does not describe a run.
         """
-        try:
-            return cls.from_dict(read_json(path))
-        except TypeError as error:
-            raise ValueError(f"{path} does not describe a run: {error}") from error
+        return load_json(path, cls.from_dict, "the settings of a run")
 
     @classmethod
     def from_dict(cls, data: object) -> RunSettings:
         """Settings from plain data; options that this data does not name have their defaults.
 
         Raises:
-            TypeError: it is not an object with names of options.
+            ValueError: it is not an object with names of options.
             ValueError: a value is not allowed, or an option of an earlier version was in use.
         """
         known = {f.name for f in fields(cls)}
@@ -214,7 +211,7 @@ class RunSettings:
                     )
             data = {name: value for name, value in data.items() if name not in REMOVED}
         if not isinstance(data, dict) or set(data) - known:
-            raise TypeError(f"expected an object with {', '.join(sorted(known))}.")
+            raise ValueError(f"expected an object with {', '.join(sorted(known))}.")
         return cls(**data)
 
 

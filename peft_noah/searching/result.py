@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import NamedTuple
 
 from peft_noah.architecture import Architecture, SearchSpace
-from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, dump_json, read_json, write_atomically
+from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, check_number, dump_json, load_json, write_atomically
 
 ORIGINS = ("random", "crossover", "mutation")
 
@@ -56,9 +56,7 @@ class SearchSettings:
                 f"population_size {self.population_size}. Lower the first two or raise the last."
             )
         for name in ("mutation_prob", "depth_prob", "dim_prob"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ValueError(f"{name} is {reprlib.repr(value)}; give a probability from 0 to 1.")
+            check_number(getattr(self, name), name, 0, 1)
 
     def to_dict(self) -> dict[str, float]:
         """The settings as plain data."""
@@ -237,14 +235,15 @@ class SearchResult:
         Raises:
             ValueError: the file cannot be read, is cut short, or holds something else; the message names it.
         """
-        data = read_json(path)
-        try:
-            return cls._from_dict(data)
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)} does not hold a search result: {error}") from error
+        return load_json(path, cls.from_dict, "a search result")
 
     @classmethod
-    def _from_dict(cls, data: object) -> SearchResult:
+    def from_dict(cls, data: object) -> SearchResult:
+        """The result that :meth:`to_dict` describes.
+
+        Raises:
+            ValueError: it is none.
+        """
         check_keys(data, [entry.name for entry in fields(cls)], "a search result")
         for name, kind in (("versions", dict), ("provenance", dict), ("candidates", list)):
             if not isinstance(data[name], kind):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from peft_noah.fast.hardware import has_bfloat16
-from peft_noah.jsonfile import check_keys
+from peft_noah.jsonfile import check_keys, check_number
 from peft_noah.searching.racing import Unsure
 
 SAFETY, FIRST_SAFETY = 2.0, 4.0
@@ -84,10 +84,7 @@ class Screen:
             ValueError: it cannot be.
         """
         check_keys(data, ["change"], "what a search in bfloat16 noted")
-        change = data["change"]
-        if type(change) not in (int, float) or not 0 <= change < math.inf:
-            raise ValueError("the change of a gap by bfloat16 is a number from 0.")
-        self.learn(float(change))
+        self.learn(check_number(data["change"], "the change of a gap by bfloat16", 0))
 
 
 def label_gap(logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[int] | None = None) -> torch.Tensor:
