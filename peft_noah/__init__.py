@@ -17,6 +17,7 @@ from peft_noah.tuner.registration import register_with_peft
 from peft_noah.version import __version__
 
 if TYPE_CHECKING:
+    from peft_noah.fast import check_backbone
     from peft_noah.tuner.backbones import Backbone, register_backbone
     from peft_noah.tuner.config import NoahConfig
     from peft_noah.tuner.model import NoahModel
@@ -32,6 +33,7 @@ __all__ = [
     "SearchSettings",
     "SearchSpace",
     "__version__",
+    "check_backbone",
     "random_search",
     "register_backbone",
     "register_prompt_module",
@@ -43,6 +45,7 @@ _ON_FIRST_USE = {
     "NoahConfig": "peft_noah.tuner.config",
     "NoahModel": "peft_noah.tuner.model",
     "PromptModule": "peft_noah.tuner.prompts",
+    "check_backbone": "peft_noah.fast",
     "register_backbone": "peft_noah.tuner.backbones",
     "register_prompt_module": "peft_noah.tuner.prompts",
 }

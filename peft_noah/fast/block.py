@@ -283,9 +283,7 @@ def _adapted(site: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def _active_modules(site: nn.Module) -> list[PromptModule]:
-    if not isinstance(site, NoahLayer) or site.disable_adapters:
-        return []
-    return [module for name in site.active_adapters for module in site.prompt_modules(name) if module.live]
+    return site.active_modules() if isinstance(site, NoahLayer) else []
 
 
 def _is_linear_now(site: nn.Module) -> bool:
@@ -307,6 +305,6 @@ def _merged(site: nn.Module) -> torch.Tensor:
 
 
 def _is_random(site: nn.Module) -> bool:
-    if isinstance(site, (NoahLayer, nn.LayerNorm, nn.Linear)):
-        return any(module.is_random for module in _active_modules(site))
-    return site.training  # a layer of another tuner
+    if isinstance(site, NoahLayer):
+        return any(module.is_random for module in site.active_modules()) or _is_random(site.base_layer)
+    return site.training and not isinstance(site, (nn.LayerNorm, nn.Linear))  # a layer of another tuner may draw

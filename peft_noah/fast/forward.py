@@ -16,7 +16,9 @@ from its own modules, as transformers does, but
 - frozen weights are laid out for the CPU's matrix kernels, or cast to the autocast dtype, once (`packed`);
 - while nothing is trained, LoRA's updates are added to copies of the projections' weights.
 
-Where this cannot be done, the model runs as it is: `FastForward.reason` says why. Under `torch.compile` layouts and casts are
+Where this cannot be done, the model runs as it is: `FastForward.reason` says why. That is so for a prompt module that does
+not say it works token by token, and wherever a family or module that is not built in gave other numbers in the first call
+of a kind, which is compared with a plain one (`compare`). Under `torch.compile` layouts and casts are
 the compiler's; on a GPU it also gets one product for query, key and value, with LoRA's updates added to its weights where
 there is no dropout before them. A supernet is compiled once for all subnets in `NoahModel.fixed_shapes`.
 """
@@ -35,6 +37,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from peft_noah.fast.block import BlockPlan, FastCall, FastOptions, fast_class, plain_class
+from peft_noah.fast.compare import Comparison, unknown_parts
 from peft_noah.fast.packed import FrozenLinears, PackedLinear, is_frozen_linear
 from peft_noah.fast.patches import PatchProduct, is_patch_embedding
 from peft_noah.tuner.backbones import BACKBONES, Backbone
@@ -62,6 +65,7 @@ class FastForward:
         self.options = options
         self.reason: str | None = None
         self.linears = FrozenLinears(options.pack_weights)
+        self.comparison: Comparison | None = None  # where all parts of the model are built in
         self._logged: set[str] = set()
 
     def note(self, reason: str | None) -> None:
@@ -70,6 +74,17 @@ class FastForward:
         if reason is not None and reason not in self._logged:
             self._logged.add(reason)
             logger.info("the fast forward is off: %s.", reason)
+
+    def compare(self, **inputs: Any) -> None:
+        """Compare with the plain forward on these inputs now, where the model is one that is compared.
+
+        For what comes before a compiler, which has to know: call it with the largest subnet active.
+        """
+        if self.comparison is not None:
+            root = self.comparison.root
+            device = next(root.parameters()).device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                root(**inputs)
 
     def __reduce__(self):
         return type(None), ()  # a copy of the model, made inside the context, is a plain one
@@ -103,6 +118,8 @@ def fast_forward(model: nn.Module, **options: bool) -> Iterator[FastForward]:
     backbone = BACKBONES[root.config.model_type]
     blocks = [root.get_submodule(name) for name in backbone.block_names(root)]
     modules = [module for block in blocks for module in block.modules()]
+    if unknown_parts(root, blocks):
+        fast.comparison = Comparison(root, blocks, backbone)
     fast.linears.transpose = sum(leaf.weight.nbytes for leaf in modules if is_frozen_linear(leaf)) <= SMALL
     hook = functools.partial(_before_call, fast=fast, modules=modules)
     handle = root.register_forward_pre_hook(hook, with_kwargs=True)
@@ -185,6 +202,15 @@ def _why_not_now(root: nn.Module, args: tuple, kwargs: dict[str, Any], modules: 
     return None
 
 
+def _needs_all_tokens(modules: list[nn.Module], options: FastOptions) -> str | None:
+    """Why no token may be left out: an active module that may look at all of them."""
+    for module in (module for layer in modules if isinstance(layer, NoahLayer) for module in layer.active_modules()):
+        leaves_out = options.prompts_as_keys or options.head_tokens_only or module.chosen is not None
+        if leaves_out and not module.is_tokenwise:
+            return f"prompt module {module.name!r} does not say that it works token by token (is_tokenwise = True)"
+    return None
+
+
 def _hooks(module: nn.Module) -> Iterator[Any]:
     names = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
     return itertools.chain.from_iterable(getattr(module, name).values() for name in names)
@@ -211,7 +237,7 @@ def _before_call(
     """
     if fast is None:  # in a copy
         return None
-    fast.note(_why_not_now(root, args, kwargs, modules))
+    fast.note(_why_not_now(root, args, kwargs, modules) or _needs_all_tokens(modules, fast.options))
     if fast.reason is not None:
         return None
     # who has activations computed twice needs memory more than time
@@ -221,4 +247,7 @@ def _before_call(
     # a class of the user's own may read other tokens than transformers' classifier, and make masks
     own = type(root).__module__.startswith("transformers.models.")
     reads = backbone.head_tokens if own and hasattr(root, backbone.head) and fast.options.head_tokens_only else None
-    return args, {**kwargs, FAST_CALL: FastCall(reads, unmasked=own)}
+    call = FastCall(reads, unmasked=own)
+    if fast.comparison is not None:
+        fast.note(fast.comparison.judge(args, kwargs, call))
+    return None if fast.reason is not None else (args, {**kwargs, FAST_CALL: call})

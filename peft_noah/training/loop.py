@@ -254,7 +254,10 @@ def train(
             f"the checkpoint is of step {progress.step:,}, behind step {last:,}, where this call should end."
         )
     resident = images.on(accelerator.device)
-    with fast_forward(model), _compilable(model, is_compiling(accelerator), elastic=sampler is not None):
+    compiled = is_compiling(accelerator)
+    with fast_forward(model) as fast, _compilable(model, compiled, elastic=sampler is not None):
+        if compiled and fast.comparison is not None:
+            fast.compare(pixel_values=normalize(resident.__getitems__([0, len(images) - 1])["pixel_values"]))
         for epoch in range(len(progress.losses), settings.epochs):
             start = progress.step - epoch * shares.steps
             batches = iter(

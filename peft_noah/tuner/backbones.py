@@ -80,6 +80,12 @@ BACKBONES: dict[str, Backbone] = {
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
 }
+_BUILT_IN = dict(BACKBONES)
+
+
+def is_built_in(model_type: str | None) -> bool:
+    """Whether a family's layout is the package's own, so that its tests vouch for it."""
+    return model_type in _BUILT_IN and BACKBONES.get(model_type) is _BUILT_IN[model_type]
 
 
 def register_backbone(model_type: str, backbone: Backbone) -> None:

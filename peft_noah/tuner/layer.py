@@ -72,6 +72,12 @@ class NoahLayer(nn.Module, BaseTunerLayer):
         containers = (getattr(self, name) for name in self.adapter_layer_names)
         return [container[adapter_name] for container in containers if adapter_name in container]
 
+    def active_modules(self) -> list[PromptModule]:
+        """The prompt modules that act now."""
+        if self.disable_adapters:
+            return []
+        return [module for name in self.active_adapters for module in self.prompt_modules(name) if module.live]
+
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters, of which at most one has VPT tokens; transformers calls this without the tuner around it.
 

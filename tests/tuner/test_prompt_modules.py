@@ -23,6 +23,7 @@ class Parallel(PromptModule):
 
     name = "parallel"
     site = "projection"
+    is_tokenwise = True
 
     def shapes(self, dim):
         return {"down": (dim, self.in_features), "up": (dim, self.out_features)}
@@ -40,6 +41,7 @@ class Columns(PromptModule):
 
     name = "columns"
     site = "projection"
+    is_tokenwise = True
     is_linear = True
 
     def shapes(self, dim):
@@ -62,6 +64,7 @@ class Tap(PromptModule):
 
     name = "tap"
     site = "mlp_output"
+    is_tokenwise = True
 
     def shapes(self, dim):
         return {"down": (dim, self.in_features), "up": (dim, self.out_features)}
@@ -79,6 +82,7 @@ class Shift(PromptModule):
 
     name = "shift"
     site = "block"
+    is_tokenwise = True
 
     def shapes(self, dim):
         return {"bias": (dim,)}

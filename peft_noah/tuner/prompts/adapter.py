@@ -22,6 +22,7 @@ class Adapter(PromptModule):
 
     name = "adapter"
     site = "mlp_output"
+    is_tokenwise = True
 
     def _configure(self, config) -> None:
         self.activation = ACT2FN[config.adapter_activation]

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 #: where a prompt module may sit: on each Linear that ``target_modules`` names, on the leaf whose output is added to the
 #: residual after the MLP, on the block's first norm
@@ -21,7 +22,9 @@ class PromptModule(nn.Module):
     A subclass states its ``name`` (its row in an architecture), its ``site`` (one of `SITES`) and the shapes of its
     weights at a dim; `register_prompt_module` makes it known. Counting, slicing, saving and searching follow from these
     shapes alone. The elastic axis of every weight is its first, so that each slice is contiguous and equals a standalone
-    weight bit for bit. One that `is_linear` can be merged into the weight at its site, and says so.
+    weight bit for bit. One that `is_linear` can be merged into the weight at its site, and says so. One that `is_tokenwise`
+    says so too, and `fast_forward` leaves out tokens that nobody reads. One that draws random numbers itself, besides in
+    dropout layers, overrides `is_random`.
 
     `forward` computes with `active` weights. While shapes are fixed (`NoahModel.fixed_shapes`) these are the stored ones
     with zeros behind the slice, which must change nothing, and what is computed must not depend on ``dim`` but on `live`.
@@ -42,6 +45,10 @@ class PromptModule(nn.Module):
 
     #: whether all that it does, but for dropout, is to add `delta_weight` to the weight of the Linear at its site
     is_linear: ClassVar[bool] = False
+
+    #: whether each token's output depends on the same token's input and output of the site alone: no sum over tokens, no
+    #: place among them
+    is_tokenwise: ClassVar[bool] = False
 
     #: while shapes are fixed: what all modules of the adapter chose, in one tensor, and where this one's numbers begin
     chosen: tuple[torch.Tensor, int] | None = None
@@ -129,9 +136,12 @@ class PromptModule(nn.Module):
 
     @property
     def is_random(self) -> bool:
-        """Whether the module draws numbers of its own for each sample now, so that no two get the same output."""
-        dropout = getattr(self, "dropout", None)
-        return bool(self.live) and dropout is not None and dropout.training and dropout.p > 0.0
+        """Whether the module draws numbers of its own for each sample now, so that no two get the same output.
+
+        Dropout layers are found. A module that draws in another way says so here.
+        """
+        drops = (layer for layer in self.modules() if isinstance(layer, _DropoutNd))
+        return bool(self.live) and any(layer.training and layer.p > 0.0 for layer in drops)
 
     def delta_weight(self) -> torch.Tensor:
         """What it adds to a frozen Linear's weight, shape (out, in), where it `is_linear`."""

@@ -25,6 +25,7 @@ class Lora(PromptModule):
     name = "lora"
     site = "projection"
     is_linear = True
+    is_tokenwise = True
 
     def __init__(self, in_features, out_features, max_dim, block, config, shared_down: Lora | None = None) -> None:
         # a tuple hides the other module from torch: it must not be saved, counted or moved twice

@@ -33,6 +33,7 @@ class Vpt(PromptModule):
 
     name = "vpt"
     site = "block"
+    is_tokenwise = True
 
     def _configure(self, config) -> None:
         self.position = config.vpt_position

@@ -1,0 +1,153 @@
+"""Whether a family's layout is described right: for whoever adds one with `register_backbone`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from peft_noah.fast.compare import Comparison
+from peft_noah.fast.forward import fast_forward
+from peft_noah.tuner.backbones import Backbone, find_backbone
+from peft_noah.tuner.config import NoahConfig
+
+#: rows that put a module at every site; in the second one tokens run on where the recipe lets them
+_ROWS = ({"lora": 2, "adapter": 2, "vpt": 2}, {"lora": 2, "adapter": 2})
+
+
+@dataclass(frozen=True)
+class BackboneReport:
+    """What `check_backbone` found.
+
+    Attributes:
+        model_type: the family.
+        num_blocks: how many blocks the model has; no unit.
+        sites: path inside a block by site, for each one that works.
+        problems: what does not work, one sentence each.
+        reason: why `fast_forward` is off for such models; None: it is on, and computes the same.
+    """
+
+    model_type: str
+    num_blocks: int
+    sites: Mapping[str, str]
+    problems: tuple[str, ...]
+    reason: str | None
+
+    def __str__(self) -> str:
+        lines = [f"{self.model_type}: {self.num_blocks} blocks"]
+        lines += [f"  {site}: {path}" for site, path in self.sites.items()]
+        lines += [f"  does not work: {problem}" for problem in self.problems]
+        return "\n".join([*lines, f"  fast_forward: {'on' if self.reason is None else f'off, {self.reason}'}"])
+
+
+def check_backbone(model: PreTrainedModel, pixel_values: torch.Tensor | None = None) -> BackboneReport:
+    """Try every site of a model's family, and compare the fast forward with the plain one, with modules at all of them.
+
+    A site works if the model's outputs change when what its leaf computes is replaced by zeros. The comparison is the one
+    that `fast_forward` makes in the first call of each kind. All happens on a copy, in float64, so a small model of the
+    family is enough; the model itself stays as it is.
+
+    Args:
+        model: a transformers classifier of a registered family, with or without adapters.
+        pixel_values: images to try (B, channels, height, width); None: noise of the size that the model is made for.
+
+    Returns:
+        The sites, what does not work, and why the fast forward is off, if it is.
+
+    Raises:
+        ValueError: if the family is not registered, or the model has no blocks where its layout says.
+    """
+    model = copy.deepcopy(model)
+    model = (model.unload() if isinstance(model, PeftModel) else model).double().eval()
+    model_type = model.config.model_type
+    backbone = find_backbone(model_type)
+    blocks = backbone.block_names(model)
+    if not blocks:
+        raise ValueError(
+            f"model_type {model_type!r} keeps its blocks in {backbone.blocks!r}, says its layout, but this model has none "
+            "there. Name the list of blocks as model.named_modules() does."
+        )
+    pixels = _noise(model) if pixel_values is None else pixel_values.double()
+    sites, problems = {}, []
+    for site, path in _sites(backbone).items():
+        problem = _problem(model, f"{blocks[0]}.{path}", pixels)
+        if problem is None:
+            sites[site] = path
+        else:
+            problems.append(f"{site}, {path!r}: {problem}")
+    reason = "not all of its sites work" if problems else None
+    for recipe in ("paper", "released") if not problems else ():
+        for rows in _ROWS:
+            try:
+                reason = reason or _verdict(model, backbone, blocks, recipe, rows, pixels)
+            except Exception as error:  # whatever a model makes of tokens that it does not expect
+                problems.append(f"{' and '.join(rows)} together: {type(error).__name__}: {str(error)[:200]}")
+    return BackboneReport(model_type, len(blocks), sites, tuple(dict.fromkeys(problems)), reason)
+
+
+def _sites(backbone: Backbone) -> dict[str, str]:
+    """Path inside a block of every site."""
+    return {
+        **backbone.projections,
+        "attention_output": backbone.attention_output,
+        "mlp_output": backbone.mlp_output,
+        "norm": backbone.norm,
+    }
+
+
+def _noise(model: PreTrainedModel) -> torch.Tensor:
+    size = model.config.image_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    generator = torch.Generator().manual_seed(0)
+    shape = 2, model.config.num_channels, height, width
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(next(model.parameters()).device)
+
+
+@torch.no_grad()
+def _problem(model: nn.Module, key: str, pixels: torch.Tensor) -> str | None:
+    """What is wrong with a leaf as a site; None: nothing."""
+    try:
+        leaf = model.get_submodule(key)
+    except AttributeError:
+        names = [name for name, _ in model.named_modules() if name.startswith(f"{key.rpartition('.')[0]}.")]
+        return f"there is no {key!r} (beside it: {', '.join(names[:20]) or 'nothing'})"
+    plain = model(pixel_values=pixels)[0]
+    handle = leaf.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+    try:
+        changed = model(pixel_values=pixels)[0]
+    finally:
+        handle.remove()
+    return "what this leaf computes has no effect on the outputs" if torch.equal(plain, changed) else None
+
+
+def _verdict(
+    model: nn.Module, backbone: Backbone, blocks: list[str], recipe: str, rows: Mapping[str, int], pixels: torch.Tensor
+) -> str | None:
+    """Why the fast forward is off with modules at all sites, in evaluation or in training; None: it is on."""
+    architecture = {name: [dim] * len(blocks) for name, dim in rows.items()}
+    if "vpt" in rows:
+        architecture["vpt"][len(blocks) // 2] = 0  # where the recipe lets tokens run on, they do so here
+    config = NoahConfig(
+        recipe=recipe,
+        architecture=architecture,
+        target_modules=list(backbone.projections),
+        init_weights=False,
+        modules_to_save=[],
+    )
+    tried = get_peft_model(copy.deepcopy(model), config, autocast_adapter_dtype=False).double()
+    root = tried.get_base_model()
+    with fast_forward(tried) as fast:
+        if fast.reason is not None:
+            return fast.reason
+        fast.comparison = Comparison(root, [root.get_submodule(name) for name in backbone.block_names(root)], backbone)
+        for training in (False, True):
+            with torch.set_grad_enabled(training):
+                tried.train(training)(pixel_values=pixels)
+            if fast.reason is not None:
+                return fast.reason
+    return None
