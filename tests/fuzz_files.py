@@ -1,6 +1,6 @@
 """Break files of every kind that peft-noah reads, load them, and count what happens.
 
-    python tests/fuzz_files.py --files 20000 --output examples/results/fuzz
+    python tests/fuzz_files.py --files 20000 --output results/fuzz
 
 A file must be accepted, or refused by a ValueError with a readable message. Loading happens in a process of its own,
 under a limit of time for each file and of memory; a process that dies is a crash of the file it was at. The mutated files
@@ -24,7 +24,7 @@ from pathlib import Path
 
 SECONDS, GROWTH_GB, ADDRESS_GB = 20, 1.0, 16
 OUTCOMES = ("accepted", "refused", "crash", "hang", "memory")
-COMMAND = "python tests/fuzz_files.py --files {files} --output examples/results/fuzz"
+COMMAND = "python tests/fuzz_files.py --files {files} --output results/fuzz"
 
 
 def shares(files: int, kinds: dict[str, int]) -> dict[str, int]:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -20,10 +21,13 @@ from peft import PeftType
 
 import peft_noah
 from peft_noah.experiments.output import write_tables
+from peft_noah.experiments.result_files import load_reports
+from peft_noah.formatting import percent
 from peft_noah.results.report import RunReport
 from peft_noah.results.statistics import mean_and_standard_error
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
 
 
 def declared():
@@ -71,7 +75,7 @@ def test_a_wheel_holds_what_the_main_job_needs(tmp_path):
         "peft_noah/assets/fashion_mnist/LICENSE",
         "peft_noah/tuner/prompts/vpt.py",
     } <= names
-    assert not any(name.startswith(("tests/", "examples/")) for name in names)
+    assert not any(name.startswith(("tests/", "examples/", "results/")) for name in names)
 
 
 def test_architectures_and_search_import_no_torch():
@@ -118,8 +122,7 @@ def test_ci_runs_the_test_command_of_the_readme(tmp_path):
 
 
 def test_the_readme_shows_the_committed_results():
-    readme, folder = (ROOT / "README.md").read_text(), ROOT / "examples" / "results" / "fashion_mnist"
-    reports = [RunReport.load(folder / f"results-seed{seed}.json") for seed in range(3)]
+    readme, reports = (ROOT / "README.md").read_text(), load_reports(RESULTS / "fashion_mnist" / "runs.jsonl")
     labels = {"linear": "linear probe", "lora": "LoRA, rank 8", "adapter": "Adapter, width 8", "vpt": "VPT, 10 tokens"}
     labels |= {f"noah {how}": f"NOAH {how}" for how in ("inherited", "retrained", "continued")}
     for method, label in labels.items():
@@ -133,18 +136,37 @@ def test_version_is_one():
     assert peft_noah.__version__ == version("peft-noah")
 
 
-SUITES = sorted(path.parent for path in (ROOT / "examples" / "results").glob("*/suite.json"))
+SUITES = sorted(RESULTS.glob("*/cells.jsonl"))
 
 
-@pytest.mark.parametrize("folder", SUITES, ids=lambda folder: folder.name)
-def test_committed_tables_are_those_of_the_committed_cells(folder, tmp_path):
-    write_tables(folder, tmp_path)
-    for path in (folder / "tables").iterdir():
-        if path.suffix != ".png":  # other versions of matplotlib draw other bytes
-            assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path
+@pytest.mark.parametrize("cells", SUITES, ids=lambda cells: cells.parent.name)
+def test_committed_tables_are_those_of_the_committed_cells(cells, tmp_path):
+    write_tables(cells, tmp_path)
+    committed = cells.parent / "tables"
+    assert (committed / "tables.md").read_bytes() == (tmp_path / "tables.md").read_bytes()
+    # other versions of matplotlib draw other bytes
+    assert {path.name for path in committed.glob("*.png")} == {path.name for path in tmp_path.glob("*.png")}
+
+
+@pytest.mark.parametrize("runs", sorted(RESULTS.glob("*/runs.jsonl")), ids=lambda runs: runs.parent.name)
+def test_a_committed_table_over_seeds_is_that_of_the_committed_runs(runs):
+    assert RunReport.over_seeds(load_reports(runs)).to_markdown() == (runs.parent / "results.md").read_text()
+
+
+def test_the_committed_table_of_efforts_shows_the_committed_cells():
+    estimates = runpy.run_path(str(ROOT / "examples" / "effort.py"))["estimates"]
+    rows = [line.split("|") for line in (RESULTS / "effort" / "effort.md").read_text().splitlines() if "±" in line]
+    shown = [[part.strip() for part in row[1:-1]] for row in rows if len(row) > 5]
+    for method, effort, _, *accuracies in shown:
+        name = f"{'lora' if method == 'lora' else 'noah'}-{effort}.jsonl"
+        found = estimates(RESULTS / "effort" / name, method).values()
+        assert accuracies == [percent(e.mean, e.error) for e in found]
+    assert len(shown) == 11
 
 
 def test_the_readme_shows_the_table_of_the_suite_as_it_came_out():
     readme = (ROOT / "README.md").read_text()
-    rows = (ROOT / "examples/results/tasks_vit_tiny_64/tables/table1.md").read_text().splitlines()
-    assert [row for row in rows if row.startswith("|") and row not in readme] == []
+    tables = (RESULTS / "tasks_vit_tiny_64" / "tables" / "tables.md").read_text()
+    rows = tables.partition("\n## Table 1")[2].partition("\n## ")[0].splitlines()
+    rows = [row for row in rows if row.startswith("|")]
+    assert len(rows) == 14 and [row for row in rows if row not in readme] == []

@@ -167,15 +167,18 @@ def plot(run_folder: RunFolder) -> None:
 @commands.add("peft-noah table runs/seed0 runs/seed1 runs/seed2")
 @clear_errors
 def table(
-    run_folders: Annotated[list[Path], typer.Argument(help="Run folders that differ in their seed only.")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="Run folders that differ in their seed only, or a .jsonl file of them.")
+    ],
     markdown: Annotated[bool, typer.Option(help="Markdown instead of a table for the terminal.")] = False,
 ) -> None:
     """One table over several runs: means over seeds with their standard errors."""
     from rich.console import Console
 
+    from peft_noah.experiments.result_files import load_reports
     from peft_noah.results.report import RunReport
 
-    merged = RunReport.over_seeds([RunReport.load(folder / "results.json") for folder in run_folders])
+    merged = RunReport.over_seeds(load_reports(sources))
     if markdown:
         typer.echo(merged.to_markdown())
     else:

@@ -152,14 +152,20 @@ def progress(
 @commands.add("peft-noah tables suites/vtab --output paper/")
 @clear_errors
 def tables(
-    folders: Annotated[list[Path], typer.Argument(help="Suite or run folders.")],
-    output: Annotated[Path | None, typer.Option(help="Where to write. Default: tables/ in the first folder.")] = None,
+    sources: Annotated[list[Path], typer.Argument(help="Suite or run folders, or .jsonl files of their results.")],
+    output: Annotated[Path | None, typer.Option(help="Where to write. Default: tables/ beside the results.")] = None,
     paper: Annotated[bool, typer.Option(help="Add the paper's own Table 1, marked so.")] = False,
+    jsonl: Annotated[Path | None, typer.Option(help="Also pack all results into this .jsonl file.")] = None,
 ) -> None:
     """Tables (Markdown, LaTeX, CSV) and figures of a suite, from its result files alone."""
     from peft_noah.experiments.output import write_tables
+    from peft_noah.experiments.result_files import pack
 
-    for path in write_tables(folders, output or folders[0] / "tables", paper=paper):
+    if jsonl is not None:
+        pack(sources, jsonl)
+        typer.echo(jsonl)
+    beside = sources[0].parent if sources[0].is_file() else sources[0]
+    for path in write_tables(sources, output or beside / "tables", paper=paper):
         typer.echo(path)
 
 

@@ -1,30 +1,25 @@
 """The cells of a suite as its tables and figures read them: one method on one task with one seed, from one file.
 
 A suite keeps ``<suite>/<task>/seed<k>/results/<method>.json`` per finished cell, and the search beside it in
-``<suite>/<task>/seed<k>/search.json``. Nothing else is needed for tables and figures, on whatever machine.
+``<suite>/<task>/seed<k>/search.json``; a JSON-lines file holds the same. Nothing else is needed for tables and figures.
 """
 
 from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
 
 from peft_noah.architecture import Architecture
+from peft_noah.experiments.result_files import CELL, FAILED, ResultFile, Sources, as_list, list_files
 from peft_noah.formatting import one_line
-from peft_noah.jsonfile import check_int
+from peft_noah.jsonfile import build_named, check_int
 from peft_noah.results.report import MAX_NAME, MethodResult, RunReport
+from peft_noah.run.folder import SEARCH
 from peft_noah.searching.result import SearchResult
 
-MAX_CELLS = 20_000
-MAX_BYTES = 512 * 1024**2  # of all files together; a cell has some kilobytes
 MAX_SHOTS = 1_000_000
-FAILED = ".error.json"
-
-Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
@@ -86,31 +81,31 @@ class Cell:
         )
 
 
-def load_cells(folders: Folders) -> list[Cell]:
-    """All finished cells of one suite folder or several, in the order of their paths.
+def load_cells(sources: Sources) -> list[Cell]:
+    """All finished cells of a suite or several, in the order of their paths.
 
-    Cells that failed (``<method>.error.json``) are left out; :func:`count_failed` counts them. A cell that two folders
+    Cells that failed (``<method>.error.json``) are left out; :func:`count_failed` counts them. A cell that two sources
     hold with the same result is taken once.
 
     Args:
-        folders: one suite folder, or a sequence of them; the folder of a single run is read too.
+        sources: the folder of a suite or of a single run, a JSON-lines file of results, or a sequence of them.
 
     Raises:
-        ValueError: a folder is missing, holds no cells, or more than 20,000 files or 512 MiB; a file cannot be read,
+        ValueError: a source is missing, holds no cells, or more than 50,000 files or 512 MiB; a file cannot be read,
             is cut short, or holds something else; two files hold different results of one task, method and seed.
     """
-    found: dict[tuple, tuple[Cell, Path]] = {}
-    for path in _paths(folders):
-        cell = _load_cell(path)
-        earlier, first = found.setdefault(cell.key, (cell, path))
+    found: dict[tuple, tuple[Cell, str]] = {}
+    for file in list_files(sources, CELL):
+        cell = _load_cell(file)
+        earlier, first = found.setdefault(cell.key, (cell, file.where))
         if earlier != cell:
             shots = "" if cell.shots is None else f" at {cell.shots} shots"
             raise ValueError(
-                f"{first} and {path} hold different results of method {cell.method!r} on task {cell.task!r}{shots} "
+                f"{first} and {file.where} hold different results of method {cell.method!r} on task {cell.task!r}{shots} "
                 f"with seed {cell.seed}. Keep one of them, or give the runs different seeds."
             )
     if not found:
-        named = ", ".join(os.fspath(folder) for folder in _as_list(folders))
+        named = ", ".join(map(os.fspath, as_list(sources)))
         raise ValueError(
             f"no finished cell in {named}: expected <task>/seed<number>/results/<method>.json. Name the folder of a "
             "suite, or run one first."
@@ -118,55 +113,35 @@ def load_cells(folders: Folders) -> list[Cell]:
     return [cell for cell, _ in found.values()]
 
 
-def count_failed(folders: Folders) -> int:
-    """How many cells of these suite folders ended in an error and have no result yet.
+def count_failed(sources: Sources) -> int:
+    """How many cells ended in an error and have no result yet.
 
     Raises:
-        ValueError: a folder is missing, or holds more than 20,000 files or 512 MiB.
+        ValueError: as :func:`load_cells` for a source.
     """
-    failed = _listed(folders, f"results/*{FAILED}")
-    return sum(not path.with_name(path.name.removesuffix(FAILED) + ".json").exists() for path in failed)
+    failed = 0
+    for source in as_list(sources):
+        finished = {file.path for file in list_files(source, CELL)}
+        errors = (file.path.removesuffix(".error.json") + ".json" for file in list_files(source, FAILED))
+        failed += sum(path not in finished for path in errors)
+    return failed
 
 
-def load_searches(folders: Folders) -> list[SearchResult]:
-    """The searches of these suite folders, in the order of their paths.
+def load_searches(sources: Sources) -> list[SearchResult]:
+    """The searches of one suite or several, in the order of their paths.
 
     Raises:
-        ValueError: a folder is missing, or a search cannot be read; the message names the file.
+        ValueError: a source is missing, or a search cannot be read; the message names the file.
     """
-    return [SearchResult.load(path) for path in _listed(folders, "search.json")]
+    files = list_files(sources, SEARCH)
+    return [build_named(file.read(), SearchResult.from_dict, file.where, "a search result") for file in files]
 
 
-def _load_cell(path: Path) -> Cell:
+def _load_cell(file: ResultFile) -> Cell:
+    def build(data: object) -> Cell:
+        return Cell.from_report(RunReport.from_dict(data))
+
     try:
-        return Cell.from_report(RunReport.load(path))
+        return build_named(file.read(), build, file.where, "a finished cell")
     except ValueError as error:
-        text = str(error) if str(path) in str(error) else f"{path}: {error}"
-        raise ValueError(f"{text} Run the suite again with --retry: it runs this cell anew.") from error
-
-
-def _paths(folders: Folders) -> Iterator[Path]:
-    return (path for path in _listed(folders, "results/*.json") if not path.name.endswith(FAILED))
-
-
-def _listed(folders: Folders, pattern: str) -> list[Path]:
-    """The files of a run or of all runs of a suite, sorted, folder by folder, so that neither the file system nor the machine decides the order of anything."""
-    paths: list[Path] = []
-    for folder in _as_list(folders):
-        if not Path(folder).is_dir():
-            raise ValueError(f"there is no folder {os.fspath(folder)}. Name the folder that a suite was run in.")
-        both = (path for place in ("", "*/seed*/") for path in Path(folder).glob(f"{place}{pattern}"))
-        matching: Iterable[Path] = (path for path in both if not path.name.startswith("."))
-        paths += sorted(islice(matching, MAX_CELLS + 1))
-        if len(paths) > MAX_CELLS:
-            raise ValueError(f"{os.fspath(folder)} holds more than {MAX_CELLS:,} files of results. Read it in parts.")
-    if sum(path.stat().st_size for path in paths if path.is_file()) > MAX_BYTES:
-        raise ValueError(
-            f"the files of {', '.join(map(os.fspath, _as_list(folders)))} have more than {MAX_BYTES:,} bytes together, "
-            "which no suite has. Read it in parts."
-        )
-    return paths
-
-
-def _as_list(folders: Folders) -> list[str | os.PathLike[str]]:
-    return [folders] if isinstance(folders, (str, os.PathLike)) else list(folders)
+        raise ValueError(f"{error} Run the suite again with --retry: it runs this cell anew.") from error

@@ -110,14 +110,6 @@ class Grid:
         ordered = {task: groups[task] for group in order_groups(groups.values()) for task in _members(groups, group)}
         return cls(ordered, order_methods(method for _, method in measured), estimates)
 
-    @classmethod
-    def from_values(cls, values: Mapping[str, Mapping[str, float]], groups: Mapping[str, str]) -> Grid:
-        """From accuracies by method and row of which no more is known, such as published ones."""
-        estimates = {
-            (row, method): Estimate(value, None) for method, rows in values.items() for row, value in rows.items()
-        }
-        return cls(dict(groups), list(values), estimates)
-
     @cached_property
     def group_names(self) -> list[str]:
         """The groups in their order; none where a row has no group."""

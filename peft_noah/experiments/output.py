@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_noah.experiments.analysis import BestShare, shared_by_best
-from peft_noah.experiments.cells import Cell, Folders, count_failed, load_cells, load_searches
+from peft_noah.experiments.cells import Cell, count_failed, load_cells, load_searches
 from peft_noah.experiments.differences import differences_over_seeds, differences_over_tasks
 from peft_noah.experiments.figures import (
     plot_architectures,
@@ -22,6 +22,7 @@ from peft_noah.experiments.figures import (
     plot_transfer,
 )
 from peft_noah.experiments.grid import Grid, domain_cells, few_shot_cells, standard_cells
+from peft_noah.experiments.result_files import Sources
 from peft_noah.experiments.tables import (
     domain_table,
     few_shot_table,
@@ -45,7 +46,7 @@ Drawing = tuple[str, str, Callable[[Path], None]]
 
 
 def write_tables(
-    folders: Folders, output: str | os.PathLike[str], *, paper: bool = False, top: int = 10
+    sources: Sources, output: str | os.PathLike[str], *, paper: bool = False, top: int = 10
 ) -> list[Path]:
     """Write every table (``.md``, ``.tex``, ``.csv``) and figure (``.png``) that the cells of a suite allow.
 
@@ -53,7 +54,7 @@ def write_tables(
     and computed; files of the same names are replaced, others left alone.
 
     Args:
-        folders: one suite folder, or a sequence of them.
+        sources: the folder of a suite or of a run, a JSON-lines file of results, or a sequence of them.
         output: where to write; made where it is missing.
         paper: add the paper's own Table 1, as columns marked so.
         top: how many candidates of each search are its best; searches with fewer than twice as many are left out.
@@ -62,12 +63,12 @@ def write_tables(
         The files written, ``tables.md`` first.
 
     Raises:
-        ValueError: a folder, cell or search cannot be read, or they do not go together; nothing is written then.
+        ValueError: a source, cell or search cannot be read, or they do not go together; nothing is written then.
         OSError: ``output`` cannot be written.
     """
-    cells, failed = load_cells(folders), count_failed(folders)
+    cells, failed = load_cells(sources), count_failed(sources)
     _check_backbone(cells)
-    searches = load_searches(folders)
+    searches = load_searches(sources)
     shares = _shared(searches, top)
     tables = [table for table in _tables(cells, shares, paper) if table is not None]
     drawings = list(_drawings(cells, shares))
@@ -84,13 +85,6 @@ def write_tables(
             write_atomically(paths[-1], content)
     write_atomically(output / TABLES_MARKDOWN, text)
     return [output / TABLES_MARKDOWN, *paths]
-
-
-def suite_tables(folders: Folders, paper: bool = False) -> list[Table]:
-    """The same tables as data, such as for a terminal; arguments and errors as for :func:`write_tables`."""
-    cells = load_cells(folders)
-    _check_backbone(cells)
-    return [table for table in _tables(cells, {}, paper) if table is not None]
 
 
 def _tables(cells: Sequence[Cell], shares: Mapping[str, BestShare], paper: bool) -> Iterator[Table | None]:
@@ -167,7 +161,7 @@ def _check_backbone(cells: Sequence[Cell]) -> None:
         first, second = list(seen.values())[:2]
         raise ValueError(
             f"task {first.task!r} ran on the backbone {dict(first.backbone)} and task {second.task!r} on "
-            f"{dict(second.backbone)}: no table compares them. Give the folders of one backbone."
+            f"{dict(second.backbone)}: no table compares them. Give the results of one backbone."
         )
 
 

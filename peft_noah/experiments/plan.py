@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 
 from peft_noah.architecture import Architecture
+from peft_noah.experiments.result_files import PLAN
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, dump_json, load_json, write_atomically
 from peft_noah.run.method_names import FROM_SUPERNET, INHERITED, METHODS, RANDOM, SINGLE, TRANSFER
 from peft_noah.run.methods import SINGLE_MODULES
 from peft_noah.run.settings import RunSettings
 
-PLAN = "suite.json"
 _PASSES = {"linear": 1, "full": 3}
 
 

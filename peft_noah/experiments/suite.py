@@ -20,7 +20,8 @@ from pathlib import Path
 
 from peft_noah.architecture import Architecture
 from peft_noah.data.listings import Listings
-from peft_noah.experiments.plan import PLAN, Job, Plan
+from peft_noah.experiments.plan import Job, Plan
+from peft_noah.experiments.result_files import PLAN
 from peft_noah.jsonfile import read_json
 from peft_noah.progress import Reporter
 from peft_noah.run.folder import SEARCH, Busy, RunFolder, slug

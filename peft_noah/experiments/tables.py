@@ -22,7 +22,7 @@ from peft_noah.experiments.grid import (
     standard_cells,
     untested_note,
 )
-from peft_noah.experiments.paper import published_groups, published_parameters, published_rows, vtab_name
+from peft_noah.experiments.paper import published_parameters, published_rows, vtab_name
 from peft_noah.results.statistics import Estimate, clear_winner
 from peft_noah.results.table import Entry, Number, Table, bold_note, count_range, one_seed_note
 from peft_noah.run.method_names import CONTINUED, INHERITED, NOAH, RETRAINED, TRANSFER
@@ -63,15 +63,6 @@ def main_table(cells: Iterable[Cell], paper: bool = False) -> Table | None:
     rows = _grid_rows(grid, others)
     rows.add_numbers("prompt parameters", counts)
     return rows.table("table1", "Table 1: test accuracy (%) by task and method", "task", notes)
-
-
-def published_table() -> Table:
-    """The paper's Table 1 with its means, computed from its own rows."""
-    grid = Grid.from_values(published_rows(), published_groups())
-    rows = _grid_rows(grid, grid.methods)
-    rows.add_numbers("prompt parameters", published_parameters())
-    note = "VTAB-1k, ViT-B/16 of ImageNet-21k (arXiv 2206.04673). Parameters of linear: the classifier's."
-    return rows.table("published", "The paper's Table 1: test accuracy (%) by task and method", "task", [note])
 
 
 def domain_table(cells: Iterable[Cell]) -> Table | None:

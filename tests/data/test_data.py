@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from datasets import ClassLabel, Features, Image, Value
 from image_files import NAMES, encode, pixels, refused, rows, whole, write_image_folder, write_split, write_task
 
 from peft_noah.data import Preprocessing, bundled_backbone, bundled_task, load_splits
+from peft_noah.experiments.result_files import load_reports
 
 pytest_plugins = ["image_fixtures"]
 ROOT = Path(__file__).parents[2]
@@ -26,8 +26,8 @@ def test_the_bundled_task_has_800_200_and_2000_images_of_10_classes(preprocessin
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (800, 200, 2000)
     assert splits.num_classes == 10
     assert splits.label_names[:3] == ("t-shirt", "trouser", "pullover")
-    committed = json.loads((ROOT / "examples/results/fashion_mnist/results-seed0.json").read_text())
-    assert splits.fingerprint == committed["task"]["fingerprint"]
+    committed = load_reports(ROOT / "results" / "fashion_mnist" / "runs.jsonl")[0]
+    assert splits.fingerprint == committed.task["fingerprint"]
     assert (bundled_task() / "LICENSE").read_text().startswith("The MIT License")
     assert bundled_backbone().parent == bundled_task().parent
 

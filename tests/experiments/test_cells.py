@@ -10,7 +10,7 @@ import pytest
 from cell_files import make_cell, make_report, write_cell
 
 from peft_noah.architecture import Architecture
-from peft_noah.experiments import cells as cells_module
+from peft_noah.experiments import result_files
 from peft_noah.experiments.cells import count_failed, load_cells
 
 
@@ -102,11 +102,11 @@ def test_a_missing_or_empty_folder_and_one_with_too_many_files_are_refused(tmp_p
     write_cell(tmp_path, seed=0)
     write_cell(tmp_path, seed=1)
     with monkeypatch.context() as few:
-        few.setattr(cells_module, "MAX_CELLS", 1)
+        few.setattr(result_files, "MAX_FILES", 1)
         with pytest.raises(ValueError, match="more than 1 files"):
             load_cells(tmp_path)
-    monkeypatch.setattr(cells_module, "MAX_BYTES", 100)
-    with pytest.raises(ValueError, match="more than 100 bytes together"):
+    monkeypatch.setattr(result_files, "MAX_BYTES", 100)
+    with pytest.raises(ValueError, match="more than 100 bytes of results"):
         load_cells(tmp_path)
 
 
