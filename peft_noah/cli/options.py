@@ -85,11 +85,20 @@ RUN_OPTIONS = {
     "shots": option(int | None, None, "Training images per class. Default: all."),
     "augment": option(bool, False, "Colour jitter and RandAugment on training images, as for few-shot learning."),
     "other_test": option(list[str], [], "A further test set as NAME=FOLDER or NAME=HUB-ID; may be repeated."),
-    "mixed_precision": option(str, "no", "no, fp16 or bf16, through Accelerate."),
-    "compile": option(
-        bool, False, "Compile what is trained, with CUDA graphs: for a GPU; takes a minute or two for each model."
+    "mixed_precision": option(
+        str | None, None, "no, fp16 or bf16. Default: what 'accelerate launch' or its environment says, else no."
     ),
-    "accumulate": option(int, 1, "Micro-batches per step and process, to save memory."),
+    "compile": option(
+        bool | None,
+        None,
+        "Compile what is trained, with CUDA graphs: for a GPU; takes a minute or two for each model. Default: what "
+        "'accelerate launch' says.",
+    ),
+    "accumulate": option(
+        int | None,
+        None,
+        "Micro-batches per step and process, to save memory. Default: what Accelerate's environment says, else 1.",
+    ),
     "sampling": option(
         str, "shared", "With several processes: shared (one subnet per step), or per-process (each its own)."
     ),
@@ -126,7 +135,7 @@ def clear_errors(command: Callable) -> Callable:
 
         try:
             with interruptible():
-                return command(*args, **kwargs)
+                return command(*map(_expanded, args), **{name: _expanded(value) for name, value in kwargs.items()})
         except (ValueError, NonFiniteLossError, OSError, Busy) as error:
             typer.secho(f"error: {error}", fg="red", err=True)
             raise typer.Exit(2) from error
@@ -135,6 +144,13 @@ def clear_errors(command: Callable) -> Callable:
             raise typer.Exit(stopped.exit_code) from stopped
 
     return wrapped
+
+
+def _expanded(value: Any) -> Any:
+    """A path, or each of a list of them, with ``~`` expanded: no shell does so in ``--output=~/run``."""
+    if isinstance(value, list):
+        return [_expanded(one) for one in value]
+    return value.expanduser() if isinstance(value, Path) else value
 
 
 def quiet() -> None:

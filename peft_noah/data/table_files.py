@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, Image, Value
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from peft_noah import sources
 from peft_noah.data.split_names import pick
 
 
@@ -59,9 +60,10 @@ def hub_configs(source: str) -> list[str]:
 
 def is_hub_id(source: str | os.PathLike[str]) -> bool:
     """Whether a source can only be a Hub id: `owner/name` or `owner/name:config`, and no path."""
-    if isinstance(source, os.PathLike) or Path(source).expanduser().exists() or source.startswith("."):
+    if isinstance(source, os.PathLike) or os.path.exists(source):
         return False
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", source) is not None
+    name, _, config = source.partition(":")
+    return sources.is_hub_id(name) and re.fullmatch(r"[\w.-]*", config) is not None
 
 
 def parquet_files(folder: Path) -> dict[str, list[Path]]:

@@ -207,7 +207,7 @@ class Plan:
         Raises:
             ValueError: the runs have other settings, or a task or architecture of the same name is another.
         """
-        if changed := [name for name, value in asdict(self.run).items() if asdict(earlier.run)[name] != value]:
+        if changed := self.run.differences(earlier.run):
             raise ValueError(
                 f"the suite was started with other {', '.join(changed)}. Choose another --output, or the same settings."
             )

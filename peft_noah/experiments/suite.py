@@ -85,7 +85,7 @@ class Suite:
     def __init__(
         self, folder: str | os.PathLike[str], plan: Plan | None = None, reporter: Reporter | None = None
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.plan = self._agree(plan)
         self.reporter = reporter or Reporter()
         self._run: tuple[str, Run] | None = None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from peft_noah.data import Listings, read_listings
+from peft_noah.sources import stored_path, stored_paths
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,10 @@ class Task:
     search_space: str = "vtab"
     lossless: bool = False
     published: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dataset", stored_path(self.dataset))
+        object.__setattr__(self, "other_tests", stored_paths(self.other_tests))
 
     @property
     def folder(self) -> str:

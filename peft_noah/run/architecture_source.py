@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from peft_noah.architecture import Architecture
 from peft_noah.jsonfile import read_json
 from peft_noah.searching.result import SearchResult
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+from peft_noah.sources import is_hub_id
 
 
 def read_architecture(source: str | os.PathLike[str]) -> Architecture:
@@ -24,21 +22,21 @@ def read_architecture(source: str | os.PathLike[str]) -> Architecture:
     Raises:
         ValueError: if it is none of these, or what it names holds no architecture.
     """
-    path, text = Path(source), os.fspath(source)
+    path, text = Path(source).expanduser(), os.fspath(source)
     if path.is_dir():
         return _of_folder(path)
     if path.suffix == ".json":
         return _of_file(path)
     if text in Architecture.published_names():
         return Architecture.published(text)
-    if _HUB_ID.fullmatch(text) and text.partition("/")[0] not in ("vtab", "few_shot"):
+    if is_hub_id(text) and text.partition("/")[0] not in ("vtab", "few_shot"):
         return _of_config(_fetch_config(text))
     return Architecture.published(text)  # which says what comes nearest
 
 
 def source_label(source: str | os.PathLike[str]) -> str:
     """What tables call a source: a published name or Hub id as it is, a path by its last part."""
-    path = Path(source)
+    path = Path(source).expanduser()
     return path.stem if path.suffix == ".json" else path.name if path.is_dir() else os.fspath(source)
 
 

@@ -34,6 +34,7 @@ from peft_noah.training import TrainingLog, make_accelerator, train
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.evaluation import evaluate
 from peft_noah.training.interruption import Interruption
+from peft_noah.training.processes import asked_micro_batches, describe, is_compiling, warn_of_other_precision
 from peft_noah.training.sharding import shard_backbone
 from peft_noah.training.tracking import StepLog, check_tracker, start_trackers
 from peft_noah.tuner.adapter_files import load_adapter
@@ -69,11 +70,10 @@ class RunContext:
         self.files = RunFolder(folder)
         self.folder = self.files.path
         self.settings = self.files.agree(settings)
-        if shard and self.settings.compile:
-            raise ValueError(
-                "a sharded backbone cannot be compiled: choose one of --shard-backbone, which saves memory, and --compile, "
-                "which saves time."
-            )
+        # what is left to Accelerate is settled now, for all stages
+        if self.settings.accumulate is None:
+            self.settings = replace(self.settings, accumulate=asked_micro_batches())
+        warn_of_other_precision(self.settings.mixed_precision)
         # settings.json is written once all is checked; asked before the processes meet, so that all see the same
         self._prepared = (self.folder / SETTINGS).exists()
         self.accelerator: Accelerator = make_accelerator(
@@ -82,8 +82,15 @@ class RunContext:
             log_with=log_with,
             project_dir=self.folder / TRACKING,
         )
+        if shard and is_compiling(self.accelerator):
+            raise ValueError(
+                "a sharded backbone cannot be compiled: choose one of --shard-backbone, which saves memory, and --compile "
+                "(or the launcher's --dynamo_backend), which saves time."
+            )
+        self.settings = replace(self.settings, mixed_precision=self.accelerator.mixed_precision)
         self._checkpoint_seconds, self._shard = checkpoint_seconds, shard
         self.reporter = reporter or Reporter(enabled=self.accelerator.is_main_process)
+        self.reporter.say(describe(self.accelerator, self.settings.accumulate))
 
     # ------------------------------------------------------------------ data and models
 

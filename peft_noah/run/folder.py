@@ -30,7 +30,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -73,7 +73,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -88,8 +88,7 @@ class RunFolder:
         """
         if (self / SETTINGS).exists():
             found = RunSettings.load(self / SETTINGS)
-            if settings is not None and settings != found:
-                changed = [f.name for f in fields(settings) if getattr(settings, f.name) != getattr(found, f.name)]
+            if settings is not None and (changed := settings.differences(found)):
                 raise ValueError(
                     f"{self.path} holds another run, with other {', '.join(changed)}. Choose another --output, or "
                     "delete that folder."

@@ -32,7 +32,7 @@ def draw_figures(folder: str | os.PathLike[str]) -> list[Path]:
     Raises:
         ValueError: if the folder has neither a search nor an adapter.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     drawn = []
     if (folder / SEARCH).exists():
         make_plain_folder(folder / FIGURES)
@@ -56,7 +56,7 @@ def draw_figures(folder: str | os.PathLike[str]) -> list[Path]:
 
 def write_cards(folder: str | os.PathLike[str]) -> None:
     """Write README.md and the picture of the architecture into each adapter folder of a run."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     report = RunReport.load(folder / RESULTS_JSON)
     for result in report.results:
         name = adapter_folder(result.method)

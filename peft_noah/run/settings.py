@@ -11,12 +11,16 @@ from peft_noah.data import bundled_backbone
 from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, dump_json, load_json, write_atomically
 from peft_noah.run.methods import BASELINES
 from peft_noah.searching.result import SearchSettings
+from peft_noah.sources import find_source, stored_path, stored_paths
 from peft_noah.training import TrainingSettings
+from peft_noah.training.processes import OFF, PRECISIONS
 from peft_noah.tuner.config import RECIPES, SPACES
 
 #: cost of the paper's supernet, search and retraining, in fine-tunings of the length of the retraining
 PAPER_EFFORT = 5.6
 MAX_EFFORT = 100
+#: fields that are left to Accelerate and its launcher where they are None
+LAUNCHER = ("mixed_precision", "accumulate", "compile")
 
 #: options of earlier versions, each with the value that did nothing: files that hold it can be read
 REMOVED = {"risk": 0.0}
@@ -53,10 +57,11 @@ class RunSettings:
         image_size: side in pixels; None: the backbone's own.
         image_mean, image_std: None: from the backbone's image processor.
         image_column, label_column: None: found by their types.
-        mixed_precision: Accelerate's ``"no"``, ``"fp16"`` or ``"bf16"``.
+        mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``; None: as Accelerate was told, by its launcher or environment.
         compile: train compiled models, with CUDA graphs on a GPU: after a minute, the steps take a fraction of their time.
-        accumulate, sampling: micro-batches per step, and which subnets several processes train: as `TrainingSettings` has
-            them.
+            None: as the launcher was told.
+        accumulate, sampling: micro-batches per step (None: as Accelerate was told, else 1), and which subnets several
+            processes train: as `TrainingSettings` has them.
 
     Raises:
         ValueError: on a value that is not allowed.
@@ -88,9 +93,9 @@ class RunSettings:
     image_std: tuple[float, ...] | None = None
     image_column: str | None = None
     label_column: str | None = None
-    mixed_precision: str = "no"
-    compile: bool = False
-    accumulate: int = 1
+    mixed_precision: str | None = None
+    compile: bool | None = None
+    accumulate: int | None = None
     sampling: str = "shared"
 
     def __post_init__(self) -> None:
@@ -98,11 +103,12 @@ class RunSettings:
         for name, allowed in (
             ("recipe", RECIPES),
             ("search_space", SPACES),
-            ("mixed_precision", ("no", "fp16", "bf16")),
+            ("mixed_precision", (None, *PRECISIONS)),
         ):
             if getattr(self, name) not in allowed:
+                allowed = [value for value in allowed if value is not None]
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
-        _check_model(self.model)
+        self._store_paths()
         self._check_effort()
         self.search()
         self.training("supernet"), self.training("subnet")
@@ -118,6 +124,22 @@ class RunSettings:
             raise ValueError(f"cache_gb must be at least 0, got {self.cache_gb!r}.")
         if self.shots is not None:
             check_int(self.shots, "shots", 1, MAX_COUNT)
+
+    def _store_paths(self) -> None:
+        """Store folders by their absolute paths, so that every stage reads the same."""
+        if self.model is not None:
+            found = find_source(self.model, "model", "Give a folder with config.json, or a Hub id.")
+            object.__setattr__(self, "model", found)
+        if self.dataset is not None:
+            object.__setattr__(self, "dataset", stored_path(self.dataset))
+        if self.other_tests:
+            object.__setattr__(self, "other_tests", stored_paths(self.other_tests))
+
+    def differences(self, other: RunSettings) -> list[str]:
+        """The fields in which two runs differ; what one of them leaves to the launcher differs from nothing."""
+        mine, theirs = asdict(self), asdict(other)
+        left = {name for name in LAUNCHER if None in (mine[name], theirs[name])}
+        return [name for name in mine if name not in left and mine[name] != theirs[name]]
 
     def _check_effort(self) -> None:
         if self.effort is None:
@@ -136,11 +158,13 @@ class RunSettings:
 
     @property
     def compile_mode(self) -> str | None:
-        """The mode of `torch.compile`; None: nothing is compiled. A CUDA graph's gradients would not add up over
+        """The mode of `torch.compile`; None: as the launcher was told. A CUDA graph's gradients would not add up over
         micro-batches."""
-        if not self.compile:
+        if self.compile is None:
             return None
-        return "reduce-overhead" if self.accumulate == 1 else "default"
+        if not self.compile:
+            return OFF
+        return "reduce-overhead" if self.accumulate in (None, 1) else "default"
 
     def training(self, stage: str) -> TrainingSettings:
         """The training settings of ``"supernet"``, ``"subnet"`` or ``"full"``."""
@@ -154,7 +178,7 @@ class RunSettings:
             self.protocol,
             epochs=epochs,
             seed=self.seed,
-            accumulate=self.accumulate,
+            accumulate=1 if self.accumulate is None else self.accumulate,
             sampling=self.sampling,
         )
 
@@ -213,9 +237,3 @@ class RunSettings:
         if not isinstance(data, dict) or set(data) - known:
             raise ValueError(f"expected an object with {', '.join(sorted(known))}.")
         return cls(**data)
-
-
-def _check_model(model: str | None) -> None:
-    """A path must exist; 'owner/name' may be a Hub id, and is left to the Hub's client."""
-    if model is not None and not os.path.isdir(model) and (os.path.isabs(model) or model.startswith((".", "~"))):
-        raise ValueError(f"model folder {model!r} does not exist. Give a folder with config.json, or a Hub id.")

@@ -36,7 +36,7 @@ from peft_noah.searching.scoring import Scorer, spread
 from peft_noah.training import ArchitectureSampler
 from peft_noah.training.interruption import Interruption
 from peft_noah.training.memory import peak_memory, start_measuring
-from peft_noah.training.processes import total
+from peft_noah.training.processes import is_compiling, total
 
 #: the lock under which a supernet is trained and searched: what several methods share
 SHARED = "supernet-and-search"
@@ -385,7 +385,11 @@ class Run(RunContext):
                 "interpolated": needs_interpolation(core, self.splits.preprocessing.size),
             },
             preprocessing=self.splits.preprocessing.to_dict(),
-            settings={**asdict(self.settings), "supernet_epochs": self.settings.training("supernet").epochs},
+            settings={
+                **asdict(self.settings),
+                "supernet_epochs": self.settings.training("supernet").epochs,
+                "compile": is_compiling(self.accelerator),
+            },
             versions=package_versions(),
             architecture=architecture,
         )

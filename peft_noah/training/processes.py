@@ -17,23 +17,35 @@ Without a GPU the same commands start processes on the CPU (``accelerate launch 
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 
+logger = logging.getLogger(__name__)
 
-def make_accelerator(mixed_precision: str = "no", compile_mode: str | None = None, **kwargs) -> Accelerator:
+#: what a run can compute in
+PRECISIONS = ("no", "fp16", "bf16")
+#: the mode of a compiler that is not to run, whatever the launcher was told
+OFF = "off"
+_ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+
+
+def make_accelerator(mixed_precision: str | None = None, compile_mode: str | None = None, **kwargs) -> Accelerator:
     """An Accelerator whose batch size counts over all processes, so that their number does not change the training.
 
     Args:
-        mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
-        compile_mode: a mode of `torch.compile`, which models are then trained with; None: as ``accelerate launch`` was told.
+        mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``; None: as Accelerate was told, by ``accelerate launch``, its
+            config file or ACCELERATE_MIXED_PRECISION, else ``"no"``.
+        compile_mode: a mode of `torch.compile`, which models are then trained with; `OFF`: none; None: as
+            ``accelerate launch`` was told.
         **kwargs: further arguments of `accelerate.Accelerator`, such as ``log_with`` and ``project_dir`` of trackers.
 
     Raises:
-        ValueError: if a launcher started several processes and they did not find each other.
+        ValueError: if a launcher started several processes and they did not find each other, or asks for a precision
+            that is not among these.
     """
     launched = _launched()
     # Accelerate makes a group of CPU processes only when it is told that the CPU is meant
@@ -43,15 +55,60 @@ def make_accelerator(mixed_precision: str = "no", compile_mode: str | None = Non
         dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=True),
         **kwargs,
     )
+    if accelerator.mixed_precision not in PRECISIONS:
+        raise ValueError(
+            f"the launcher asks for mixed precision {accelerator.mixed_precision!r}; allowed are {', '.join(PRECISIONS)}. "
+            "Give one of them by --mixed-precision."
+        )
+    # losses are weighted by images here; Accelerate would divide them by the number of micro-batches once more
+    accelerator.gradient_accumulation_steps = 1
     # set here: Accelerate's state, which all accelerators of a process share, would keep the plugin of the first one
-    compiler = {} if compile_mode is None else {"backend": "inductor", "mode": compile_mode, "dynamic": False}
-    accelerator.state.dynamo_plugin = TorchDynamoPlugin(**compiler)
+    accelerator.state.dynamo_plugin = _compiler(compile_mode)
     if accelerator.num_processes < launched:
         raise ValueError(
             f"a launcher started {launched} processes, but this one sees {accelerator.num_processes}. On this kind of "
             "device start the command without a launcher."
         )
     return accelerator
+
+
+def _compiler(mode: str | None) -> TorchDynamoPlugin:
+    if mode is None:
+        return TorchDynamoPlugin()
+    if mode == OFF:
+        return TorchDynamoPlugin(backend="no")
+    return TorchDynamoPlugin(backend="inductor", mode=mode, dynamic=False)
+
+
+def asked_micro_batches() -> int:
+    """Micro-batches per step that Accelerate's environment asks for; 1 where it does not.
+
+    Raises:
+        ValueError: if it is no whole number of at least 1.
+    """
+    text = os.environ.get(_ACCUMULATION, "1")
+    if not (text.isdecimal() and int(text) >= 1):
+        raise ValueError(f"{_ACCUMULATION} must be a whole number of at least 1, got {text!r}.")
+    return int(text)
+
+
+def warn_of_other_precision(used: str | None) -> None:
+    """Say that a launcher's precision is not the one that a run was begun in, or was asked for; None: none was."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if used is not None and asked not in ("no", used):
+        logger.warning("mixed precision is %r, as this run was asked for; the launcher's %r is not used", used, asked)
+
+
+def describe(accelerator: Accelerator, micro_batches: int) -> str:
+    """What a training computes with, in one line."""
+    count = accelerator.num_processes
+    parts = [
+        f"{count} process{'es' if count > 1 else ''} on {accelerator.device.type}",
+        f"mixed precision {accelerator.mixed_precision}",
+        f"{micro_batches} micro-batch{'es' if micro_batches > 1 else ''} a step",
+        "compiled" if is_compiling(accelerator) else "not compiled",
+    ]
+    return ", ".join(parts)
 
 
 def _launched() -> int:

@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from peft_noah.sources import find_source
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.fingerprint import OtherBackboneWarning
 
@@ -80,6 +81,7 @@ def read_config(folder: str | os.PathLike[str]) -> NoahConfig:
 def _folder(adapter: str | os.PathLike[str]) -> Path:
     """The local folder of an adapter, fetched from the Hub where there is none here."""
     missing = None
+    adapter = find_source(adapter, "adapter", f"Give a folder with {CONFIG}, or a Hub id.")
     if os.path.isdir(adapter):
         missing = next((name for name in (CONFIG, WEIGHTS) if not os.path.isfile(os.path.join(adapter, name))), None)
         folder = Path(adapter)
