@@ -108,7 +108,7 @@ class ImageSplit(Dataset):
         self._assemble([_InMemory(images)], labels, classes)
 
     def _assemble(
-        self, parts: Sequence[_InMemory | _Encoded], labels: Tensor, classes: Sequence[int] | None = None
+        self, parts: Sequence[_InMemory | _Encoded | _Chosen], labels: Tensor, classes: Sequence[int] | None = None
     ) -> None:
         sizes = [len(part) for part in parts]
         if labels.dtype != torch.int64 or labels.shape != (sum(sizes),):
@@ -174,6 +174,18 @@ class ImageSplit(Dataset):
         )
         return joined
 
+    def subset(self, rows: Sequence[int]) -> ImageSplit:
+        """A split of the images at ``rows``, in that order, scored among the same classes; image memory is shared where it
+        can be.
+
+        Args:
+            rows: indices from 0 to N - 1.
+        """
+        chosen = ImageSplit.__new__(ImageSplit)
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        chosen._assemble([_Chosen(self, index)], self.labels[index], self.classes)
+        return chosen
+
     def __add__(self, other: ImageSplit) -> ImageSplit:
         return ImageSplit.concat([self, other])
 
@@ -232,7 +244,7 @@ class ImageSplit(Dataset):
     @property
     def in_memory(self) -> bool:
         """Whether every image is decoded and kept, rather than decoded whenever it is fetched."""
-        return all(isinstance(part, _InMemory) for part in self._parts)
+        return all(part.in_memory for part in self._parts)
 
     @property
     def digests(self) -> list[bytes]:
@@ -250,6 +262,8 @@ class ImageSplit(Dataset):
 
 class _InMemory:
     """Decoded images, with the digests of what they were decoded from (one over the pixels, if that is unknown)."""
+
+    in_memory = True
 
     def __init__(self, images: Tensor, digests: Sequence[bytes] = ()) -> None:
         self.images = images
@@ -271,8 +285,46 @@ class _InMemory:
         return self.images[rows]
 
 
+class _Chosen:
+    """Some images of a split, fetched from it whenever they are needed."""
+
+    def __init__(self, whole: ImageSplit, rows: Tensor) -> None:
+        self.whole, self.rows = whole, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def in_memory(self) -> bool:
+        return self.whole.in_memory
+
+    @property
+    def images(self) -> Tensor:
+        return self.take(torch.arange(len(self)))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.whole.image_shape
+
+    @property
+    def digests(self) -> list[bytes]:
+        known = self.whole.digests
+        return [known[row] for row in self.rows.tolist()] if known else []
+
+    @property
+    def digest(self) -> bytes:
+        rows = hashlib.sha256(self.rows.contiguous().numpy().tobytes())
+        rows.update(bytes.fromhex(self.whole.fingerprint))
+        return rows.digest()
+
+    def take(self, rows: Tensor) -> Tensor:
+        return self.whole.__getitems__(self.rows[rows].tolist())["pixel_values"]
+
+
 class _Encoded:
     """Undecoded images, with all that is needed to decode any of them and to say which one is broken."""
+
+    in_memory = False
 
     def __init__(self, images: Sequence[Mapping[str, Any] | None], preprocessing: Preprocessing, name: str) -> None:
         self.images = images

@@ -30,7 +30,7 @@ from peft_noah.run.folder import (
 from peft_noah.run.methods import attach, load_backbone
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.evolution import check_budget
-from peft_noah.training import TrainingLog, make_accelerator, train
+from peft_noah.training import TrainingLog, TrainingSettings, make_accelerator, train
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.evaluation import evaluate
 from peft_noah.training.interruption import Interruption
@@ -135,9 +135,16 @@ class RunContext:
     def _supernet(self) -> PeftModel:
         return attach(self.fresh_backbone(), "supernet", self.settings.recipe, self.settings.search_space)
 
-    def _train(self, name: str, model: nn.Module, images: ImageSplit, stage: str, sampler=None) -> TrainingLog:
+    def _train(
+        self,
+        name: str,
+        model: nn.Module,
+        images: ImageSplit,
+        settings: TrainingSettings,
+        sampler: Callable[[int], Architecture] | None = None,
+        until: int | None = None,
+    ) -> TrainingLog:
         """Train, going on from a checkpoint if there is one; `_forget` removes it once the result has been saved."""
-        settings = self.settings.training(stage)
         log_file, checkpoint = self.folder / LOGS / f"{slug(name)}.jsonl", self._checkpoint(name)
         for path in (log_file, log_file.parent, checkpoint.folder, checkpoint.folder.parent, self.folder / TRACKING):
             refuse_link(path)
@@ -163,6 +170,7 @@ class RunContext:
                 on_step=on_step,
                 checkpoint=checkpoint,
                 interruption=interruption,
+                until=until,
             )
         self.accelerator.free_memory()
         return done
@@ -188,7 +196,7 @@ class RunContext:
         """Validation accuracy of an architecture trained on the training images alone; ``name`` shows in the progress."""
         model = attach(self.fresh_backbone(), architecture, self.settings.recipe)
         name = f"architecture {name}, on train"
-        self._train(name, model, self.splits.train, "subnet")
+        self._train(name, model, self.splits.train, self.settings.training("subnet"))
         validation = self.validate(model.eval())
         self._forget(name)
         return validation

@@ -56,7 +56,7 @@ class Run(RunContext):
             return
         model = self._supernet()
         sampler = ArchitectureSampler(model.get_search_space(), self.settings.seed)
-        log = self._train("supernet", model, self.splits.train, "supernet", sampler)
+        log = self._train("supernet", model, self.splits.train, self.settings.training("supernet"), sampler)
         model.set_architecture(model.get_search_space().largest())
         self._on_main(self.files.note_stage, "supernet", log.seconds, log.peak_memory)
         self._save(model, SUPERNET)
@@ -301,14 +301,14 @@ class Run(RunContext):
     ) -> None:
         """Validation accuracy of a model trained on train, test accuracy of one trained on train + validation; each from
         what ``start`` gives."""
-        stage = "full" if name == "full" else "subnet"
+        training = self.settings.training("full" if name == "full" else "subnet")
         everything = self.splits.train + self.splits.validation
         model = start()
         first, second = f"{name}, on train", f"{name}, on train + validation"
-        seconds = self._train(first, model, self.splits.train, stage).seconds
+        seconds = self._train(first, model, self.splits.train, training).seconds
         validation = self._accuracy(model.eval(), self.splits.validation)
         model = start()
-        seconds += self._train(second, model, everything, stage).seconds
+        seconds += self._train(second, model, everything, training).seconds
         if keep is not None:
             self._save(model, keep)
         self._add(name, model.eval(), validation, seconds, after)

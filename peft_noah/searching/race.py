@@ -141,6 +141,7 @@ class Race:
         self.designs, self.settings = tuple(designs), settings or RaceSettings()
         self.provenance, self.versions = dict(provenance or {}), dict(versions or {})
         self.told: dict[Heat, tuple[float, ...]] = {}
+        self.notes: dict[Heat, dict[str, float]] = {}
         self.standings: list[list[Standing]] = []  # of each finished rung, the best first
         by_prior = sorted(range(1, len(designs)), key=lambda index: (-designs[index].prior, index))
         self.running: list[int] = [0, *by_prior][: self.settings.rungs[0].designs]
@@ -163,7 +164,7 @@ class Race:
         heats = (Heat(design, fold, self.rung) for design in self.running for fold in folds)
         return [heat for heat in heats if heat not in self.told]
 
-    def tell(self, heat: Heat, scores: Sequence[float]) -> None:
+    def tell(self, heat: Heat, scores: Sequence[float], **notes: float) -> None:
         """Note how well the images of a heat's fold were predicted, one score an image, the higher the better.
 
         When the last heat of a rung is told, the rung ends: the worse designs stop.
@@ -171,6 +172,7 @@ class Race:
         Args:
             heat: one that was asked for.
             scores: in the order of the fold's images, the same for every design.
+            **notes: further numbers to keep, such as accuracy, training loss and image passes. They decide nothing.
 
         Raises:
             ValueError: the heat was not asked for, or a score is not finite, or there are not as many as for other designs.
@@ -182,7 +184,9 @@ class Race:
         for other, told in self.told.items():
             if other.fold == heat.fold and len(told) != len(scores):
                 raise ValueError(f"{heat} has {len(scores)} scores, but {other} has {len(told)} for the same images.")
-        self.told[heat] = tuple(map(float, scores))
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in notes.values()):
+            raise ValueError(f"the notes of {heat} are {notes}; give finite numbers.")
+        self.told[heat], self.notes[heat] = tuple(map(float, scores)), notes
         if not self.ask():
             self._end_rung()
 
@@ -262,7 +266,10 @@ class Race:
             "provenance": self.provenance,
             "settings": asdict(self.settings),
             "designs": [design.to_dict() for design in self.designs],
-            "told": [{**asdict(heat), "scores": list(scores)} for heat, scores in self.told.items()],
+            "told": [
+                {**asdict(heat), "notes": self.notes[heat], "scores": list(scores)}
+                for heat, scores in self.told.items()
+            ],
         }
 
     @classmethod
@@ -286,8 +293,9 @@ class Race:
                 versions=data["versions"],
             )
             for entry in data["told"]:
-                check_keys(entry, ("design", "fold", "rung", "scores"), "a heat of a race")
-                race.tell(Heat(entry["design"], entry["fold"], entry["rung"]), entry["scores"])
+                check_keys(entry, ("design", "fold", "rung", "notes", "scores"), "a heat of a race")
+                heat = Heat(entry["design"], entry["fold"], entry["rung"])
+                race.tell(heat, entry["scores"], **entry["notes"])
         except TypeError as error:
             raise ValueError(f"an entry of this race is of another kind ({error}).") from error
         return race

@@ -200,3 +200,16 @@ def test_a_table_cannot_make_us_open_a_device_or_the_network(preprocessing, path
 def test_a_split_of_other_shapes_or_types_is_refused(images, labels, message):
     with pytest.raises(ValueError, match=message):
         ImageSplit(images, labels)
+
+
+@pytest.mark.parametrize("cache_gb", [4.0, 0.0])
+def test_a_subset_holds_the_chosen_images_in_order(cache_gb, preprocessing):
+    encoded = [{"bytes": encode(pixels(seed)), "path": None} for seed in range(5)]
+    split = ImageSplit.decode(encoded, [0, 1, 2, 3, 4], preprocessing, cache_gb=cache_gb)
+    both = split + split
+    chosen = both.subset([7, 0, 4])
+    assert chosen.labels.tolist() == [2, 0, 4] and len(chosen) == 3 and chosen.in_memory == (cache_gb > 0)
+    assert torch.equal(whole(chosen), whole(both)[[7, 0, 4]])
+    assert chosen.digests == [both.digests[row] for row in (7, 0, 4)]
+    assert chosen.fingerprint not in (both.fingerprint, both.subset([0, 7, 4]).fingerprint)
+    assert (chosen + split).labels.tolist() == [2, 0, 4, 0, 1, 2, 3, 4]

@@ -128,9 +128,9 @@ def test_heats_of_one_rung_may_be_told_in_any_order():
     [
         ({"kind": "evolution"}, "not a race"),
         ({"designs": [{"name": "a", "dims": {"lora": -1}}]}, "lora"),
-        ({"told": [{"design": 9, "fold": 0, "rung": 0, "scores": [1.0]}]}, "was not asked for"),
-        ({"told": [{"design": 0, "fold": 0, "rung": 0, "scores": ["x"]}]}, "of another kind|not finite"),
-        ({"told": [{"design": 0, "fold": 0}]}, "misses rung, scores"),
+        ({"told": [{"design": 9, "fold": 0, "rung": 0, "notes": {}, "scores": [1.0]}]}, "was not asked for"),
+        ({"told": [{"design": 0, "fold": 0, "rung": 0, "notes": {}, "scores": ["x"]}]}, "of another kind|not finite"),
+        ({"told": [{"design": 0, "fold": 0}]}, "misses rung, notes, scores"),
         ({"extra": 1}, "unknown"),
     ],
 )

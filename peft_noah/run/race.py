@@ -1,0 +1,277 @@
+"""The race of a run: its folds of images, what a heat trains and how it is scored, and the winner that is trained on.
+
+A heat trains one design on all labelled images but those of one fold, at a constant rate, and scores the fold with averaged
+weights. A design that stays in the race goes on from its checkpoint. The winner begins from the mean of its folds' weights
+and is trained on all labelled images.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from peft import PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
+from safetensors.torch import load_file, save
+from torch import nn
+from torch.utils.data import DataLoader
+
+from peft_noah.data.images import ImageSplit
+from peft_noah.data.preprocessing import Normalizer
+from peft_noah.fast import fast_forward
+from peft_noah.jsonfile import make_plain_folder, write_atomically
+from peft_noah.run.context import RunContext
+from peft_noah.run.folder import slug
+from peft_noah.run.methods import package_versions
+from peft_noah.searching.design import Design
+from peft_noah.searching.race import Heat, Race, RaceSettings, Rung
+from peft_noah.training import TrainingSettings
+from peft_noah.training.head_start import start_head
+from peft_noah.tuner.backbones import find_backbone
+from peft_noah.tuner.config import NoahConfig
+
+RACE, WEIGHTS = "race.json", "race"
+#: how much of the old average a step keeps, in the weights that score a heat
+DECAY = 0.99
+
+#: share of an image's score that its likelihood decides; its being right or wrong decides the rest
+LIKELIHOOD = 0.25
+#: factors on the logits that are tried where a likelihood is computed
+TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-8, 9))
+#: images per class below which two folds would leave a class with too few images to learn from
+FEW = 8
+
+
+def cut_folds(labels: Sequence[int], folds: int, seed: int) -> list[list[int]]:
+    """Rows of each fold: of every class equally many, as far as they go.
+
+    Args:
+        labels: class index of each image.
+        folds: how many.
+        seed: of the random cut.
+    """
+    by_class: dict[int, list[int]] = defaultdict(list)
+    for row, label in enumerate(labels):
+        by_class[label].append(row)
+    rng, cut, turn = random.Random(seed), [[] for _ in range(folds)], 0
+    for label in sorted(by_class):
+        rows = by_class[label]
+        rng.shuffle(rows)
+        for row in rows:  # the next class begins where this one ended, so that folds are equally large
+            cut[turn % folds].append(row)
+            turn += 1
+    return [sorted(rows) for rows in cut]
+
+
+def adapt(settings: RaceSettings, labels: Sequence[int]) -> RaceSettings:
+    """More folds where classes have few images, at the same cost: each model is then trained for a shorter time.
+
+    With k folds a model sees (k - 1) / k of the images, and there are k models. So the shares are divided by k - 1.
+    """
+    counts: dict[int, int] = defaultdict(int)
+    for label in labels:
+        counts[label] += 1
+    typical = sorted(counts.values())[len(counts) // 2]
+    if settings.folds > 2 or typical >= FEW:
+        return settings
+    folds = 4 if typical >= 4 else max(2, typical)
+    rungs = tuple(Rung(rung.designs, rung.share / (folds - 1)) for rung in settings.rungs)
+    return RaceSettings(rungs, folds, settings.prior_error, settings.lead, settings.surely)
+
+
+def image_scores(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
+    """How well each image is predicted: ``(1 - w) right + w (1 + log p / log C)`` with w = 0.25.
+
+    p is the probability of the right class at the one temperature that suits these images best, so that a design is not
+    marked down for being too sure or too unsure of all of them. A guess over all C classes has 1 + log p / log C = 0; no
+    image counts for less than -1 there.
+
+    Args:
+        logits: (N, C).
+        labels: (N,), class indices.
+    """
+    logits, classes = logits.double(), logits.shape[-1]
+    losses = [F.cross_entropy(scale * logits, labels, reduction="none") for scale in TEMPERATURES]
+    loss = min(losses, key=lambda each: each.mean().item())
+    likelihood = (1 - loss / math.log(classes)).clamp(min=-1.0)
+    right = (logits.argmax(-1) == labels).double()
+    return ((1 - LIKELIHOOD) * right + LIKELIHOOD * likelihood).tolist()
+
+
+@torch.inference_mode()
+def compute_logits(
+    model: nn.Module, images: ImageSplit, normalize: Normalizer, accelerator: Accelerator, batch_size: int = 256
+) -> torch.Tensor:
+    """Logits of all images, (N, C) in float32 on the CPU, on all processes alike; the model's mode is restored."""
+    loader = prepare_data_loader(
+        DataLoader(images, max(1, batch_size // accelerator.num_processes), collate_fn=images.collate),
+        accelerator.device,
+        accelerator.num_processes,
+        accelerator.process_index,
+        put_on_device=True,
+    )
+    found, was_training = [], model.training
+    model.eval()
+    try:
+        with fast_forward(model):
+            for batch in loader:
+                with accelerator.autocast():
+                    logits = model(pixel_values=normalize(batch["pixel_values"])).logits
+                found.append(accelerator.gather_for_metrics(logits.float()).cpu())
+    finally:
+        model.train(was_training)
+    return torch.cat(found)
+
+
+def build(backbone: nn.Module, design: Design, recipe: str) -> PeftModel:
+    """A backbone with the modules of a design, at their start."""
+    num_blocks = len(find_backbone(backbone.config.model_type).block_names(backbone))
+    config = NoahConfig(recipe=recipe, architecture=design.architecture(num_blocks), **design.options)
+    return get_peft_model(backbone, config)
+
+
+@torch.no_grad()
+def set_mean(model: nn.Module, models: Sequence[dict[str, torch.Tensor]]) -> None:
+    """Give a model the mean of several models' trainable weights, by name."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            weight.copy_(torch.stack([other[name].to(weight) for other in models]).mean(0))
+
+
+# ---------------------------------------------------------------------- the stage
+
+
+def run_race(run: RunContext, designs: Sequence[Design], settings: RaceSettings | None = None) -> Race:
+    """Race designs on all labelled images of a run; race.json keeps it after every heat, and it goes on from there.
+
+    Args:
+        run: the run.
+        designs: the first is the default.
+        settings: None: the default ones, with more folds where classes have few images.
+
+    Raises:
+        ValueError: race.json is of another race.
+    """
+    run.prepare()
+    labelled = run.splits.train + run.splits.validation
+    labels = labelled.labels.tolist()
+    settings = adapt(settings or RaceSettings(), labels)
+    asked = Race(designs, settings, provenance={"task": run.splits.to_dict()}, versions=package_versions())
+    path = run.folder / RACE
+    race = Race.load(path) if path.exists() else asked
+    if (race.designs, race.settings) != (asked.designs, asked.settings):
+        raise ValueError(f"{path} is of a race with other designs or settings. Choose another --output.")
+    folds = cut_folds(labels, settings.folds, run.settings.seed)
+    while heats := race.ask():
+        heat = heats[0]
+        scores, notes = _run_heat(run, race, heat, labelled, folds)
+        race.tell(heat, scores, **notes)
+        run._on_main(race.save, path)
+        if race.rung > heat.rung:
+            run.reporter.say(describe_rung(race, heat.rung))
+    return race
+
+
+def _run_heat(
+    run: RunContext, race: Race, heat: Heat, labelled: ImageSplit, folds: list[list[int]]
+) -> tuple[list[float], dict[str, float]]:
+    """Scores of a heat's fold, and what is noted beside them."""
+    design, held_rows = race.designs[heat.design], set(folds[heat.fold])
+    held = labelled.subset(sorted(held_rows))
+    images = labelled.subset([row for row in range(len(labelled)) if row not in held_rows])
+    training, until = heat_training(run.settings.training("subnet"), race.settings, heat.rung, len(images))
+    model = build(run.fresh_backbone(), design, run.settings.recipe)
+    starts = design.head_start and heat.rung == 0  # later it goes on from a checkpoint
+    if starts:
+        start_head(model, classifier(model), images, run.normalize, run.accelerator)
+    log = run._train(_name(design, heat.fold), model, images, training, until=until)
+    logits = compute_logits(model, held, run.normalize, run.accelerator)
+    run._on_main(_save_weights, model, weights_file(run, design, heat.fold))
+    passes = log.steps * training.batch_size + (len(images) + len(held) * (heat.rung + 1)) / 3 * starts
+    accuracy = (logits.argmax(-1) == held.labels).double().mean().item()
+    return image_scores(logits, held.labels), {"accuracy": accuracy, "steps": log.steps, "passes": round(passes)}
+
+
+def heat_training(
+    training: TrainingSettings, settings: RaceSettings, rung: int, num_images: int
+) -> tuple[TrainingSettings, int]:
+    """How a heat is trained, and the step at which it ends.
+
+    The rate stays constant after a warm-up of a third of the first rung: how long a design is trained is not known when it
+    starts.
+
+    Args:
+        training: of a full training, whose epochs are the unit of the rungs' shares.
+        settings: of the race.
+        rung: index of the rung.
+        num_images: images that the heat is trained on.
+    """
+    per_epoch = -(-num_images // training.batch_size)
+    epochs = max(1, math.ceil(settings.trained(len(settings.rungs) - 1) * training.epochs))
+    ends = [
+        max(index + 1, round(settings.trained(index) * training.epochs * per_epoch))
+        for index in range(len(settings.rungs))
+    ]
+    warmup = settings.rungs[0].share * training.epochs / 3
+    return replace(training, epochs=epochs, schedule="constant", average=DECAY, warmup_epochs=warmup), ends[rung]
+
+
+def start_winner(run: RunContext, race: Race) -> PeftModel:
+    """The winner with the mean of its folds' weights, to be trained on."""
+    design = race.designs[race.winner]
+    model = build(run.fresh_backbone(), design, run.settings.recipe)
+    set_mean(model, [load_file(weights_file(run, design, fold)) for fold in range(race.settings.folds)])
+    return model
+
+
+def out_of_fold_accuracy(race: Race) -> float:
+    """Share of all labelled images that the winner predicted right when it was last scored, each by a model that had not
+    seen it."""
+    rung = race.rung - 1
+    heats = [Heat(race.winner, fold, rung) for fold in range(race.settings.folds)]
+    sizes = [len(race.told[heat]) for heat in heats]
+    return sum(race.notes[heat]["accuracy"] * size for heat, size in zip(heats, sizes, strict=True)) / sum(sizes)
+
+
+def describe_rung(race: Race, rung: int) -> str:
+    """Where the designs stood when a rung ended, a line each, the best first."""
+    lines = [f"race, rung {rung + 1} of {len(race.settings.rungs)}:"]
+    for standing in race.standings[rung]:
+        design = race.designs[standing.design]
+        lead = "default" if standing.design == 0 else f"{100 * standing.lead:+.1f} ± {100 * standing.error:.1f}"
+        lines.append(
+            f"  {design.name}: {100 * standing.score:.1f} ({lead}){standing.stopped and f', stopped: {standing.stopped}'}"
+        )
+    return "\n".join(lines)
+
+
+def weights_file(run: RunContext, design: Design, fold: int) -> Path:
+    """Where the averaged weights of a design on a fold are kept until the winner has been trained on."""
+    return run.folder / WEIGHTS / f"{slug(_name(design, fold))}.safetensors"
+
+
+def _name(design: Design, fold: int) -> str:
+    return f"race {design.name}, fold {fold}"
+
+
+def _save_weights(model: nn.Module, path: Path) -> None:
+    make_plain_folder(path.parent)
+    weights = {
+        name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters() if weight.requires_grad
+    }
+    write_atomically(path, save(weights))
+
+
+def classifier(model: PeftModel) -> nn.Linear:
+    """The trained Linear that makes the logits."""
+    core = model.base_model.model
+    head = getattr(core, find_backbone(core.config.model_type).head)
+    return head.modules_to_save[model.active_adapter] if isinstance(head, ModulesToSaveWrapper) else head

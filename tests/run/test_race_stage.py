@@ -1,0 +1,113 @@
+"""The race of a run: folds, scores, heats that go on, and the winner."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from conftest import make_model
+from safetensors.torch import load_file
+from test_run import write_task
+
+from peft_noah.run import race as stage
+from peft_noah.run.context import RunContext
+from peft_noah.run.settings import RunSettings
+from peft_noah.searching.design import Design
+from peft_noah.searching.race import Race, RaceSettings, Rung
+from peft_noah.training import TrainingSettings
+
+DESIGNS = (
+    Design("default", {"lora": 2}),
+    Design("all", {"lora": 1}, {"target_modules": ["query", "fc1"], "lora_scale": 4.0}),
+    Design("head", {"adapter": 2}, head_start=True),
+)
+SHORT = RaceSettings(rungs=(Rung(3, 0.5), Rung(2, 1.0)))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("race")
+    make_model().save_pretrained(folder / "vit")
+    return folder / "vit", write_task(folder / "task", train=24, validation=12)
+
+
+def open_run(folders, output):
+    backbone, task = folders
+    return RunContext(output, RunSettings(model=str(backbone), dataset=str(task), epochs=2))
+
+
+def test_folds_hold_every_image_once_and_every_class_alike():
+    labels = [0] * 9 + [1] * 5 + [2]
+    folds = stage.cut_folds(labels, 2, seed=3)
+    assert sorted(row for fold in folds for row in fold) == list(range(15))
+    assert sorted(map(len, folds)) == [7, 8]
+    for label, count in Counter(labels).items():
+        assert all(abs(sum(labels[row] == label for row in fold) - count / 2) <= 0.5 for fold in folds)
+    assert stage.cut_folds(labels, 2, seed=3) == folds != stage.cut_folds(labels, 2, seed=4)
+
+
+def test_few_images_a_class_get_more_folds_at_the_same_cost():
+    plain = RaceSettings()
+    assert stage.adapt(plain, [0, 1] * 8) is plain
+    few = stage.adapt(plain, [0, 1] * 4)
+    assert few.folds == 4 and few.rungs[0].share == pytest.approx(plain.rungs[0].share / 3)
+    assert stage.adapt(plain, [0, 1]).folds == 2
+
+
+def test_an_image_counts_by_being_right_and_by_its_likelihood_at_the_best_temperature():
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [2.0, 0.0, 0.0]])
+    labels = torch.tensor([0, 1, 2])
+    scores = stage.image_scores(logits, labels)
+    assert scores == pytest.approx(stage.image_scores(8 * logits, labels))  # a sure design counts as an unsure one
+    losses = []
+    for scale in stage.TEMPERATURES:
+        log_p = torch.log_softmax(scale * logits.double(), -1)
+        losses.append(-log_p[range(3), labels])
+    loss = min(losses, key=lambda each: each.mean().item())
+    right = [1, 1, 0]
+    expected = [0.75 * r + 0.25 * max(-1.0, 1 - x.item() / math.log(3)) for r, x in zip(right, loss, strict=True)]
+    assert scores == pytest.approx(expected)
+
+
+def test_heats_end_where_their_rung_says_and_warm_up_in_the_first():
+    settings = RaceSettings(rungs=(Rung(3, 0.06), Rung(2, 0.1)))
+    training, until = stage.heat_training(TrainingSettings(epochs=20), settings, 0, 500)
+    assert until == round(0.06 * 20 * 8) == 10
+    assert stage.heat_training(TrainingSettings(epochs=20), settings, 1, 500) == (training, round(0.16 * 20 * 8))
+    assert (training.epochs, training.schedule) == (4, "constant") and training.warmup_epochs == pytest.approx(0.4)
+
+
+def test_a_race_scores_all_labelled_images_and_goes_on_after_an_interruption(folders, tmp_path, monkeypatch):
+    whole = stage.run_race(open_run(folders, tmp_path / "whole"), DESIGNS, SHORT)
+    assert whole.is_over and {len(scores) for scores in whole.told.values()} == {18}
+    assert {heat.rung for heat in whole.told} == {0, 1}
+    path = tmp_path / "part" / "race.json"
+    tell, left = Race.tell, [2]
+
+    def stop(self, *args, **kwargs):
+        tell(self, *args, **kwargs)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Race, "tell", stop)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run_race(open_run(folders, tmp_path / "part"), DESIGNS, SHORT)
+    monkeypatch.undo()
+    assert len(Race.load(path).told) == 1
+    stage.run_race(open_run(folders, tmp_path / "part"), DESIGNS, SHORT)
+    assert path.read_bytes() == (tmp_path / "whole" / "race.json").read_bytes()
+    with pytest.raises(ValueError, match="other designs or settings"):
+        stage.run_race(open_run(folders, tmp_path / "part"), DESIGNS[:2], SHORT)
+
+
+def test_the_winner_starts_from_the_mean_of_its_folds(folders, tmp_path):
+    run = open_run(folders, tmp_path / "run")
+    race = stage.run_race(run, DESIGNS, SHORT)
+    design = race.designs[race.winner]
+    parts = [load_file(stage.weights_file(run, design, fold)) for fold in range(2)]
+    weights = dict(stage.start_winner(run, race).named_parameters())
+    for name in parts[0]:
+        torch.testing.assert_close(weights[name], (parts[0][name] + parts[1][name]) / 2)
+    assert 0 <= stage.out_of_fold_accuracy(race) <= 1
+    assert "rung 2 of 2" in stage.describe_rung(race, 1) and "default" in stage.describe_rung(race, 1)
