@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 
 from peft_noah.architecture import MAX_BLOCKS, Architecture, SearchSpace
 from peft_noah.jsonfile import check_int, read_json
-from peft_noah.results.card import complete_card
+from peft_noah.results.card import MAX_LABELS, complete_card
 from peft_noah.version import __version__
 
 #: what the paper says and what its released code does, where they differ in what a model computes
@@ -158,6 +158,10 @@ class NoahConfig(PeftConfig):
         default=None,
         metadata=_help("model_type, num_blocks, width and fingerprint of the model it was made for; filled in."),
     )
+    label_names: list[str] | None = field(
+        default=None,
+        metadata=_help("Names of the classes, in the order of the logits; filled in from the model's id2label."),
+    )
     noah_version: str | None = field(default=None, metadata=_help("Version of peft-noah that wrote it; filled in."))
 
     def __post_init__(self) -> None:
@@ -256,6 +260,7 @@ class NoahConfig(PeftConfig):
                 raise ValueError(f"{name} is {reprlib.repr(value)}; give a {expected}.")
         for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
             _check_names(name, getattr(self, name))
+        _check_labels(self.label_names)
         layers = self.layers_to_transform
         if layers is not None and not isinstance(layers, (list, tuple, set, frozenset, range)):
             check_int(layers, "layers_to_transform", 0, MAX_BLOCKS)
@@ -323,6 +328,20 @@ def _check_names(name: str, values: object) -> None:
             f"{name} is {reprlib.repr(values)}; give a text of at most {MAX_NAME:,} letters, or at most {MAX_NAMES:,} of "
             "them as a list."
         )
+
+
+def _check_labels(names: object) -> None:
+    if names is None:
+        return
+    if not isinstance(names, (list, tuple)) or not 1 <= len(names) <= MAX_LABELS:
+        raise ValueError(
+            f"label_names is {reprlib.repr(names)}; give a list with the names of 1 to {MAX_LABELS:,} classes."
+        )
+    for name in names:
+        if not isinstance(name, str) or len(name) > MAX_NAME:
+            raise ValueError(
+                f"label_names has {reprlib.repr(name)}; the name of a class is a text of at most {MAX_NAME:,} letters."
+            )
 
 
 def _refuse_pickle(source: str, subfolder: str | None, options: Mapping[str, Any]) -> None:

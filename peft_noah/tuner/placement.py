@@ -184,7 +184,17 @@ def _check_backbone(
                 f"this adapter was made for a backbone with {key} {made_for[key]}, but this model has {key} {here[key]}. "
                 "Load it on the backbone named in its adapter_config.json as base_model_name_or_path."
             )
+    if config.backbone is None and config.label_names is None:
+        config.label_names = _label_names(model)
     config.backbone = here | _fingerprint(config, model)
+
+
+def _label_names(model: nn.Module) -> list[str] | None:
+    """Names of a transformers classifier's classes, in the order of its logits; None where nobody has named them."""
+    names = getattr(getattr(model, "config", None), "id2label", None) or {}
+    if names == {index: f"LABEL_{index}" for index in range(len(names))} or set(names) != set(range(len(names))):
+        return None
+    return [str(names[index]) for index in range(len(names))]
 
 
 def _fingerprint(config: NoahConfig, model: nn.Module) -> dict[str, str]:
