@@ -16,7 +16,7 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from peft_noah.jsonfile import check_keys, dump_json, read_json, write_atomically
@@ -192,26 +192,29 @@ class Race:
 
     def _end_rung(self) -> None:
         standings = sorted(map(self._standing, self.running), key=lambda each: (-each.lead, each.design))
-        best, after = standings[0], self.rung + 1
-        places = self.settings.rungs[after].designs if after < len(self.settings.rungs) else 1
-        others = places - (0 in self.running)  # the default keeps its place until the end
-        decided, going_on = [], [0]
-        for standing in standings:
-            reason = self._why_stop(standing, best, len(going_on) - 1 >= others)
-            if not reason and standing.design:
-                going_on.append(standing.design)
-            decided.append(Standing(**{**asdict(standing), "stopped": reason}))
-        self.standings.append(decided)
+        best, is_last = standings[0], self.rung + 1 == len(self.settings.rungs)
+        if is_last:
+            going_on = [best.design if best.lead > self.settings.lead * best.error else 0]
+        else:
+            places = self.settings.rungs[self.rung + 1].designs
+            near = [each.design for each in standings if each.design and not self._is_surely_behind(each, best)]
+            going_on = [0, *near[: places - 1]]  # the default keeps its place until the end
+        self.standings.append([replace(each, stopped=self._why(each, best, going_on)) for each in standings])
         self.running = going_on
 
-    def _why_stop(self, standing: Standing, best: Standing, is_full: bool) -> str:
-        """Why a design takes part no longer; the default design always does."""
-        if standing.design == 0:
-            return ""
+    def _is_surely_behind(self, standing: Standing, best: Standing) -> bool:
         mean, error = self._paired(standing.design, best.design)
-        if mean < -self.settings.surely * error:
+        return mean < -self.settings.surely * error
+
+    def _why(self, standing: Standing, best: Standing, going_on: Sequence[int]) -> str:
+        """Why a design takes part no longer; empty where it does."""
+        if standing.design in going_on:
+            return ""
+        if standing.design == best.design:
+            return f"ahead of the default by less than {self.settings.lead:g} standard errors"
+        if self._is_surely_behind(standing, best):
             return f"surely behind {self.designs[best.design].name}"
-        return "not among the best" if is_full else ""
+        return f"behind {self.designs[going_on[-1 if len(going_on) > 1 else 0]].name}"
 
     def _standing(self, design: int) -> Standing:
         score = statistics.fmean(self._scores(design))
@@ -251,10 +254,7 @@ class Race:
         """
         if not self.is_over:
             raise ValueError("the race is not over: ask for its heats and tell their scores.")
-        if not self.standings:
-            return self.running[0]
-        best = self.standings[-1][0]
-        return best.design if best.lead > self.settings.lead * best.error else 0
+        return self.running[0]
 
     # ------------------------------------------------------------------ files
 

@@ -42,7 +42,7 @@ def test_every_design_is_asked_for_on_every_fold_and_the_worse_stop_at_each_rung
     assert by_rung == [[0, 1, 2, 3], [0, 1, 3], [0, 1]]  # the default keeps its place
     assert all(len([h for h in asked if h.rung == rung]) == 2 * len(by_rung[rung]) for rung in range(3))
     assert result.designs[result.winner].name == "b"
-    assert [s.stopped for s in result.standings[0]] == ["", "", "", "not among the best"]
+    assert [s.stopped for s in result.standings[0]] == ["", "", "", "behind d"]
 
 
 def test_the_default_wins_where_nobody_is_ahead_of_it():
