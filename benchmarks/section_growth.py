@@ -12,8 +12,9 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from peft_noah import Architecture, NoahConfig
 from peft_noah.fast import fast_forward
-from peft_noah.searching.evolution import random_search, scaled_budget
-from peft_noah.searching.scoring import Scorer, spread
+from peft_noah.searching.budget import scaled_budget
+from peft_noah.searching.evolution import random_search
+from peft_noah.searching.scoring import Scorer, map_over_processes
 from peft_noah.training.processes import make_accelerator
 
 SERIES = {
@@ -66,9 +67,7 @@ def _generation(stack: ExitStack, size: int):
     budget = scaled_budget(config.hidden_size, config.num_hidden_layers)
     stack.enter_context(fast_forward(model))
     space, count = model.get_search_space(), model.count_parameters
-    return lambda seed: random_search(
-        space, scorer, count, budget, size, seed=seed, map=lambda _, drafts: spread(scorer, drafts)
-    )
+    return lambda seed: random_search(space, scorer, count, budget, size, seed=seed, map=map_over_processes)
 
 
 def _step(stack: ExitStack, name: str, size: int):

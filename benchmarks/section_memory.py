@@ -16,8 +16,8 @@ from measure import SIZES, Table, as_floats, make_images, make_split, make_step,
 from reference import Reference
 
 from peft_noah.fast import fast_forward
-from peft_noah.searching.evolution import ROUND
-from peft_noah.searching.scoring import Scorer, spread
+from peft_noah.searching.bounding import ROUND
+from peft_noah.searching.scoring import Scorer, map_over_processes
 from peft_noah.training.memory import peak_memory
 from peft_noah.training.processes import make_accelerator
 
@@ -88,8 +88,8 @@ def _search(limit: str, candidates: str) -> float:
     scorer = Scorer(model, make_split(SIZES["small"], 200), as_floats, make_accelerator(), cache_gb=float(limit))
     with fast_forward(model):
         subnets = sample(model, int(candidates))
-        for first in range(0, len(subnets), ROUND):  # as a raced search hands them over
-            spread(scorer, subnets[first : first + ROUND])
+        for first in range(0, len(subnets), ROUND):  # as a search hands them over
+            map_over_processes(scorer, subnets[first : first + ROUND])
     return _peak()
 
 

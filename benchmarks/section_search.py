@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -31,14 +31,16 @@ from peft_noah.run.context import read_splits
 from peft_noah.run.folder import SUPERNET, RunFolder
 from peft_noah.run.methods import attach, load_backbone
 from peft_noah.run.settings import RunSettings
-from peft_noah.searching.evolution import SearchSettings, scaled_budget, search
+from peft_noah.searching.bounding import search_with_bounds
+from peft_noah.searching.budget import scaled_budget
+from peft_noah.searching.evolution import Evolution, SearchSettings
 from peft_noah.searching.result import Bounds, SearchResult
-from peft_noah.searching.scoring import Scorer, spread
+from peft_noah.searching.scoring import Scorer, map_over_processes
 from peft_noah.training import ArchitectureSampler, TrainingSettings, train
 from peft_noah.training.processes import make_accelerator
 from peft_noah.tuner.adapter_files import load_adapter
 
-G, FAST, RACED = "G, every candidate in full", "fast forward, every candidate in full", "+ raced"
+G, FAST, BOUNDED = "G, every candidate in full", "fast forward, every candidate in full", "+ within bounds"
 SHARED, SCREENED = "+ shared prefixes", "+ screened in bfloat16"
 GS_BATCH = 50  # its fastest on this processor, of 25, 50, 100, 200
 QUICK = SearchSettings(population_size=20, generations=2, num_crossover=10, num_mutation=10)
@@ -71,7 +73,7 @@ class Problem:
         normalize: uint8 pixels to the backbone's input.
         accelerator: device and precision.
         settings: of the search.
-        every: the ways without racing score every so many-th candidate only, and their times count as many times; above
+        every: the ways without bounds score every so many-th candidate only, and their times count as many times; above
             1 the way that differs from the next one by shared prefixes alone is left out.
     """
 
@@ -81,30 +83,25 @@ class Problem:
         self.pixels = normalize(images.__getitems__(list(range(len(images))))["pixel_values"])
         self.best: SearchResult | None = None
 
-    def search(self, score, **options) -> SearchResult:
-        """The search, with any way of scoring."""
+    def search(self, score_all: Callable) -> SearchResult:
+        """The search, with any way of scoring within bounds."""
         core = self.model.base_model.model.config
         budget = scaled_budget(core.hidden_size, core.num_hidden_layers)
-        count = self.model.count_parameters
-        return search(
-            self.model.get_search_space(),
-            score,
-            count,
-            budget,
-            self.settings,
-            racing=True,
-            on_generation=lambda result: print(f"scored {len(result.candidates)}", file=sys.stderr, flush=True),
-            **options,
+        evolution = Evolution(self.model.get_search_space(), self.model.count_parameters, budget, self.settings)
+        return search_with_bounds(
+            evolution,
+            score_all,
+            lambda result: print(f"scored {len(result.candidates)}", file=sys.stderr, flush=True),
         )
 
     def ways(self, stack: ExitStack) -> dict[str, Scorer | Authors]:
         """The ways to score, each on a model of its own that shares the frozen weights."""
         ways: dict[str, Scorer | Authors] = {G: Authors(self.model, self.pixels, self.images.labels)}
-        for name in (FAST, RACED, SHARED, SCREENED) if self.every == 1 else (FAST, SHARED, SCREENED):
+        for name in (FAST, BOUNDED, SHARED, SCREENED) if self.every == 1 else (FAST, SHARED, SCREENED):
             copy = share(self.model)
             stack.enter_context(fast_forward(copy))
             ways[name] = scorer = Scorer(copy, *self.arguments, screen=name == SCREENED)
-            if name in (FAST, RACED):
+            if name in (FAST, BOUNDED):
                 scorer.prefixes.reason = "turned off, to be compared"
         return ways
 
@@ -114,26 +111,26 @@ class Problem:
             ways = self.ways(stack)
             seconds, answers = dict.fromkeys(ways, 0.0), {name: [] for name in ways}
 
-            def score_all(_, architectures, bars):
+            def score_all(architectures, thresholds):
                 first = len(answers[SCREENED])
                 for name, way in ways.items():
                     sampled = [
                         i
                         for i in range(len(architectures))
-                        if name in (RACED, SHARED, SCREENED) or not (first + i) % self.every
+                        if name in (BOUNDED, SHARED, SCREENED) or not (first + i) % self.every
                     ]
                     chosen = [architectures[i] for i in sampled]
                     started = time.process_time()
                     if isinstance(way, Authors):
                         found = [way(architecture) for architecture in chosen]
                     else:
-                        found = spread(way, chosen, None if name == FAST else bars) if chosen else []
+                        found = map_over_processes(way, chosen, None if name == FAST else thresholds) if chosen else []
                     seconds[name] += time.process_time() - started
                     answers[name] += found
                 full = G if self.every == 1 else SHARED
                 return answers[full][-len(architectures) :]
 
-            self.best = self.search(None, map=score_all)
+            self.best = self.search(score_all)
         total = len(self.best.candidates)
         seconds = {name: spent * total / len(answers[name]) for name, spent in seconds.items()}
         rows, values = [], {}
@@ -154,11 +151,11 @@ class Problem:
         return Table("Search", header, rows, self._note(ways[SCREENED]), values)
 
     def _note(self, screened: Scorer) -> str:
-        twice = screened.looked_again / (len(self.images) * len(self.best.candidates))
+        twice = screened.screen.confirmed / (len(self.images) * len(self.best.candidates))
         sampled = (
             ""
             if self.every == 1
-            else f" The ways without racing scored every {self.every}th candidate; their seconds are {self.every} times those."
+            else f" The ways without bounds scored every {self.every}th candidate; their seconds are {self.every} times those."
         )
         core = self.model.base_model.model.config
         return (
@@ -188,7 +185,7 @@ def shares(way: Scorer | Authors, images: int) -> tuple[float, float]:
     """Images seen, and blocks times images run, as shares of scoring in full."""
     if isinstance(way, Authors):
         return 1.0, 1.0
-    seen = way.hardness.evaluations / images
+    seen = way.difficulty.evaluations / images
     ran, shared = way.prefixes.blocks_run, way.prefixes.blocks_shared
     return seen, seen * ran / (ran + shared) if ran else seen
 

@@ -12,7 +12,7 @@ from peft_noah.experiments.plan import Job
 from peft_noah.run.method_names import FROM_SUPERNET, SINGLE, TRANSFER
 from peft_noah.run.methods import BASELINES, SINGLE_MODULES, attach, count_trainable
 from peft_noah.run.settings import RunSettings
-from peft_noah.searching.evolution import scaled_budget
+from peft_noah.searching.budget import scaled_budget
 
 if TYPE_CHECKING:
     from peft_noah.experiments.suite import Suite

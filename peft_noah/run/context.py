@@ -29,7 +29,7 @@ from peft_noah.run.folder import (
 )
 from peft_noah.run.methods import attach, load_backbone
 from peft_noah.run.settings import RunSettings
-from peft_noah.searching.evolution import check_budget
+from peft_noah.searching.budget import check_budget
 from peft_noah.training import TrainingLog, TrainingSettings, make_accelerator, train
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.evaluation import evaluate

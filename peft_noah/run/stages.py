@@ -6,6 +6,7 @@ run again, so an interrupted run goes on where it was.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,8 +32,11 @@ from peft_noah.run.methods import (
     package_versions,
 )
 from peft_noah.run.publishing import draw_figures, write_cards
-from peft_noah.searching.evolution import SearchResult, random_search, scaled_budget, search
-from peft_noah.searching.scoring import Scorer, spread
+from peft_noah.searching.bounding import search_with_bounds
+from peft_noah.searching.budget import scaled_budget
+from peft_noah.searching.evolution import Evolution, RandomSearch
+from peft_noah.searching.result import SearchResult
+from peft_noah.searching.scoring import Scorer, map_over_processes
 from peft_noah.training import ArchitectureSampler
 from peft_noah.training.interruption import Interruption
 from peft_noah.training.memory import peak_memory, start_measuring
@@ -64,14 +68,14 @@ class Run(RunContext):
 
     def search(self) -> SearchResult:
         """Find the best architecture under the budget, by accuracy on the validation split."""
-        return self._search("search", SEARCH, search, self.settings.search())
+        return self._search("search", SEARCH, Evolution, self.settings.search())
 
     def random_search(self) -> SearchResult:
         """The control at NOAH's cost: the best of as many random architectures, scored in the same supernet."""
         evaluations = self.settings.search().population_size * self.settings.search().generations
-        return self._search(RANDOM, RANDOM_SEARCH, random_search, evaluations)
+        return self._search(RANDOM, RANDOM_SEARCH, RandomSearch, evaluations)
 
-    def _search(self, name: str, file: str, find: Callable[..., SearchResult], how: object) -> SearchResult:
+    def _search(self, name: str, file: str, algorithm: type[Evolution], how: object) -> SearchResult:
         path = self.folder / file
         if path.exists():
             return SearchResult.load(path)
@@ -86,26 +90,23 @@ class Run(RunContext):
         ):
             scorer = self._scorer(model, partial, update, interruption)
 
-            def on_generation(so_far: SearchResult) -> None:
+            def on_round(so_far: SearchResult) -> None:
                 scorer.keep(so_far)
                 self._on_main(so_far.save, partial)
 
-            result = find(
+            searching = algorithm(
                 model.get_search_space(),
-                scorer,
                 model.count_parameters,
                 self.budget(model),
                 how,
                 seed=self.settings.seed,
-                racing=True,
-                map=spread,
-                on_generation=on_generation,
                 provenance={
                     "recipe": self.settings.recipe,
                     "task": self.splits.to_dict(),
                     "versions": package_versions(),
                 },
             )
+            result = search_with_bounds(searching, functools.partial(map_over_processes, scorer), on_round)
         seconds = time.perf_counter() - started
         self._on_main(self.files.note_stage, name, seconds, peak_memory(self.accelerator.device))
         self._on_main(result.save, path)

@@ -2,41 +2,32 @@
 
     random population -> score -> keep the best as parents -> crossover, mutation, random -> score -> ...
 
-Scoring and counting are handed in as functions, so nothing here knows a model. Every draw comes from one random
-generator: the same seed gives the same history. An architecture is scored at most once, and only within the budget.
+Scoring and counting are functions that the caller gives, so nothing here knows a model. Every draw comes from one random
+generator: the same seed gives the same history. An architecture is proposed at most once, and only within the budget.
 """
 
 from __future__ import annotations
 
-import json
-import platform
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from functools import partial
 
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.jsonfile import MAX_COUNT, check_int
-from peft_noah.searching.racing import Bar
-from peft_noah.searching.result import (
-    Bounds,
-    Candidate,
-    SearchResult,
-    SearchSettings,
-    check_bounds,
-    check_score,
-)
-from peft_noah.version import __version__
+from peft_noah.searching.algorithm import optimize
+from peft_noah.searching.budget import BudgetError, Count, check_budget, check_count
+from peft_noah.searching.result import Bounds, Candidate, Proposal, SearchResult, SearchSettings
 
 __all__ = [
     "BudgetError",
     "Candidate",
+    "Evolution",
+    "RandomSearch",
     "SearchResult",
     "SearchSettings",
-    "check_budget",
     "crossover",
     "mutate",
     "random_search",
-    "scaled_budget",
     "search",
     "shrink",
 ]
@@ -45,16 +36,8 @@ TRIES = 100  # draws for one place in a generation before it is filled in anothe
 RESTARTS = 10  # random architectures that are shrunk below the budget before a place stays empty
 ENUMERABLE = 10_000  # spaces up to this size are listed once, so that no architecture is ever missed
 
-#: of candidates whose scores a raced search knows exactly, whatever the number of parents: what a result is asked for
-BEST = 10
-ROUND = 10  # candidates of a raced search that are scored against the same bar, at once if there are processes enough
-
-Score = Callable[..., float | Bounds | None]
-Count = Callable[[Architecture], int]
-
-
-class BudgetError(ValueError):
-    """No architecture of the search space fits the budget."""
+Score = Callable[[Architecture], float | None]
+Map = Callable[[Score, list[Architecture]], Iterable[float | None]]
 
 
 def crossover(a: Architecture, b: Architecture, space: SearchSpace, rng: random.Random) -> Architecture:
@@ -96,6 +79,147 @@ def shrink(a: Architecture, space: SearchSpace, rng: random.Random) -> Architect
     return space.build({**a, name: tuple(min(pair) for pair in zip(a[name], space.sample(rng)[name], strict=True))})
 
 
+class Evolution:
+    """The paper's evolution (arXiv 2206.04673) as ask and tell.
+
+    Where the space, or what fits the budget of it, has fewer architectures than are asked for, the search ends when it
+    finds no more. In a space of at most 10,000 architectures it finds each that fits, if there are generations enough.
+
+    Only the best candidates so far become parents. So the history stays the same where scoring stops early
+    (:class:`Bounds`) for candidates that are not among them.
+
+    Args:
+        space: what may be chosen.
+        count: trainable prompt parameters of an architecture, the classifier not counted. It must not fall when a dim
+            grows.
+        budget: the most parameters allowed.
+        settings: how the evolution goes; the default variant where left out.
+        seed: of the only random generator used (0 or more). The same seed and scores give the same history.
+        provenance: plain data to keep with the result; its ``"versions"`` join those of Python and this package.
+
+    Raises:
+        BudgetError: not even the smallest architecture fits.
+        ValueError: an argument is out of its bounds.
+
+    Attributes:
+        result: the search so far. Candidates stand in it in the order in which they were told.
+
+    Examples:
+        >>> space = SearchSpace.vtab(4, modules="lora")
+        >>> evolution = Evolution(space, lambda architecture: 100 * sum(architecture["lora"]), budget=1_500)
+        >>> while proposals := evolution.ask():
+        ...     for proposal in proposals:
+        ...         row = proposal.architecture["lora"]
+        ...         evolution.tell(proposal, row[0] - row[1])
+        >>> evolution.result.best.architecture
+        Architecture(lora=[10, 0, 0, 0])
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        count: Count,
+        budget: int,
+        settings: SearchSettings | None = None,
+        *,
+        seed: int = 0,
+        provenance: Mapping[str, object] | None = None,
+    ) -> None:
+        self.result = SearchResult.new(settings or SearchSettings(), space, budget, seed, provenance)
+        check_budget(space, count, self.result.budget)
+        self._proposer = _Proposer(space, count, self.result.budget, random.Random(self.result.seed))
+        self._generation = 0
+        self._waiting: list[Proposal] = []  # of this generation, not asked for yet
+        self._asked: set[Proposal] = set()  # asked for, not told yet
+
+    def ask(self, most: int | None = None) -> list[Proposal]:
+        """The next architectures to score: those of one generation that were not asked for, at most ``most``.
+
+        Raises:
+            ValueError: a new generation is due, and the scores of some proposals have not been told; or ``most`` is not
+                a positive whole number.
+        """
+        if most is not None:
+            check_int(most, "most", 1, MAX_COUNT)
+        if not self._waiting:
+            if self._asked:
+                raise ValueError(
+                    f"{len(self._asked)} proposals of generation {self._generation - 1} have not been told: "
+                    "tell their scores before you ask for the next generation."
+                )
+            if self._generation < self.result.settings.generations:
+                self._waiting = self._breed()
+                self._generation += 1
+        proposals = self._waiting[:most]
+        del self._waiting[: len(proposals)]
+        self._asked.update(proposals)
+        return proposals
+
+    def tell(self, proposal: Proposal, score: float | Bounds | None) -> None:
+        """Take in how good a proposed architecture is.
+
+        Args:
+            proposal: one that :meth:`ask` gave; it is told once.
+            score: higher is better (no unit); :class:`Bounds` where scoring stopped early; None where it failed.
+
+        Raises:
+            ValueError: the proposal is not waiting for a score, or the score is NaN, infinite or no number.
+        """
+        if proposal not in self._asked:
+            raise ValueError(f"{proposal.architecture} is not waiting for a score: tell what was asked for, once.")
+        self.result.add(proposal, score)
+        self._asked.remove(proposal)
+
+    def _breed(self) -> list[Proposal]:
+        """The next generation; empty when the space has nothing new to offer."""
+        settings, space, history, rng = (
+            self.result.settings,
+            self.result.space,
+            self.result.candidates,
+            self._proposer.rng,
+        )
+        parents = self.result.ranking()[: settings.num_parents]
+
+        def cross() -> tuple[Architecture, tuple[int, ...]]:
+            a, b = rng.sample(parents, 2)
+            return crossover(history[a].architecture, history[b].architecture, space, rng), (a, b)
+
+        def change() -> tuple[Architecture, tuple[int, ...]]:
+            a = rng.choice(parents)
+            return mutate(history[a].architecture, space, settings, rng), (a,)
+
+        plan = [("crossover", cross)] * settings.num_crossover if len(parents) > 1 else []
+        plan += [("mutation", change)] * settings.num_mutation if parents else []
+        children = (self._proposer.draw(origin, make, self._generation) for origin, make in plan)
+        proposals = [child for child in children if child is not None]
+        while len(proposals) < settings.population_size:
+            if (filler := self._proposer.random(self._generation)) is None:
+                break
+            proposals.append(filler)
+        return proposals
+
+
+class RandomSearch(Evolution):
+    """The control that an evolution must beat: ``evaluations`` random architectures under the same budget.
+
+    It is an :class:`Evolution` of a single generation; the other arguments and errors are the same.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        count: Count,
+        budget: int,
+        evaluations: int,
+        *,
+        seed: int = 0,
+        provenance: Mapping[str, object] | None = None,
+    ) -> None:
+        size = check_int(evaluations, "evaluations", 1, MAX_COUNT)
+        settings = SearchSettings(population_size=size, generations=1, num_crossover=0, num_mutation=0)
+        super().__init__(space, count, budget, settings, seed=seed, provenance=provenance)
+
+
 def search(
     space: SearchSpace,
     score: Score,
@@ -104,37 +228,17 @@ def search(
     settings: SearchSettings | None = None,
     *,
     seed: int = 0,
-    racing: bool = False,
-    map: Callable[..., Iterable[float | Bounds | None]] = map,
+    map: Map = map,
     on_generation: Callable[[SearchResult], object] | None = None,
     provenance: Mapping[str, object] | None = None,
 ) -> SearchResult:
-    """The best architecture under a budget, by evolution (arXiv 2206.04673).
-
-    Where the space, or what fits the budget of it, has fewer architectures than are asked for, the search ends when it
-    finds no more. A space of at most 10,000 architectures is never left before each that fits has been scored, or the
-    last generation is over.
-
-    A raced search has the same history, the same 10 best and the same scores of them, if ``score`` stops early only
-    where even the best possible score is below the :class:`~peft_noah.searching.racing.Bar`: only the best candidates so far
-    become parents, so nothing depends on how bad the others are.
+    """The best architecture under a budget, by :class:`Evolution`; arguments and errors that it has are the same.
 
     Args:
-        space: what may be chosen.
         score: how good an architecture is (higher is better, no unit), or None where it could not be scored. Called
             once per architecture.
-        count: trainable prompt parameters of an architecture, the classifier not counted. It must not fall when a dim
-            grows.
-        budget: the most parameters allowed.
-        settings: how the evolution goes; the default variant where left out.
-        seed: of the only random generator used (0 or more). Same seed and scores, same history.
-        racing: tell ``score`` what matters, as ``score(architecture, bar)``: the bar is that of the best 10, or of all
-            parents where these are more, and None until there are as many scores. It may then stop early and give
-            :class:`Bounds` instead of a score.
-        map: called as ``map(score, architectures)`` once per generation, or as ``map(score, architectures, bars)`` for
-            every 10 candidates of a raced search; hand in a pool's to score in parallel.
+        map: called as ``map(score, architectures)`` once per generation; hand in a pool's to score in parallel.
         on_generation: called with the result so far after each generation, to show or save it.
-        provenance: plain data to keep with the result; its ``"versions"`` join those of Python and this package.
 
     Raises:
         BudgetError: not even the smallest architecture fits; raised before anything is scored.
@@ -147,31 +251,29 @@ def search(
         >>> search(space, score, count, budget=1_500).best.architecture
         Architecture(lora=[10, 0, 0, 0])
     """
-    result = _new_result(space, budget, settings or SearchSettings(), seed, provenance)
-    check_budget(space, count, result.budget)
-    proposer = _Proposer(space, count, result.budget, random.Random(result.seed))
-    for generation in range(result.settings.generations):
-        drafts = _breed(result, proposer, generation)
-        if not drafts:
-            break
-        rounds = range(0, len(drafts), ROUND if racing else len(drafts))
-        for drafted in (drafts[start : start + rounds.step] for start in rounds):
-            bars = (_bars(result, drafted),) if racing else ()
-            result.candidates += _scored(drafted, score, map, *bars)
-        if on_generation is not None:
-            on_generation(result)
-    return result
+    evolution = Evolution(space, count, budget, settings, seed=seed, provenance=provenance)
+    return optimize(evolution, partial(_score_all, score, map), on_round=on_generation)
 
 
 def random_search(
-    space: SearchSpace, score: Score, count: Count, budget: int, evaluations: int, *, seed: int = 0, **options: object
+    space: SearchSpace,
+    score: Score,
+    count: Count,
+    budget: int,
+    evaluations: int,
+    *,
+    seed: int = 0,
+    map: Map = map,
+    on_generation: Callable[[SearchResult], object] | None = None,
+    provenance: Mapping[str, object] | None = None,
 ) -> SearchResult:
-    """The control that an evolution must beat: the best of ``evaluations`` random architectures under the same budget.
+    """The best of ``evaluations`` random architectures, by :class:`RandomSearch`; else it is as :func:`search`."""
+    control = RandomSearch(space, count, budget, evaluations, seed=seed, provenance=provenance)
+    return optimize(control, partial(_score_all, score, map), on_round=on_generation)
 
-    It is :func:`search` with a single generation; the other arguments, options and errors are the same.
-    """
-    settings = SearchSettings(population_size=evaluations, generations=1, num_crossover=0, num_mutation=0)
-    return search(space, score, count, budget, settings, seed=seed, **options)
+
+def _score_all(score: Score, map: Map, proposals: list[Proposal]) -> Iterable[float | None]:
+    return map(score, [proposal.architecture for proposal in proposals])
 
 
 class _Proposer:
@@ -187,27 +289,29 @@ class _Proposer:
         """Its parameters if it is new and fits, and then it is new no more."""
         if architecture in self.seen:
             return None
-        parameters = check_int(self.count(architecture), f"the count of {architecture}", 0, MAX_COUNT)
+        parameters = check_count(self.count, architecture)
         if parameters > self.budget:
             return None
         self.seen.add(architecture)
         return parameters
 
-    def draw(self, origin: str, make: Callable[[], tuple[Architecture, tuple[int, ...]]]) -> Candidate | None:
+    def draw(
+        self, origin: str, make: Callable[[], tuple[Architecture, tuple[int, ...]]], generation: int
+    ) -> Proposal | None:
         """The first child that can be taken; None after a bounded number of tries."""
         for _ in range(TRIES):
             architecture, parents = make()
             if (parameters := self.take(architecture)) is not None:
-                return Candidate(architecture, parameters, None, 0, origin, parents)
+                return Proposal(architecture, parameters, generation, origin, parents)
         return None
 
-    def random(self) -> Candidate | None:
+    def random(self, generation: int) -> Proposal | None:
         """A random architecture, as the paper draws it where enough of those fit the budget; None if none is left."""
-        if (found := self.draw("random", lambda: (self.space.sample(self.rng), ()))) is not None:
+        if (found := self.draw("random", lambda: (self.space.sample(self.rng), ()), generation)) is not None:
             return found
         for architecture in self._listed() if self.unlisted is not None else self._shrunk():
             if (parameters := self.take(architecture)) is not None:
-                return Candidate(architecture, parameters, None, 0, "random")
+                return Proposal(architecture, parameters, generation, "random")
         return None
 
     def _listed(self) -> Iterator[Architecture]:
@@ -221,88 +325,3 @@ class _Proposer:
                 architecture = shrink(architecture, self.space, self.rng)
                 yield architecture
         yield self.space.smallest()
-
-
-def _breed(result: SearchResult, proposer: _Proposer, generation: int) -> list[Candidate]:
-    """The next generation, not scored yet; empty when the space has nothing new to offer."""
-    settings, history, rng = result.settings, result.candidates, proposer.rng
-    parents = result.ranking()[: settings.num_parents]
-
-    def cross() -> tuple[Architecture, tuple[int, ...]]:
-        a, b = rng.sample(parents, 2)
-        return crossover(history[a].architecture, history[b].architecture, result.space, rng), (a, b)
-
-    def change() -> tuple[Architecture, tuple[int, ...]]:
-        a = rng.choice(parents)
-        return mutate(history[a].architecture, result.space, settings, rng), (a,)
-
-    plan = [("crossover", cross)] * settings.num_crossover if len(parents) > 1 else []
-    plan += [("mutation", change)] * settings.num_mutation if parents else []
-    drafts = [child for origin, make in plan if (child := proposer.draw(origin, make)) is not None]
-    while len(drafts) < settings.population_size and (child := proposer.random()) is not None:
-        drafts.append(child)
-    return [replace(draft, generation=generation) for draft in drafts]
-
-
-def _bars(result: SearchResult, drafts: list[Candidate]) -> list[Bar | None]:
-    """What candidates later than all others must reach to be among those whose scores matter."""
-    count = max(BEST, result.settings.num_parents)
-    best = result.top(count)
-    if len(best) < count:
-        return [None] * len(drafts)
-    return [Bar(best[-1].score, strict=draft.parameters >= best[-1].parameters) for draft in drafts]
-
-
-def _scored(drafts: list[Candidate], score: Score, map: Callable, *bars: list[Bar | None]) -> list[Candidate]:
-    scores = list(map(score, [draft.architecture for draft in drafts], *bars))
-    if len(scores) != len(drafts):
-        raise ValueError(f"map(score, architectures) gave {len(scores)} scores for {len(drafts)} architectures.")
-    return [_with_score(draft, value) for draft, value in zip(drafts, scores, strict=True)]
-
-
-def _with_score(draft: Candidate, value: object) -> Candidate:
-    if isinstance(value, Bounds):
-        return replace(draft, bounds=check_bounds(value, str(draft.architecture)))
-    return replace(draft, score=check_score(value, draft.architecture))
-
-
-def scaled_budget(width: int, num_blocks: int) -> int:
-    """The paper's budget for a backbone of another size: ``0.64 M x (width x blocks) / (768 x 12)``, rounded.
-
-    Prompt parameters grow with width times blocks, so this keeps the share of the search space that fits; at ViT-B/16
-    it is the paper's 640,000.
-    """
-    return round(640_000 * width * num_blocks / (768 * 12))
-
-
-def check_budget(space: SearchSpace, count: Count, budget: int) -> None:
-    """Raise BudgetError if not even the smallest architecture fits ``budget``; the sentence says what it costs."""
-    smallest = space.smallest()
-    if (least := check_int(count(smallest), f"the count of {smallest}", 0, MAX_COUNT)) <= budget:
-        return
-    nothing = (0,) * space.num_blocks
-    alone = {
-        name: count(Architecture({**dict.fromkeys(smallest, nothing), name: smallest[name]})) for name in smallest
-    }
-    raise BudgetError(
-        f"no architecture fits a budget of {budget:,} parameters: the smallest in this search space has {least:,} "
-        f"({' + '.join(f'{name} {parameters:,}' for name, parameters in alone.items())}). "
-        "Raise the budget, or allow smaller dims or depths."
-    )
-
-
-def _new_result(
-    space: SearchSpace, budget: int, settings: SearchSettings, seed: int, provenance: Mapping[str, object] | None
-) -> SearchResult:
-    try:
-        plain = json.loads(json.dumps(dict(provenance or {}), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"provenance must be plain data that JSON can hold ({error}).") from error
-    return SearchResult(
-        settings=settings,
-        space=space,
-        budget=check_int(budget, "budget", 0, MAX_COUNT),
-        seed=check_int(seed, "seed", 0, MAX_COUNT),
-        versions={"python": platform.python_version(), "peft_noah": __version__, **plain.pop("versions", {})},
-        provenance=plain,
-    )

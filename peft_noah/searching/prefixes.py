@@ -1,9 +1,9 @@
-"""Shared prefixes: what a block outputs depends only on the choices up to it, so related candidates share the first ones.
+"""Shared prefixes: a block's output depends only on the choices up to this block, so related candidates share it.
 
     embeddings -> block 0 -> block 1 -> ... -> block n - 1 -> norm -> classifier
               kept       kept       kept
 
-The model itself runs, with what is kept in place of the embeddings and of the blocks that it stands for.
+The model itself runs. The last hidden state that is kept stands in for the embeddings, and for the blocks before it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SHARERS = 10  # candidates whose prefixes must fit beside each other: the parent
 class PrefixCache:
     """Hidden states of images behind leading blocks, by the choices in these blocks; the least recently used leave.
 
-    The first call of each kind is checked against a plain one: a model that does more between its blocks than hand
-    hidden states on runs as it is.
+    The first call of each kind is compared with a plain one. Where they differ, the model does more between its blocks
+    than hand hidden states on, and nothing is shared.
 
     Args:
         model: a `PeftModel` with a NOAH adapter on a transformers classifier. Its weights must not change meanwhile.
@@ -40,7 +40,7 @@ class PrefixCache:
     Attributes:
         reason: why nothing is kept, so that `logits` is a plain call; None where prefixes are shared.
         bytes: memory that the states take now.
-        blocks_run, blocks_shared: blocks times images, computed and spared so far.
+        blocks_run, blocks_shared: blocks times images that were computed, and that were not, so far.
     """
 
     def __init__(self, model: nn.Module, images: int, limit_gb: float) -> None:
@@ -86,7 +86,7 @@ class PrefixCache:
         return self._run(keys, start, rows, pixels)
 
     def _keys(self, architecture: Architecture) -> list[tuple]:
-        """What the input of each block depends on: the embeddings on nothing that is searched for."""
+        """For each block the choices that its input depends on; the first block's input depends on none."""
         count, rows = len(self._blocks), [architecture[name] for name in sorted(architecture)]
         keys = [tuple(row[:end] for row in rows) for end in range(count)]
         if self._looks_ahead:  # tokens run on into a block that has none of its own
@@ -95,14 +95,16 @@ class PrefixCache:
         return keys
 
     def _shared(self, keys: list[tuple], rows: torch.Tensor) -> int | None:
-        """How many leading blocks need not run; None: the embeddings neither; their states count as used."""
+        """How many leading blocks need not run; None: no state is there, and the embeddings run too.
+
+        The states up to there count as used.
+        """
         start = None
         for block, key in enumerate(keys if self._depth is None else keys[: self._depth + 1]):
             if key in self._states and self._states[key].known[rows].all():
                 start = block
-        for key in reversed(
-            keys[: 0 if start is None else start + 1]
-        ):  # the first ones last, for they are shared most
+        used = keys[: 0 if start is None else start + 1]
+        for key in reversed(used):  # the first ones last, for they are shared most
             if key in self._states:
                 self._states.move_to_end(key)
         return start
@@ -127,7 +129,7 @@ class PrefixCache:
     def _check(
         self, keys: list[tuple], start: int | None, rows: torch.Tensor, pixels: torch.Tensor, kind: int | None
     ) -> torch.Tensor:
-        """The plain logits; where those of the shared way differ, it is not taken again."""
+        """The plain logits; nothing is shared any more if the logits of the shared way differ from them."""
         plain = self.model(pixel_values=pixels).logits
         try:
             equal = torch.allclose(self._run(keys, start, rows, pixels), plain, rtol=1e-2, atol=1e-2)
@@ -169,11 +171,12 @@ class PrefixCache:
         self._new.append(key)
         return state
 
-    def settle(self, useful: bool) -> None:
-        """The end of a candidate. What it left is the first to go, unless it may have children."""
-        for key in [] if useful else self._new:
-            if key in self._states:
-                self._states.move_to_end(key, last=False)
+    def end_candidate(self, may_have_children: bool) -> None:
+        """Close a candidate. The states that it left are the first to go, unless it may have children."""
+        if not may_have_children:
+            for key in self._new:
+                if key in self._states:
+                    self._states.move_to_end(key, last=False)
         self._new.clear()
 
     def clear(self) -> None:

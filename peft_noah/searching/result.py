@@ -5,8 +5,10 @@ Tables, figures and model cards read a search from here, without the search itse
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import platform
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -14,6 +16,7 @@ from typing import NamedTuple
 
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, check_number, dump_json, load_json, write_atomically
+from peft_noah.version import __version__
 
 ORIGINS = ("random", "crossover", "mutation")
 
@@ -113,18 +116,35 @@ class Bounds(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """An architecture that the search looked at.
+class Proposal:
+    """An architecture that a search asks a score for.
 
     Attributes:
         architecture: the architecture.
         parameters: its trainable prompt parameters, the classifier not counted.
-        score: what the search maximises (no unit); None where it could not be scored, or where scoring stopped because
-            it could not be among the best any more. Then it is never chosen.
         generation: the round it came from, 0 for the first.
         origin: ``"random"``, ``"crossover"`` or ``"mutation"``.
         parents: where its parents stand in the history.
-        bounds: where scoring was stopped, what the score lies between.
+    """
+
+    architecture: Architecture
+    parameters: int
+    generation: int
+    origin: str
+    parents: tuple[int, ...] = ()
+
+
+SCORED, BOUNDED, FAILED = "scored", "bounded", "failed"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An architecture that the search has been told a score of, or why there is none; see :attr:`state`.
+
+    Attributes:
+        architecture, parameters, generation, origin, parents: as its :class:`Proposal` had them.
+        score: what the search maximises (no unit); None unless it is scored.
+        bounds: what the score lies between; None unless it is bounded.
     """
 
     architecture: Architecture
@@ -134,6 +154,18 @@ class Candidate:
     origin: str
     parents: tuple[int, ...] = ()
     bounds: Bounds | None = None
+
+    @property
+    def state(self) -> str:
+        """How its scoring ended. Only a scored candidate is ever chosen, or becomes a parent.
+
+        - ``"scored"``: its score is known.
+        - ``"bounded"``: its scoring stopped early, because it could not be among the best any more.
+        - ``"failed"``: it could not be scored.
+        """
+        if self.score is not None:
+            return SCORED
+        return FAILED if self.bounds is None else BOUNDED
 
     def to_dict(self) -> dict[str, object]:
         """The candidate as plain data, ready for JSON; bounds only where there are any."""
@@ -192,6 +224,46 @@ class SearchResult:
     versions: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, object] = field(default_factory=dict)
 
+    @classmethod
+    def new(
+        cls,
+        settings: SearchSettings,
+        space: SearchSpace,
+        budget: int,
+        seed: int,
+        provenance: Mapping[str, object] | None = None,
+    ) -> SearchResult:
+        """The result of a search that begins, with the versions of Python and of this package.
+
+        Raises:
+            ValueError: budget or seed is out of its bounds, or ``provenance`` is no plain data.
+        """
+        try:
+            plain = json.loads(json.dumps(dict(provenance or {}), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"provenance must be plain data that JSON can hold ({error}).") from error
+        return cls(
+            settings=settings,
+            space=space,
+            budget=check_int(budget, "budget", 0, MAX_COUNT),
+            seed=check_int(seed, "seed", 0, MAX_COUNT),
+            versions={"python": platform.python_version(), "peft_noah": __version__, **plain.pop("versions", {})},
+            provenance=plain,
+        )
+
+    def add(self, proposal: Proposal, score: float | Bounds | None) -> None:
+        """Put a proposal with its score at the end of the history; bounds, or None, where there is no score.
+
+        Raises:
+            ValueError: the score, or a bound, is NaN, infinite or no number.
+        """
+        known = {"score": None, "bounds": None}
+        if isinstance(score, Bounds):
+            known["bounds"] = check_bounds(score, str(proposal.architecture))
+        else:
+            known["score"] = check_score(score, proposal.architecture)
+        self.candidates.append(Candidate(**vars(proposal), **known))
+
     @property
     def best(self) -> Candidate:
         """The candidate with the highest score; of equal ones that with fewer parameters, then the earlier.
@@ -209,7 +281,7 @@ class SearchResult:
 
     def ranking(self) -> list[int]:
         """Where the scored candidates stand in the history, the best first, ordered as for :attr:`best`."""
-        scored = [index for index, candidate in enumerate(self.candidates) if candidate.score is not None]
+        scored = [index for index, candidate in enumerate(self.candidates) if candidate.state == SCORED]
         return sorted(scored, key=lambda i: (-self.candidates[i].score, self.candidates[i].parameters, i))
 
     def to_dict(self) -> dict[str, object]:

@@ -1,12 +1,11 @@
-"""How good subnets of a supernet are on a set of images: raced, and spread over processes.
+"""How good subnets of a supernet are on a set of images: scored within bounds, on all processes.
 
-search(space, scorer, count, budget, racing=True, map=spread)
+search_with_bounds(Evolution(space, count, budget), partial(map_over_processes, scorer))
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,26 +19,23 @@ from peft_noah.architecture import Architecture
 from peft_noah.data.images import ImageSplit
 from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
+from peft_noah.searching.bounding import Answers, ImageDifficulty, Outcome, Threshold, bounded_accuracy
 from peft_noah.searching.prefixes import PrefixCache
-from peft_noah.searching.racing import Bar, Hardness, Outcome, Unsure, race
-from peft_noah.searching.result import Bounds, SearchResult
-from peft_noah.searching.screening import Screen, label_gap
+from peft_noah.searching.result import BOUNDED, Bounds, SearchResult
+from peft_noah.searching.screening import Screen, ScreenedAnswers
 from peft_noah.training.evaluation import predict
 
 logger = logging.getLogger(__name__)
-
-#: images of each of the first candidates that are looked at in both precisions, to learn how much bfloat16 changes
-FIRST_COMPARED = 32
 
 #: share of the cache for merged weights, which candidates have in common block by block
 MERGED_SHARE = 0.1
 
 
 class Scorer:
-    """Top-1 accuracy of subnets, a fraction, as `evaluate` measures it; or its bounds, where a race is stopped.
+    """Top-1 accuracy of subnets, a fraction, as `evaluate` measures it; or its bounds, where a threshold is missed.
 
-    Every process looks at all images of the candidates that it is given. The order of the images follows from what
-    earlier candidates got wrong, so it is the same on all processes, see :func:`spread`.
+    Every process looks at all images of the candidates that it is given. The order of the images follows from the errors
+    of earlier candidates, so it is the same on all processes, see :func:`map_over_processes`.
 
     Args:
         model: a supernet with ``set_architecture``, called as ``model(pixel_values=...)`` with ``.logits``.
@@ -47,22 +43,22 @@ class Scorer:
         normalize: uint8 pixels to the backbone's input.
         accelerator: device, processes and precision.
         batch_size: most images per forward pass.
-        cache_gb: most memory that may be taken beside the model and a batch, in gigabytes (10^9 bytes). It holds the
-            normalised images, which beyond it are fetched and normalised whenever they are needed, and with what is
-            left what candidates share: hidden states, see :class:`~peft_noah.searching.prefixes.PrefixCache`, and merged weights.
-        screen: whether to look in bfloat16 first, and in float32 only where that could matter, see
+        cache_gb: most memory that may be taken beside the model and a batch, in gigabytes (10^9 bytes). First it holds
+            the normalised images; if they do not fit, they are fetched and normalised whenever they are needed. What is
+            left holds what candidates share: hidden states, see :class:`~peft_noah.searching.prefixes.PrefixCache`, and
+            merged weights.
+        screen: whether to score in bfloat16 first, and in float32 only where that could matter, see
             :class:`~peft_noah.searching.screening.Screen`; the scores are those of float32.
         on_scored: called as ``on_scored(done, best)`` while candidates are scored, with the number of those done and
             the best score so far, None where there is none; equally often on all processes.
 
     Attributes:
         known: results of an interrupted search by architecture; they are not scored again.
-        hardness: how often each image was seen so far by all processes together, and wrong.
+        difficulty: how often each image was seen so far by all processes together, and classified wrongly.
         done: candidates scored so far, known ones included.
         best: the best score so far; None before the first.
         prefixes: the hidden states that candidates share.
         screen: whether candidates are screened, and what was learnt from it.
-        looked_again: images that this process has looked at in float32 while it screened.
     """
 
     def __init__(
@@ -80,9 +76,9 @@ class Scorer:
         self.model, self.images, self.normalize, self.accelerator = model, images, normalize, accelerator
         self.batch_size, self.on_scored = batch_size, on_scored
         self.known: dict[Architecture, float | Bounds | None] = {}
-        self.hardness = Hardness(len(images))
+        self.difficulty = ImageDifficulty(len(images))
         self.done, self.best = 0, None
-        self.screen, self.looked_again = Screen(model, accelerator.device, accelerator.mixed_precision, screen), 0
+        self.screen = Screen(model, accelerator.device, accelerator.mixed_precision, screen)
         channels, height, width = images.image_shape
         size = 4 * len(images) * channels * height * width
         fits = size <= cache_gb * 1e9
@@ -93,7 +89,7 @@ class Scorer:
 
     def keep(self, result: SearchResult) -> None:
         """Note in a result's provenance what `resume` needs to go on as if nothing had happened."""
-        result.provenance["racing"] = self.hardness.to_dict()
+        result.provenance["racing"] = self.difficulty.to_dict()
         if noted := self.screen.to_dict():
             result.provenance["screening"] = noted
 
@@ -103,26 +99,18 @@ class Scorer:
         Raises:
             ValueError: the result has an entry that `keep` cannot have left.
         """
-        self.known = {c.architecture: c.score if c.bounds is None else c.bounds for c in result.candidates}
+        self.known = {c.architecture: c.bounds if c.state == BOUNDED else c.score for c in result.candidates}
         if "racing" in result.provenance:
-            self.hardness = Hardness.from_dict(result.provenance["racing"], len(self.images))
+            self.difficulty = ImageDifficulty.from_dict(result.provenance["racing"], len(self.images))
         if "screening" in result.provenance:
             self.screen.resume(result.provenance["screening"])
 
-    def _fetch(self, images: list[int]) -> torch.Tensor:
-        pixels = self.images.__getitems__(images)["pixel_values"].to(self.accelerator.device)
-        return self.normalize(pixels)
-
-    def __call__(self, architecture: Architecture, bar: Bar | None = None) -> float | Bounds | None:
-        """The accuracy of a subnet; its bounds, where a bar is given and out of reach."""
-        outcome = self.race(architecture, bar)
+    def __call__(self, architecture: Architecture, threshold: Threshold | None = None) -> float | Bounds | None:
+        """The accuracy of a subnet; its bounds, where it misses a threshold."""
+        with self.ready():
+            outcome = self.outcome(architecture, threshold)
         self.learn([outcome])
         return outcome.result
-
-    def race(self, architecture: Architecture, bar: Bar | None = None) -> Outcome:
-        """Score one subnet in this process, without learning from it; the model's mode is restored."""
-        with self.ready():
-            return self.race_ready(architecture, bar)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -136,22 +124,22 @@ class Scorer:
         finally:
             self.model.train(was_training)
 
-    def race_ready(self, architecture: Architecture, bar: Bar | None = None) -> Outcome:
-        """The same as :meth:`race`, inside of :meth:`ready`."""
+    def outcome(self, architecture: Architecture, threshold: Threshold | None = None) -> Outcome:
+        """Score one subnet in this process, inside of :meth:`ready`, without learning from it."""
         if architecture in self.known:
             return Outcome(self.known[architecture])
-        self._change: float | None = None
-        outcome = Outcome(None)
+        scored = False
         try:
             self.model.set_architecture(architecture)
-            outcome = race(partial(self._right, architecture), self.hardness, bar, self._exactly)
-            return outcome._replace(change=self._change)
+            outcome = bounded_accuracy(self._answers(architecture), self.difficulty, threshold)
+            scored = isinstance(outcome.result, float)
+            return outcome
         finally:
-            self.prefixes.settle(useful=isinstance(outcome.result, float))
+            self.prefixes.end_candidate(may_have_children=scored)
 
     def learn(self, outcomes: Sequence[Outcome]) -> None:
         """Take in the outcomes of all processes."""
-        self.hardness.learn(outcomes)
+        self.difficulty.learn(outcomes)
         screened = self.screen.reason is None
         for outcome in outcomes:
             if outcome.change is not None:
@@ -161,70 +149,53 @@ class Scorer:
         self.done += len(outcomes)
         self.best = _best(self.best, *outcomes)
 
-    def _right(self, architecture: Architecture, images: list[int]) -> list[bool | Unsure]:
-        """Which of these images the active subnet gets right."""
-        screened = self.screen.reason is None
-        if not screened or self.screen.change is not None:
-            return self._look(architecture, images, screened)
-        sure = self._exactly(images[:FIRST_COMPARED], compare=True)
-        return sure + self._look(architecture, images[FIRST_COMPARED:], screened)
+    def _answers(self, architecture: Architecture) -> Answers:
+        """What tells which images the active subnet, which is ``architecture``, classifies correctly."""
+        shared = partial(self._logits, partial(self.prefixes.logits, architecture))
+        labels, classes = self.images.labels, self.images.classes
+        if self.screen.reason is None:
+            return ScreenedAnswers(self.screen, shared, partial(self._logits, self._plain), labels, classes)
 
-    def _look(self, architecture: Architecture, images: list[int], screened: bool) -> list[bool | Unsure]:
-        """The same in the precision of the search, or in bfloat16."""
-        answers: list[bool | Unsure] = []
-        for batch, pixels in self._batches(images):
-            with self.screen.autocast() if screened else self.accelerator.autocast():
-                logits = self.prefixes.logits(architecture, batch, pixels)
-            labels, classes = self.images.labels[batch], self.images.classes
-            if screened:
-                answers += self.screen.answers(logits, labels, classes, first=self._change)
-            else:
-                answers += self._answers(logits, labels)
-        return answers
+        def check(images: list[int]) -> list[bool]:
+            with self.accelerator.autocast():
+                predicted = predict(shared(images), classes)
+            return (predicted.cpu() == labels[images]).tolist()
 
-    def _exactly(self, images: list[int], compare: bool = False) -> list[bool]:
-        """The same for sure, in float32; may note how much bfloat16 changes the gaps at most."""
-        answers: list[bool] = []
-        for batch, pixels in self._batches(images):
-            labels, classes = self.images.labels[batch], self.images.classes
-            logits = self.model(pixel_values=pixels).logits
-            answers += self._answers(logits, labels)
-            if compare:
-                with self.screen.autocast():
-                    rounded = self.model(pixel_values=pixels).logits
-                gaps = [label_gap(x, labels, classes) for x in (logits, rounded)]
-                change = (gaps[0] - gaps[1]).abs().max().item()  # NaN if any is
-                self._change = max(self._change or 0.0, math.inf if math.isnan(change) else change)
-        self.looked_again += len(images)
-        return answers
+        return Answers(check)
 
-    def _batches(self, images: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Numbers and normalised pixels."""
-        for start in range(0, len(images), self.batch_size):
-            batch = images[start : start + self.batch_size]
-            yield batch, self._fetch(batch) if self._pixels is None else self._pixels[batch]
+    def _plain(self, images: list[int], pixels: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pixels).logits
 
-    def _answers(self, logits: torch.Tensor, labels: torch.Tensor) -> list[bool]:
-        return (predict(logits, self.images.classes).cpu() == labels).tolist()
+    def _logits(self, run: Callable[[list[int], torch.Tensor], torch.Tensor], images: list[int]) -> torch.Tensor:
+        """Logits (B, classes) of these images; ``run`` takes a batch of their numbers and normalised pixels."""
+        batches = [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
+        return torch.cat([run(batch, self._batch(batch)) for batch in batches])
+
+    def _batch(self, images: list[int]) -> torch.Tensor:
+        return self._fetch(images) if self._pixels is None else self._pixels[images]
+
+    def _fetch(self, images: list[int]) -> torch.Tensor:
+        pixels = self.images.__getitems__(images)["pixel_values"].to(self.accelerator.device)
+        return self.normalize(pixels)
 
 
-def spread(
-    scorer: Scorer, architectures: Sequence[Architecture], bars: Sequence[Bar | None] | None = None
+def map_over_processes(
+    scorer: Scorer, architectures: Sequence[Architecture], thresholds: Sequence[Threshold | None] | None = None
 ) -> list[float | Bounds | None]:
-    """A ``map`` for `search`: each process scores its share of the candidates, and all get all results.
+    """The scores of some architectures: each process scores its share of them, and all get all results.
 
-    Races start from what was known before these candidates, so results do not depend on the number of processes. A
-    candidate whose scoring fails has no score; the reason is logged.
+    The scoring starts from what was known before these candidates, so results do not depend on the number of processes.
+    A candidate whose scoring fails has no score; the reason is logged.
 
     Raises:
         RuntimeError: nothing at all could be scored so far, so that the fault is not a candidate's.
     """
-    accelerator, bars = scorer.accelerator, bars or [None] * len(architectures)
+    accelerator, thresholds = scorer.accelerator, thresholds or [None] * len(architectures)
     rank, processes, mine = accelerator.process_index, accelerator.num_processes, {}
     with scorer.ready():
         for first in range(0, len(architectures), processes):
             if (place := first + rank) < len(architectures):
-                mine[place] = _attempt(scorer, architectures[place], bars[place])
+                mine[place] = _attempt(scorer, architectures[place], thresholds[place])
             if scorer.on_scored is not None:
                 done = scorer.done + min(first + processes, len(architectures))
                 scorer.on_scored(done, _best(scorer.best, *mine.values()))
@@ -249,9 +220,9 @@ def _best(best: float | None, *outcomes: Outcome) -> float | None:
     return max(scores if best is None else [best, *scores], default=None)
 
 
-def _attempt(scorer: Scorer, architecture: Architecture, bar: Bar | None) -> Outcome:
-    """A race in which a failure is an outcome: the other processes wait for this one's share."""
+def _attempt(scorer: Scorer, architecture: Architecture, threshold: Threshold | None) -> Outcome:
+    """An outcome even where scoring fails: the other processes wait for this one's share."""
     try:
-        return scorer.race_ready(architecture, bar)
+        return scorer.outcome(architecture, threshold)
     except Exception as error:
         return Outcome(None, error=f"{type(error).__name__}: {error}")

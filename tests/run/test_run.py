@@ -210,7 +210,7 @@ def test_a_signal_in_the_last_step_ends_the_command_with_its_code_and_says_how_t
 
 
 def test_an_interrupted_search_scores_nothing_twice(finished, task, backbone, tmp_path, monkeypatch):
-    folder, look, looked_at = tmp_path / "run", Scorer._right, set()
+    folder, look, looked_at = tmp_path / "run", Scorer._answers, set()
     Run(folder, RunSettings.load(finished / "settings.json")).supernet()
 
     def failing(scorer, architecture, *args):
@@ -219,11 +219,11 @@ def test_an_interrupted_search_scores_nothing_twice(finished, task, backbone, tm
             raise KeyboardInterrupt
         return look(scorer, architecture, *args)
 
-    monkeypatch.setattr(Scorer, "_right", failing)
+    monkeypatch.setattr(Scorer, "_answers", failing)
     with pytest.raises(KeyboardInterrupt):
         Run(folder).search()
     again = set()
-    monkeypatch.setattr(Scorer, "_right", lambda *args: again.add(args[1]) or look(*args))
+    monkeypatch.setattr(Scorer, "_answers", lambda *args: again.add(args[1]) or look(*args))
     Run(folder).search()
     assert len(again) == 4
     assert (folder / "search.json").read_bytes() == (finished / "search.json").read_bytes()

@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from test_architecture import Script, spaces, unhurried
 
 from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.searching.bounding import search_with_bounds
 from peft_noah.searching.evolution import (
     BudgetError,
+    Evolution,
+    RandomSearch,
     SearchResult,
     SearchSettings,
     crossover,
@@ -26,6 +29,7 @@ from peft_noah.searching.evolution import (
     search,
     shrink,
 )
+from peft_noah.searching.result import Bounds, Proposal
 
 SMALL = SearchSettings(population_size=10, generations=4, num_parents=3, num_crossover=4, num_mutation=4)
 
@@ -277,12 +281,12 @@ def test_the_global_generator_is_left_alone():
 def test_map_is_called_once_a_generation_with_all_its_new_architectures():
     batches = []
 
-    def spread(function, architectures):
+    def in_threads(function, architectures):
         batches.append(list(architectures))
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(function, architectures))
 
-    result = search(SearchSpace.vtab(), wiggle, total, 180, SMALL, map=spread)
+    result = search(SearchSpace.vtab(), wiggle, total, 180, SMALL, map=in_threads)
     assert [len(batch) for batch in batches] == [10] * 4
     assert [a for batch in batches for a in batch] == [c.architecture for c in result.candidates]
     assert result.candidates == search(SearchSpace.vtab(), wiggle, total, 180, SMALL).candidates
@@ -308,6 +312,91 @@ def test_each_generation_is_reported_as_soon_as_it_is_scored(tmp_path):
 def test_of_equal_scores_the_cheapest_is_chosen():
     space = SearchSpace(3, {"lora": [1, 5]}, {"lora": [1, 2, 3]})
     assert search(space, lambda a: 0.5, total, 100).best.architecture == space.smallest()
+
+
+# --- ask and tell ---------------------------------------------------------------------------------------------------
+
+
+def ask_and_tell(algorithm, most=None):
+    while proposals := algorithm.ask(most):
+        assert most is None or len(proposals) <= most
+        for proposal in proposals:
+            algorithm.tell(proposal, wiggle(proposal.architecture))
+    return algorithm.result
+
+
+@pytest.mark.parametrize("most", [None, 1, 7])
+def test_ask_and_tell_has_the_history_of_search_whatever_is_asked_for_at_once(most):
+    space = SearchSpace.vtab()
+    assert ask_and_tell(Evolution(space, total, 180, SMALL, seed=2), most) == search(
+        space, wiggle, total, 180, SMALL, seed=2
+    )
+    assert ask_and_tell(RandomSearch(space, total, 180, 25, seed=2), most) == random_search(
+        space, wiggle, total, 180, 25, seed=2
+    )
+
+
+def test_a_proposal_is_told_once_and_only_if_it_was_asked_for():
+    evolution = Evolution(SearchSpace.vtab(), total, 180, SMALL)
+    proposal, other = evolution.ask(2)
+    with pytest.raises(ValueError, match="the score of Architecture.* is nan"):
+        evolution.tell(proposal, math.nan)
+    evolution.tell(proposal, 1.0)
+    for unknown in (proposal, replace(other, origin="mutation")):
+        with pytest.raises(ValueError, match="Architecture.* is not waiting for a score"):
+            evolution.tell(unknown, 1.0)
+    evolution.tell(other, None)
+    assert [candidate.state for candidate in evolution.result.candidates] == ["scored", "failed"]
+
+
+def test_a_new_generation_needs_the_scores_of_the_one_before():
+    evolution = Evolution(SearchSpace.vtab(), total, 180, SMALL)
+    first = evolution.ask(4) + evolution.ask()
+    assert len(first) == 10
+    for proposal in first[:-1]:
+        evolution.tell(proposal, 0.5)
+    with pytest.raises(ValueError, match="1 proposals of generation 0 have not been told"):
+        evolution.ask()
+    evolution.tell(first[-1], 0.5)
+    assert {proposal.generation for proposal in evolution.ask()} == {1}
+
+
+@pytest.mark.parametrize("most", [0, -1, 1.5])
+def test_as_many_are_asked_for_as_there_can_be(most):
+    with pytest.raises(ValueError, match="most is"):
+        Evolution(SearchSpace.vtab(), total, 180, SMALL).ask(most)
+
+
+class Climber:
+    """Another algorithm: it walks to a better neighbour as long as there is one."""
+
+    def __init__(self, space, budget, seed):
+        self.result = SearchResult.new(SearchSettings(), space, budget, seed)
+        self.rng = random.Random(seed)
+
+    def ask(self, most=None):
+        space, candidates = self.result.space, self.result.candidates
+        if len(candidates) == 30:
+            return []
+        origin = mutate(self.result.best.architecture, space, DEFAULT, self.rng) if candidates else space.smallest()
+        return [Proposal(origin, total(origin), len(candidates), "mutation" if candidates else "random")]
+
+    def tell(self, proposal, score):
+        self.result.add(proposal, score)
+
+
+def test_another_algorithm_is_a_class_with_two_methods(tmp_path):
+    def score_all(architectures, thresholds):
+        return [
+            Bounds(-99.0, wiggle(a)) if threshold is not None and not threshold.reached_by(wiggle(a)) else wiggle(a)
+            for a, threshold in zip(architectures, thresholds, strict=True)
+        ]
+
+    result = search_with_bounds(Climber(SearchSpace.vtab(), 500, seed=1), score_all)
+    assert len(result.candidates) == 30 and {c.state for c in result.candidates} == {"scored", "bounded"}
+    assert result.best.score > result.candidates[0].score
+    result.save(tmp_path / "search.json")
+    assert SearchResult.load(tmp_path / "search.json") == result
 
 
 # --- budgets and odd spaces ----------------------------------------------------------------------------------------
@@ -436,6 +525,12 @@ def test_random_search_draws_as_the_paper_samples_where_all_fits():
     rng, space = random.Random(3), SearchSpace.vtab()
     result = random_search(space, wiggle, total, 10**6, 20, seed=3)
     assert [c.architecture for c in result.candidates] == [space.sample(rng) for _ in range(20)]
+
+
+@pytest.mark.parametrize("evaluations", [0, 2.5, "3"])
+def test_random_search_needs_a_positive_number_of_evaluations(evaluations):
+    with pytest.raises(ValueError, match="evaluations is"):
+        random_search(SearchSpace.vtab(), wiggle, total, 180, evaluations)
 
 
 def test_random_search_of_a_small_space_scores_all_of_it():

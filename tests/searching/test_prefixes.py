@@ -131,7 +131,7 @@ def test_the_memory_stays_below_its_limit_and_results_are_the_same(states, pixel
     cache = PrefixCache(model, IMAGES, (states * IMAGES * STATE + 7) / 1e9)
     for architecture in relatives(model.get_search_space(), 20):
         assert torch.equal(logits(cache, architecture, pixels), plain(model, architecture, pixels))
-        cache.settle(useful=False)
+        cache.end_candidate(may_have_children=False)
         assert cache.bytes == sum(state.memory.nbytes for state in cache._states.values()) <= cache.limit
     assert cache.bytes == states * IMAGES * STATE or states == 25
     assert cache.blocks_shared > 0
@@ -194,11 +194,11 @@ def test_what_a_candidate_without_children_left_is_the_first_to_go(pixels):
     cache = PrefixCache(model, IMAGES, (2 * IMAGES * STATE + 7) / 1e9)  # two states, of the first block only
     good, bad, other = (Architecture(lora=[dim, 1, 1, 1]) for dim in (1, 5, 10))
     logits(cache, good, pixels)
-    cache.settle(useful=True)
+    cache.end_candidate(may_have_children=True)
     logits(cache, bad, pixels)
-    cache.settle(useful=False)
+    cache.end_candidate(may_have_children=False)
     logits(cache, other, pixels)
-    cache.settle(useful=True)
+    cache.end_candidate(may_have_children=True)
     assert [key[0][0] for key in cache._states] == [1, 10]
 
 

@@ -1,4 +1,4 @@
-"""Scoring on a real supernet: the accuracy of `evaluate`, races, and several processes."""
+"""Scoring on a real supernet: the accuracy of `evaluate`, bounds, and several processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,12 @@ from peft import get_peft_model
 from peft_noah import NoahConfig
 from peft_noah.architecture import SearchSpace
 from peft_noah.data.images import ImageSplit
-from peft_noah.searching import scoring
-from peft_noah.searching.evolution import SearchSettings, search
-from peft_noah.searching.racing import Bar, Hardness
+from peft_noah.searching import screening
+from peft_noah.searching.bounding import ImageDifficulty, Outcome, Threshold, search_with_bounds
+from peft_noah.searching.evolution import Evolution, SearchSettings, search
 from peft_noah.searching.result import Bounds, SearchResult
-from peft_noah.searching.scoring import FIRST_COMPARED, Scorer, spread
+from peft_noah.searching.scoring import Scorer, map_over_processes
+from peft_noah.searching.screening import FIRST_COMPARED
 from peft_noah.training.evaluation import evaluate
 from peft_noah.training.processes import make_accelerator
 
@@ -82,14 +84,20 @@ def plain_score(model, images, accelerator):
     return score
 
 
-def run(model, images, scorer, settings=SETTINGS, **options):
-    return search(model.get_search_space(), scorer, model.count_parameters, BUDGET, settings, **options)
+def run(model, scorer, on_round=None):
+    evolution = Evolution(model.get_search_space(), model.count_parameters, BUDGET, SETTINGS)
+    return search_with_bounds(evolution, partial(map_over_processes, scorer), on_round)
+
+
+def search_in_full(model, images, accelerator):
+    score = plain_score(model, images, accelerator)
+    return search(model.get_search_space(), score, model.count_parameters, BUDGET, SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def plain(supernet, images):
     """The search that scores every candidate in full, with `evaluate`."""
-    return run(supernet, images, plain_score(supernet, images, make_accelerator()))
+    return search_in_full(supernet, images, make_accelerator())
 
 
 def histories(result):
@@ -112,7 +120,7 @@ def test_the_accuracy_is_that_of_evaluate(family, batch_size, accelerator):
     exact = [score(architecture) for architecture in architectures]
     assert [scorer(architecture) for architecture in architectures] == exact
     assert len(set(exact)) > 2  # subnets differ, so that equal is more than constant
-    assert scorer.hardness.evaluations == 6 * 60 and scorer.done == 6 and scorer.best == max(exact)
+    assert scorer.difficulty.evaluations == 6 * 60 and scorer.done == 6 and scorer.best == max(exact)
 
 
 def test_images_that_do_not_fit_in_the_cache_give_the_same(supernet, images, accelerator):
@@ -131,14 +139,14 @@ def test_images_with_classes_of_their_own_are_scored_among_them(supernet, images
     assert exact > plain_score(supernet, ImageSplit(pixels, labels), accelerator)(largest)
 
 
-def test_a_race_stops_below_the_bar_and_its_bounds_hold(supernet, images, accelerator):
+def test_scoring_stops_below_the_threshold_and_its_bounds_hold(supernet, images, accelerator):
     smallest = supernet.get_search_space().smallest()
     scorer = Scorer(supernet, images, normalize, accelerator)
     exact = scorer(smallest)
-    bounds = scorer(smallest, Bar(exact, strict=True))
+    bounds = scorer(smallest, Threshold(exact, strict=True))
     assert isinstance(bounds, Bounds) and bounds.low <= exact <= bounds.high <= exact + 1e-9
-    assert scorer(smallest, Bar(exact, strict=False)) == exact
-    assert scorer.hardness.evaluations < 3 * 60
+    assert scorer(smallest, Threshold(exact, strict=False)) == exact
+    assert scorer.difficulty.evaluations < 3 * 60
 
 
 def test_the_models_mode_is_restored_even_after_a_failure(supernet, images, accelerator):
@@ -156,49 +164,47 @@ def test_the_models_mode_is_restored_even_after_a_failure(supernet, images, acce
 # --- whole searches ------------------------------------------------------------------------------------------------
 
 
-def test_a_raced_search_of_a_supernet_has_the_same_history_and_best_with_fewer_images(
-    supernet, images, accelerator, plain
-):
+def test_a_search_with_bounds_has_the_same_history_and_best_with_fewer_images(supernet, images, accelerator, plain):
     scorer = Scorer(supernet, images, normalize, accelerator)
-    raced = run(supernet, images, scorer, racing=True, map=spread)
-    assert histories(raced) == histories(plain)
-    assert raced.top(10) == plain.top(10) and raced.best == plain.best
-    assert sum(c.bounds is not None for c in raced.candidates) > 5
+    bounded = run(supernet, scorer)
+    assert histories(bounded) == histories(plain)
+    assert bounded.top(10) == plain.top(10) and bounded.best == plain.best
+    assert sum(c.state == "bounded" for c in bounded.candidates) > 5
     assert scorer.prefixes.blocks_shared > 0
-    assert scorer.hardness.evaluations < 0.9 * 60 * len(plain.candidates)
+    assert scorer.difficulty.evaluations < 0.9 * 60 * len(plain.candidates)
 
 
 def test_a_resumed_search_scores_nothing_twice_and_leaves_the_same_bytes(supernet, images, accelerator, tmp_path):
     def keep(scorer):
-        def on_generation(result):
+        def on_round(result):
             scorer.keep(result)
             result.save(tmp_path / f"{len(result.candidates)}.json")
 
-        return on_generation
+        return on_round
 
     scorer = Scorer(supernet, images, normalize, accelerator)
-    whole = run(supernet, images, scorer, racing=True, map=spread, on_generation=keep(scorer))
+    whole = run(supernet, scorer, on_round=keep(scorer))
     whole.save(tmp_path / "whole.json")
     again, asked = Scorer(supernet, images, normalize, accelerator), []
-    right = again._right
-    again._right = lambda architecture, images: asked.append(architecture) or right(architecture, images)
-    partial = SearchResult.load(tmp_path / "24.json")
-    again.resume(partial)
-    assert any(c.bounds is not None for c in partial.candidates)
-    run(supernet, images, again, racing=True, map=spread, on_generation=keep(again)).save(tmp_path / "resumed.json")
+    answers = again._answers
+    again._answers = lambda architecture: asked.append(architecture) or answers(architecture)
+    part = SearchResult.load(tmp_path / "24.json")
+    again.resume(part)
+    assert any(c.bounds is not None for c in part.candidates)
+    run(supernet, again, on_round=keep(again)).save(tmp_path / "resumed.json")
     assert (tmp_path / "resumed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert {*asked} == {c.architecture for c in whole.candidates[24:]} and again.done == len(whole.candidates)
 
 
-def test_a_search_that_was_not_raced_can_go_on_raced(supernet, images, accelerator, plain):
+def test_a_search_in_full_can_go_on_with_bounds(supernet, images, accelerator, plain):
     scorer = Scorer(supernet, images, normalize, accelerator)
     scorer.resume(replace(plain, candidates=plain.candidates[:24]))
-    raced = run(supernet, images, scorer, racing=True, map=spread)
-    assert histories(raced) == histories(plain) and raced.top(10) == plain.top(10)
+    bounded = run(supernet, scorer)
+    assert histories(bounded) == histories(plain) and bounded.top(10) == plain.top(10)
 
 
 def test_counts_of_other_images_are_refused(supernet, images, accelerator, plain):
-    result = replace(plain, provenance={"racing": Hardness(7).to_dict()})
+    result = replace(plain, provenance={"racing": ImageDifficulty(7).to_dict()})
     with pytest.raises(ValueError, match="one number for each of 60 images"):
         Scorer(supernet, images, normalize, accelerator).resume(result)
 
@@ -211,7 +217,7 @@ def test_nothing_stays_allocated_but_the_prefixes_within_their_limit(supernet, i
     cache_gb = (images.labels.numel() * 3 * 16 * 16 * 4 + 2e5) / 1e9  # the normalised images, and 0.2 MB
     scorer = Scorer(supernet, images, normalize, accelerator, cache_gb=cache_gb)
     before = tensors()
-    run(supernet, images, scorer, racing=True, map=spread)
+    run(supernet, scorer)
     assert 1e5 < scorer.prefixes.bytes <= 2e5 and tensors() > before
     scorer.prefixes.clear()
     assert tensors() == before
@@ -221,15 +227,15 @@ def test_nothing_stays_allocated_but_the_prefixes_within_their_limit(supernet, i
 
 
 def test_a_screened_search_has_the_scores_of_float32(supernet, images, accelerator, bfloat16):
-    plain = run(supernet, images, plain_score(supernet, images, accelerator))
+    plain = search_in_full(supernet, images, accelerator)
     scorer = Scorer(supernet, images, normalize, accelerator)
-    screened = run(supernet, images, scorer, racing=True, map=spread)
+    screened = run(supernet, scorer)
     assert scorer.screen.reason is None and scorer.screen.change > 0
     assert histories(screened) == histories(plain) and screened.top(10) == plain.top(10)
-    assert 0 < scorer.looked_again < 0.5 * len(images) * len(plain.candidates)
+    assert 0 < scorer.screen.confirmed < 0.5 * len(images) * len(plain.candidates)
     unscreened = Scorer(supernet, images, normalize, accelerator, screen=False)
-    run(supernet, images, unscreened, racing=True, map=spread)
-    assert unscreened.screen.reason == "it was not asked for" and unscreened.looked_again == 0
+    run(supernet, unscreened)
+    assert unscreened.screen.reason == "it was not asked for" and unscreened.screen.confirmed == 0
 
 
 def test_a_first_candidate_is_compared_on_some_images_and_looked_at_again_where_unsure(
@@ -238,17 +244,17 @@ def test_a_first_candidate_is_compared_on_some_images_and_looked_at_again_where_
     scorer = Scorer(supernet, images, normalize, accelerator)
     subnet = supernet.get_search_space().largest()
     assert scorer(subnet) == Scorer(supernet, images, normalize, accelerator, screen=False)(subnet)
-    assert FIRST_COMPARED <= scorer.looked_again < len(images)
+    assert FIRST_COMPARED <= scorer.screen.confirmed < len(images)
     assert scorer.screen.change > 0
 
 
 def test_numbers_that_bfloat16_does_not_hold_end_the_screening(supernet, images, accelerator, bfloat16, monkeypatch):
     scorer = Scorer(supernet, images, normalize, accelerator)
     expected = Scorer(supernet, images, normalize, accelerator, screen=False)(supernet.get_search_space().largest())
-    gap = scoring.label_gap
-    monkeypatch.setattr(scoring, "label_gap", lambda *args: gap(*args) * float("nan"))
+    margin = screening.label_margin
+    monkeypatch.setattr(screening, "label_margin", lambda *args: margin(*args) * float("nan"))
     assert scorer(supernet.get_search_space().largest()) == expected
-    assert scorer.looked_again == len(images)
+    assert scorer.screen.confirmed == len(images)
     assert scorer.screen.reason == "bfloat16 does not hold the model's numbers"
 
 
@@ -258,7 +264,7 @@ def test_hidden_states_of_bfloat16_go_when_the_screening_ends(supernet, images, 
     for seed in range(3):
         scorer(space.sample(random.Random(seed)))
     assert scorer.prefixes.bytes > 0
-    scorer.learn([scoring.Outcome(None, change=float("inf"))])
+    scorer.learn([Outcome(None, change=float("inf"))])
     assert scorer.screen.reason is not None and scorer.prefixes.bytes == 0
 
 
@@ -289,7 +295,7 @@ def test_noise_within_the_safety_changes_no_score_and_trusting_it_would(
 
 def test_a_resumed_screened_search_starts_from_what_was_learnt(supernet, images, accelerator, bfloat16):
     scorer = Scorer(supernet, images, normalize, accelerator)
-    result = run(supernet, images, scorer, racing=True, map=spread)
+    result = run(supernet, scorer)
     scorer.keep(result)
     again = Scorer(supernet, images, normalize, accelerator)
     again.resume(result)
@@ -304,16 +310,12 @@ def test_a_candidate_that_fails_has_no_score_and_the_reason_is_logged(
 ):
     space = supernet.get_search_space()
     scorer = Scorer(supernet, images, normalize, accelerator)
-    right = scorer._right
+    answers = scorer._answers
     monkeypatch.setattr(
-        scorer,
-        "_right",
-        lambda architecture, images: (
-            right(architecture, images) if supernet.get_architecture() != space.largest() else 1 / 0
-        ),
+        scorer, "_answers", lambda architecture: answers(architecture) if architecture != space.largest() else 1 / 0
     )
     with caplog.at_level(logging.WARNING, logger="peft_noah.searching.scoring"):
-        scores = spread(scorer, [space.smallest(), space.largest()])
+        scores = map_over_processes(scorer, [space.smallest(), space.largest()])
     assert scores[0] is not None and scores[1] is None
     assert "1 of 2 candidates could not be scored: Architecture(" in caplog.text
     assert "ZeroDivisionError: division by zero" in caplog.text
@@ -323,17 +325,17 @@ def test_a_search_in_which_nothing_at_all_can_be_scored_ends_with_the_reason(
     supernet, images, accelerator, monkeypatch
 ):
     scorer = Scorer(supernet, images, normalize, accelerator)
-    monkeypatch.setattr(scorer, "_right", lambda *_: 1 / 0)
+    monkeypatch.setattr(scorer, "_answers", lambda _: 1 / 0)
     with pytest.raises(
         RuntimeError, match=r"no candidate could be scored. The first was Architecture\(.*ZeroDivision"
     ):
-        run(supernet, images, scorer, racing=True, map=spread)
+        run(supernet, scorer)
 
 
 def test_progress_counts_candidates_and_shows_the_best(supernet, images, accelerator):
     shown = []
     scorer = Scorer(supernet, images, normalize, accelerator, on_scored=lambda *values: shown.append(values))
-    result = run(supernet, images, scorer, racing=True, map=spread)
+    result = run(supernet, scorer)
     assert [done for done, _ in shown] == list(range(1, len(result.candidates) + 1))
     assert shown[-1][1] == result.best.score
 
@@ -346,11 +348,9 @@ def leave_result(folder: str) -> None:
     accelerator, model = make_accelerator(), make_supernet()
     images = teach(model, make_images())
     scorer = Scorer(model, images, normalize, accelerator)
-    right = scorer._right
-    scorer._right = lambda architecture, images: (
-        right(architecture, images) if model.get_architecture()["lora"][0] != 5 else 1 / 0
-    )
-    result = run(model, images, scorer, racing=True, map=spread)
+    answers = scorer._answers
+    scorer._answers = lambda architecture: answers(architecture) if architecture["lora"][0] != 5 else 1 / 0
+    result = run(model, scorer)
     scorer.keep(result)
     result.save(Path(folder) / f"{accelerator.num_processes}-{accelerator.process_index}.json")
 
@@ -379,5 +379,5 @@ def test_two_processes_leave_the_same_bytes_as_one_although_candidates_fail(tmp_
     results = {path.name: path.read_bytes() for path in tmp_path.glob("*.json")}
     assert sorted(results) == ["1-0.json", "2-0.json", "2-1.json"] and len(set(results.values())) == 1
     candidates = SearchResult.load(tmp_path / "1-0.json").candidates
-    failed = [c for c in candidates if c.score is None and c.bounds is None]
+    failed = [c for c in candidates if c.state == "failed"]
     assert 5 < len(failed) < len(candidates) and {c.architecture["lora"][0] for c in failed} == {5}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_architecture import unhurried
 
 from peft_noah.architecture import Architecture, SearchSpace
-from peft_noah.searching.result import Bounds, Candidate, SearchResult, SearchSettings
+from peft_noah.searching.result import Bounds, Candidate, Proposal, SearchResult, SearchSettings
 
 SPACE = SearchSpace(2, {"lora": [1, 5]}, {"lora": [1, 2]})
 
@@ -231,6 +231,24 @@ def test_bounds_are_kept_where_there_are_any(tmp_path):
 
 def test_a_candidate_with_bounds_is_never_chosen():
     assert with_bounds().ranking() == [0]
+
+
+def test_a_candidates_state_is_one_word():
+    assert [candidate.state for candidate in with_bounds().candidates] == ["scored", "bounded", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("score", "state"), [(0.5, "scored"), (0, "scored"), (Bounds(0, 1), "bounded"), (None, "failed")]
+)
+def test_what_is_told_of_a_proposal_is_added_at_the_end(score, state):
+    result, proposal = make_result(([1, 0], 0.5, 1)), Proposal(Architecture(lora=[1, 1]), 2, 1, "mutation", (0,))
+    result.add(proposal, score)
+    added = result.candidates[-1]
+    assert (added.state, added.parameters, added.generation, added.parents) == (state, 2, 1, (0,))
+    for wrong in (math.nan, "0.5", Bounds(0.5, 0.4), Bounds(0.0, math.inf)):
+        with pytest.raises(ValueError):
+            result.add(proposal, wrong)
+    assert len(result.candidates) == 2
 
 
 @pytest.mark.parametrize(
