@@ -65,13 +65,13 @@ def suite(
     from peft_noah.experiments.suite import Suite
 
     plan = _plan(root, methods, seeds, tasks, shots, groups, transfer, architecture, options)
-    job = Suite(output, plan)
+    whole = Suite(output, plan)
     if dry_run:
-        _show_cost(job)
+        _show_cost(whole)
         return
-    found = job.run(retry=retry)
+    found = whole.run(retry=retry)
     _show_progress(found)
-    job.reporter.say(f"draw tables and figures with: peft-noah tables {output}")
+    whole.reporter.say(f"draw tables and figures with: peft-noah tables {output}")
     if found.errors:
         raise typer.Exit(1)
 
@@ -126,9 +126,9 @@ def _named(sources: list[str]) -> dict[str, Architecture]:
 
 
 def _chosen(found: tuple[Task, ...], names: list[str]) -> tuple[Task, ...]:
-    if unknown := [name for name in names if name not in {task.folder for task in found}]:
-        raise ValueError(f"no task is named {unknown[0]!r}; there are {', '.join(task.folder for task in found)}.")
-    return tuple(task for task in found if task.folder in names)
+    if unknown := [name for name in names if name not in {task.full_name for task in found}]:
+        raise ValueError(f"no task is named {unknown[0]!r}; there are {', '.join(task.full_name for task in found)}.")
+    return tuple(task for task in found if task.full_name in names)
 
 
 @commands.add("peft-noah progress suites/vtab --watch")
@@ -140,12 +140,12 @@ def progress(
     """Which cells of a suite are done, running, broken or open, and how long the rest will take."""
     from peft_noah.experiments.suite import Suite
 
-    job = Suite(folder)
-    found = job.progress()
+    whole = Suite(folder)
+    found = whole.progress()
     _show_progress(found)
     while watch and found.count("done") + found.count("failed") < len(found.states):
         time.sleep(10)
-        found = job.progress()
+        found = whole.progress()
         _show_progress(found)
 
 
@@ -189,16 +189,16 @@ def _show_progress(found: Progress) -> None:
     from peft_noah.results.table import Number, Table
 
     rows = []
-    for task in dict.fromkeys(job.task.folder for job, _ in found.states):
-        states = [(job, state) for job, state in found.states if job.task.folder == task]
+    for task in dict.fromkeys(cell.full_task for cell, _ in found.states):
+        states = [(cell, state) for cell, state in found.states if cell.full_task == task]
         counts = [sum(state == kind for _, state in states) for kind in ("done", "failed", "open")]
-        running = ", ".join(f"{job.method} (seed {job.seed})" for job, state in states if state == "running")
+        running = ", ".join(f"{cell.method} (seed {cell.seed})" for cell, state in states if state == "running")
         rows.append((task, *(Number(count, decimals=0) for count in counts), running))
     console = Console()
     console.print(Table("progress", "", ("task", "done", "failed", "open", "running"), tuple(rows)).to_rich())
     console.print(found.sentence(), highlight=False)
-    for job, error in found.errors:
-        console.print(f"{job}: {error}", markup=False, highlight=False)
+    for cell, error in found.errors:
+        console.print(f"{cell}: {error}", markup=False, highlight=False)
 
 
 def _show_cost(suite: Suite) -> None:
@@ -210,9 +210,9 @@ def _show_cost(suite: Suite) -> None:
     plan, console = suite.plan, Console()
     tasks = []
     for task in plan.tasks:
-        found = suite.listings[task.folder]
+        found = suite.listings[task.full_name]
         counts = [len(found.label_names), *(found.sizes.get(split, 0) for split in ("train", "validation", "test"))]
-        tasks.append((task.folder, task.group, *(Number(count, decimals=0) for count in counts)))
+        tasks.append((task.full_name, task.group, *(Number(count, decimals=0) for count in counts)))
     header = ("task", "group", "classes", "train", "validation", "test")
     console.print(Table("tasks", "", header, tuple(tasks)).to_rich())
     costs, seeds = cell_costs(suite), ", ".join(map(str, plan.seeds))
@@ -220,11 +220,11 @@ def _show_cost(suite: Suite) -> None:
     for row in costs:
         parameters = Number(row.parameters, decimals=0)
         entry = parameters if row.exact else f"at most {parameters}"
-        cells.append((row.job.task.folder, row.job.method, seeds, entry, Number(row.cost)))
+        cells.append((row.cell.full_task, row.cell.method, seeds, entry, Number(row.cost)))
     header = ("task", "method", "seeds", "prompt parameters", "fine-tunes a seed")
     console.print(Table("cells", "", header, tuple(cells)).to_rich())
     console.print(
-        f"{len(suite.jobs)} cells, {sum(row.cost for row in costs) * len(plan.seeds):,.0f} fine-tunes in all. One is "
+        f"{len(suite.cells)} cells, {sum(row.cost for row in costs) * len(plan.seeds):,.0f} fine-tunes in all. One is "
         f"{plan.run.epochs} epochs of one module alone on the training images. Supernet and search count once per task "
         "and seed.",
         highlight=False,

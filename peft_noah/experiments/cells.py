@@ -1,4 +1,4 @@
-"""The cells of a suite as its tables and figures read them: one method on one task with one seed, from one file.
+"""The cells of a suite: one method on one task with one seed each, and how finished ones are read from their files.
 
 A suite keeps ``<suite>/<task>/seed<k>/results/<method>.json`` per finished cell, and the search beside it in
 ``<suite>/<task>/seed<k>/search.json``; a JSON-lines file holds the same. Nothing else is needed for tables and figures.
@@ -17,6 +17,7 @@ from peft_noah.formatting import one_line
 from peft_noah.jsonfile import build_named, check_int
 from peft_noah.results.report import MAX_NAME, MethodResult, RunReport
 from peft_noah.run.folder import SEARCH
+from peft_noah.run.method_names import TRANSFER
 from peft_noah.searching.result import SearchResult
 
 MAX_SHOTS = 1_000_000
@@ -24,7 +25,7 @@ MAX_SHOTS = 1_000_000
 
 @dataclass(frozen=True)
 class Cell:
-    """How one method did on one task with one seed.
+    """One method on one task with one seed: what a suite runs, and what its tables and figures compare.
 
     Attributes:
         task: the task's name, such as ``"cifar100"``.
@@ -32,7 +33,7 @@ class Cell:
         shots: training images per class; None where the task is not few-shot.
         method: the method's name.
         seed: of everything random in it.
-        result: accuracies, parameters and times.
+        result: accuracies, parameters and times; None before it has been run.
         architecture: the architecture found or given; None for a method that has none.
         settings: the settings it ran with, as plain data.
         backbone: the backbone it ran on, as plain data.
@@ -43,7 +44,7 @@ class Cell:
     shots: int | None
     method: str
     seed: int
-    result: MethodResult
+    result: MethodResult | None = None
     architecture: Architecture | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
     backbone: Mapping[str, object] = field(default_factory=dict)
@@ -52,6 +53,24 @@ class Cell:
     def key(self) -> tuple[str, int | None, str, int]:
         """What no two cells share: task, shots, method and seed."""
         return self.task, self.shots, self.method, self.seed
+
+    @property
+    def full_task(self) -> str:
+        """The task's name with its shots, which no two tasks of a suite share."""
+        return full_name(self.task, self.shots)
+
+    @property
+    def run_folder(self) -> str:
+        """The run folder that it shares with the other methods of its task and seed, seen from the suite's folder."""
+        return f"{self.full_task}/seed{self.seed}"
+
+    @property
+    def source(self) -> str | None:
+        """What a transfer takes its architecture from, a task or a given architecture; None for any other method."""
+        return self.method.removeprefix(TRANSFER) if self.method.startswith(TRANSFER) else None
+
+    def __str__(self) -> str:
+        return f"{self.full_task}, {self.method}, seed {self.seed}"
 
     @classmethod
     def from_report(cls, report: RunReport) -> Cell:
@@ -79,6 +98,11 @@ class Cell:
             settings=report.settings,
             backbone=report.backbone,
         )
+
+
+def full_name(task: str, shots: int | None) -> str:
+    """The name of a task with its shots, such as ``"food101-4shot"``."""
+    return task if shots is None else f"{task}-{shots}shot"
 
 
 def load_cells(sources: Sources) -> list[Cell]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from peft_noah.experiments.plan import Job
+from peft_noah.experiments.cells import Cell
 from peft_noah.run.method_names import FROM_SUPERNET, SINGLE, TRANSFER
 from peft_noah.run.methods import BASELINES, SINGLE_MODULES, attach, count_trainable
 from peft_noah.run.settings import RunSettings
@@ -23,13 +23,13 @@ class CellCost:
     """A method on a task: what each of its seeds costs.
 
     Attributes:
-        job: the cell, with the first seed.
+        cell: the cell, with the first seed.
         parameters: prompt parameters; of a searched architecture, the most that the budget allows.
         exact: whether it is that number, not a bound.
         cost: fine-tunes, see :mod:`peft_noah.experiments.plan`.
     """
 
-    job: Job
+    cell: Cell
     parameters: int
     exact: bool
     cost: float
@@ -43,31 +43,32 @@ def cell_costs(suite: Suite) -> list[CellCost]:
     """
     plan, rows, known = suite.plan, [], {}
     shared: set[str] = set()
-    for job in suite.jobs:
-        if job.seed != plan.seeds[0]:
+    for cell in suite.cells:
+        if cell.seed != plan.seeds[0]:
             continue
-        listings = suite.listings[job.task.folder]
+        listings = suite.listings[cell.full_task]
         classes = len(listings.label_names)
-        first = job.method in FROM_SUPERNET and job.folder not in shared
-        shared |= {job.folder} if first else set()
-        key = (job.method, classes)
+        first = cell.method in FROM_SUPERNET and cell.run_folder not in shared
+        if first:
+            shared.add(cell.run_folder)
+        key = (cell.method, classes)
         if key not in known:
-            known[key] = _parameters(plan.settings(job), job, classes, plan.architectures)
-        cost = plan.cost(job, listings.sizes, shared=first)
-        rows.append(CellCost(job, *known[key], cost))
+            known[key] = _parameters(plan.settings(cell), cell, classes, plan.architectures)
+        cost = plan.cost(cell, listings.sizes, shared=first)
+        rows.append(CellCost(cell, *known[key], cost))
     return rows
 
 
-def _parameters(settings: RunSettings, job: Job, classes: int, architectures) -> tuple[int, bool]:
+def _parameters(settings: RunSettings, cell: Cell, classes: int, architectures) -> tuple[int, bool]:
     """Prompt parameters of a cell, and whether the number is exact."""
     config = AutoConfig.from_pretrained(settings.backbone)
     budget = settings.budget or scaled_budget(config.hidden_size, config.num_hidden_layers)
-    if job.method == SINGLE:
-        return max(_parameters(settings, Job(job.task, m, 0), classes, {})[0] for m in SINGLE_MODULES), False
-    if job.method not in BASELINES and job.source not in architectures:
+    if cell.method == SINGLE:
+        return max(_parameters(settings, replace(cell, method=m), classes, {})[0] for m in SINGLE_MODULES), False
+    if cell.method not in BASELINES and cell.source not in architectures:
         return budget, False
     config.num_labels = classes
     with torch.device("meta"):  # shapes alone: nothing is allocated
         model = AutoModelForImageClassification.from_config(config)
-        model = attach(model, architectures.get(job.method.removeprefix(TRANSFER), job.method), settings.recipe)
+        model = attach(model, architectures.get(cell.method.removeprefix(TRANSFER), cell.method), settings.recipe)
     return count_trainable(model)[0], True

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 
 from peft_noah.architecture import Architecture
+from peft_noah.experiments.cells import Cell
 from peft_noah.experiments.result_files import PLAN
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, dump_json, load_json, write_atomically
@@ -22,28 +23,6 @@ from peft_noah.run.methods import SINGLE_MODULES
 from peft_noah.run.settings import RunSettings
 
 _PASSES = {"linear": 1, "full": 3}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One cell of a suite: a method on a task with a seed."""
-
-    task: Task
-    method: str
-    seed: int
-
-    @property
-    def folder(self) -> str:
-        """The run folder that it shares with the other methods of its task and seed, seen from the suite's folder."""
-        return f"{self.task.folder}/seed{self.seed}"
-
-    @property
-    def source(self) -> str | None:
-        """Of a transfer, where its architecture comes from; else None."""
-        return self.method.removeprefix(TRANSFER) if self.method.startswith(TRANSFER) else None
-
-    def __str__(self) -> str:
-        return f"{self.task.folder}, {self.method}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +57,7 @@ class Plan:
         for method in self.methods:
             if method not in METHODS:
                 raise ValueError(f"method {method!r} is not known (known: {', '.join(METHODS)}).")
-        names = [task.folder for task in self.tasks]
+        names = [task.full_name for task in self.tasks]
         for name in names:  # a plan may come from a stranger, and each name becomes a folder inside the suite's
             if not isinstance(name, str) or not name or name.startswith(".") or PureWindowsPath(name).name != name:
                 raise ValueError(f"task {reprlib.repr(name)} cannot be the name of a folder. Give a plain name.")
@@ -89,28 +68,32 @@ class Plan:
 
     # ------------------------------------------------------------------ cells
 
-    def jobs(self) -> Iterator[Job]:
+    def cells(self) -> Iterator[Cell]:
         """All cells: every task with the first seed before any with the second; sources before their transfers."""
         for seed in self.seeds:
             for task in self.tasks:
                 # NOAH first: it is what others wait for
-                yield from (Job(task, method, seed) for method in sorted(self.methods, key=self._order))
+                yield from (task.cell(method, seed) for method in sorted(self.methods, key=self._order))
         for seed in self.seeds:
             for task in self.tasks:
-                yield from (Job(task, f"{TRANSFER}{source}", seed) for source in self.sources(task))
+                yield from (task.cell(f"{TRANSFER}{source}", seed) for source in self.sources(task))
 
     @staticmethod
     def _order(method: str) -> tuple[bool, int]:
         return (method not in FROM_SUPERNET, (FROM_SUPERNET if method in FROM_SUPERNET else METHODS).index(method))
 
+    def task(self, full_name: str) -> Task:
+        """The task of this name."""
+        return next(task for task in self.tasks if task.full_name == full_name)
+
     def sources(self, task: Task) -> list[str]:
         """Where the architectures that are tried on a task come from."""
-        others = [other.folder for other in self.tasks if other != task] if self.transfer else []
+        others = [other.full_name for other in self.tasks if other != task] if self.transfer else []
         return [*self.architectures, *others]
 
-    def settings(self, job: Job) -> RunSettings:
+    def settings(self, cell: Cell) -> RunSettings:
         """The settings of the run that a cell belongs to."""
-        task = job.task
+        task = self.task(cell.full_task)
         return replace(
             self.run,
             dataset=task.dataset,
@@ -121,17 +104,17 @@ class Plan:
             augment=task.augment,
             search_space=task.search_space,
             other_tests=dict(task.other_tests) or None,
-            seed=job.seed,
+            seed=cell.seed,
             baselines=(),
         )
 
     # ------------------------------------------------------------------ cost
 
-    def cost(self, job: Job, sizes: Mapping[str, int], *, shared: bool = True) -> float:
+    def cost(self, cell: Cell, sizes: Mapping[str, int], *, shared: bool = True) -> float:
         """Cost of a cell in fine-tunes.
 
         Args:
-            job: the cell.
+            cell: which one.
             sizes: number of images by split; a test split may be missing.
             shared: with the supernet and the search that several methods share.
         """
@@ -140,16 +123,16 @@ class Plan:
         search = self.run.search()
         scoring = search.population_size * search.generations * validation
         supernet = 2 * self.run.training("supernet").epochs * train
-        if job.method == SINGLE:
-            singles = (self.cost(Job(job.task, method, job.seed), sizes) for method in SINGLE_MODULES)
+        if cell.method == SINGLE:
+            singles = (self.cost(replace(cell, method=method), sizes) for method in SINGLE_MODULES)
             return sum(singles) if shared else 0.0
         own = validation + test
-        if job.method != INHERITED:
-            own += _PASSES.get(job.method, 2) * self.run.epochs * (2 * train + validation)
-        if job.method == RANDOM:
+        if cell.method != INHERITED:
+            own += _PASSES.get(cell.method, 2) * self.run.epochs * (2 * train + validation)
+        if cell.method == RANDOM:
             own += scoring
-        if job.method in FROM_SUPERNET and shared:
-            own += supernet + (0 if job.method == RANDOM else scoring)
+        if cell.method in FROM_SUPERNET and shared:
+            own += supernet + (0 if cell.method == RANDOM else scoring)
         return own / unit
 
     # ------------------------------------------------------------------ file
@@ -211,7 +194,7 @@ class Plan:
             raise ValueError(
                 f"the suite was started with other {', '.join(changed)}. Choose another --output, or the same settings."
             )
-        known, tasks = ({task.folder: task for task in plan.tasks} for plan in (earlier, self))
+        known, tasks = ({task.full_name: task for task in plan.tasks} for plan in (earlier, self))
         if other := _changed(known, tasks):
             raise ValueError(f"the suite has other tasks by the names {', '.join(other)}. Choose another --output.")
         if other := _changed(earlier.architectures, self.architectures):

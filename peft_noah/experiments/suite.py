@@ -20,7 +20,8 @@ from pathlib import Path
 
 from peft_noah.architecture import Architecture
 from peft_noah.data.listings import Listings
-from peft_noah.experiments.plan import Job, Plan
+from peft_noah.experiments.cells import Cell
+from peft_noah.experiments.plan import Plan
 from peft_noah.experiments.result_files import PLAN
 from peft_noah.jsonfile import read_json
 from peft_noah.progress import Reporter
@@ -48,9 +49,9 @@ class Progress:
         errors: what each failed cell said.
     """
 
-    states: list[tuple[Job, str]]
+    states: list[tuple[Cell, str]]
     seconds_left: float | None
-    errors: list[tuple[Job, str]]
+    errors: list[tuple[Cell, str]]
 
     def count(self, state: str) -> int:
         """Number of cells in a state."""
@@ -99,17 +100,17 @@ class Suite:
         return plan
 
     @cached_property
-    def jobs(self) -> list[Job]:
+    def cells(self) -> list[Cell]:
         """All cells in the order in which they are taken."""
-        return list(self.plan.jobs())
+        return list(self.plan.cells())
 
-    def files(self, job: Job) -> RunFolder:
+    def files(self, cell: Cell) -> RunFolder:
         """The run folder of a cell."""
-        return RunFolder(self.folder / job.folder)
+        return RunFolder(self.folder / cell.run_folder)
 
     # ------------------------------------------------------------------ running
 
-    def run(self, *, retry: bool = False, on_cell: Callable[[Job], None] | None = None) -> Progress:
+    def run(self, *, retry: bool = False, on_cell: Callable[[Cell], None] | None = None) -> Progress:
         """Take cells until all are finished, broken, or at work elsewhere.
 
         Args:
@@ -125,10 +126,10 @@ class Suite:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.plan.save(self.folder)
         if retry:
-            for job in [job for job in self.jobs if self._state(job) == FAILED]:
-                self.files(job).forget(job.method)
+            for cell in [cell for cell in self.cells if self._state(cell) == FAILED]:
+                self.files(cell).forget(cell.method)
         while True:
-            outcomes = Counter(self._take(job, on_cell) for job in self.jobs)
+            outcomes = Counter(self._take(cell, on_cell) for cell in self.cells)
             if outcomes["ran"]:
                 continue
             if not outcomes["waiting"]:
@@ -136,91 +137,90 @@ class Suite:
             self.reporter.say("waiting for cells that other processes are at work on ...")
             time.sleep(_POLL_SECONDS)
 
-    def _take(self, job: Job, on_cell: Callable[[Job], None] | None) -> str:
+    def _take(self, cell: Cell, on_cell: Callable[[Cell], None] | None) -> str:
         """Run a cell if it is free: ``"ran"``, ``"settled"`` before, ``"busy"`` or ``"waiting"``."""
-        files = self.files(job)
-        if self._settled(files, job):
+        files = self.files(cell)
+        if self._settled(files, cell):
             return "settled"
         try:
-            with files.lock(slug(job.method)):
-                if self._settled(files, job):  # by another process, in between
+            with files.lock(slug(cell.method)):
+                if self._settled(files, cell):  # by another process, in between
                     return "settled"
-                self._work(files, job)
+                self._work(files, cell)
         except _NotYet:
             return "waiting"
         except Busy:
             return "busy"
         if on_cell is not None:
-            on_cell(job)
+            on_cell(cell)
         return "ran"
 
     @staticmethod
-    def _settled(files: RunFolder, job: Job) -> bool:
-        return files.result_path(job.method).exists() or files.error_path(job.method).exists()
+    def _settled(files: RunFolder, cell: Cell) -> bool:
+        return files.result_path(cell.method).exists() or files.error_path(cell.method).exists()
 
-    def _work(self, files: RunFolder, job: Job) -> None:
+    def _work(self, files: RunFolder, cell: Cell) -> None:
         try:
-            architecture = self._architecture(job)
-            self.reporter.say(f"{job} ...")
-            self._run_of(job).method(job.method, architecture)
+            architecture = self._architecture(cell)
+            self.reporter.say(f"{cell} ...")
+            self._run_of(cell).method(cell.method, architecture)
         except _NotYet:
             raise
         except Busy as busy:  # another process trains what this cell needs
             raise _NotYet(str(busy)) from busy
         except Exception as error:  # whatever breaks one cell must not end the others
             self._run = None
-            files.add_error(job.method, error)
-            self.reporter.say(f"{job}: failed, {type(error).__name__}: {error}")
+            files.add_error(cell.method, error)
+            self.reporter.say(f"{cell}: failed, {type(error).__name__}: {error}")
         else:
-            result = files.result(job.method)
+            result = files.result(cell.method)
             test = "no labelled test images" if result.test is None else f"test {100 * result.test:.1f} %"
-            self.reporter.say(f"{job}: {test}. {self.progress().sentence()}")
+            self.reporter.say(f"{cell}: {test}. {self.progress().sentence()}")
 
-    def _run_of(self, job: Job) -> Run:
+    def _run_of(self, cell: Cell) -> Run:
         """The run of a cell; kept for the next one, which is mostly on the same decoded images."""
-        if self._run is None or self._run[0] != job.folder:
+        if self._run is None or self._run[0] != cell.run_folder:
             self._run = None  # lets go of the images before others are decoded
-            self._run = (job.folder, Run(self.folder / job.folder, self.plan.settings(job), self.reporter))
+            self._run = (cell.run_folder, Run(self.folder / cell.run_folder, self.plan.settings(cell), self.reporter))
         return self._run[1]
 
-    def _architecture(self, job: Job) -> Architecture | None:
-        if job.source is None:
+    def _architecture(self, cell: Cell) -> Architecture | None:
+        if cell.source is None:
             return None
-        if job.source in self.plan.architectures:
-            return self.plan.architectures[job.source]
-        task = next(task for task in self.plan.tasks if task.folder == job.source)
-        source = self.files(Job(task, INHERITED, job.seed))
+        if cell.source in self.plan.architectures:
+            return self.plan.architectures[cell.source]
+        source = self.files(self.plan.task(cell.source).cell(INHERITED, cell.seed))
         if (source / SEARCH).exists():
             return SearchResult.load(source / SEARCH).best.architecture
         if error := source.error(INHERITED):
-            raise ValueError(f"the search on {job.source} failed: {error}")
-        raise _NotYet(f"the search on {job.source} is not finished.")
+            raise ValueError(f"the search on {cell.source} failed: {error}")
+        raise _NotYet(f"the search on {cell.source} is not finished.")
 
     # ------------------------------------------------------------------ looking
 
     def progress(self) -> Progress:
         """Where the suite stands, from its files alone."""
-        states = [(job, self._state(job)) for job in self.jobs]
-        failed = [job for job, state in states if state == FAILED]
-        errors = [(job, self._error(job)) for job in failed]
+        states = [(cell, self._state(cell)) for cell in self.cells]
+        failed = [cell for cell, state in states if state == FAILED]
+        errors = [(cell, self._error(cell)) for cell in failed]
         return Progress(states, self._seconds_left(states), errors)
 
-    def _state(self, job: Job) -> str:
-        files = self.files(job)
-        if files.error_path(job.method).exists():
+    def _state(self, cell: Cell) -> str:
+        files = self.files(cell)
+        if files.error_path(cell.method).exists():
             return FAILED
         try:
-            if files.result(job.method) is not None:
+            if files.result(cell.method) is not None:
                 return DONE
         except ValueError:  # cut short or damaged, which no process of ours leaves behind
             return FAILED
-        return RUNNING if files.locked(slug(job.method)) else OPEN
+        return RUNNING if files.locked(slug(cell.method)) else OPEN
 
-    def _error(self, job: Job) -> str:
+    def _error(self, cell: Cell) -> str:
         """What a failed cell said, or what is wrong with its file."""
         try:
-            self.files(job).result(job.method)
-            return self.files(job).error(job.method) or ""
+            self.files(cell).result(cell.method)
+            return self.files(cell).error(cell.method) or ""
         except ValueError as error:
             return str(error)
 
@@ -231,25 +231,26 @@ class Suite:
         Raises:
             ValueError: if a task is not what the plan says.
         """
-        return {task.folder: task.check(self.plan.seeds[0]) for task in self.plan.tasks}
+        return {task.full_name: task.check(self.plan.seeds[0]) for task in self.plan.tasks}
 
-    def _seconds_left(self, states: list[tuple[Job, str]]) -> float | None:
+    def _seconds_left(self, states: list[tuple[Cell, str]]) -> float | None:
         spent, cost, sizes = defaultdict(float), defaultdict(float), {}
-        for job, state in states:
+        for cell, state in states:
             if state == DONE:
-                report = read_json(self.files(job).result_path(job.method))
-                sizes[job.task.folder] = report["task"]["sizes"]
-                for method in (job.method, ""):  # the latter stands for all methods
+                report = read_json(self.files(cell).result_path(cell.method))
+                sizes[cell.full_task] = report["task"]["sizes"]
+                for method in (cell.method, ""):  # the latter stands for all methods
                     spent[method] += report["results"][0]["seconds"]
-                    cost[method] += self.plan.cost(job, sizes[job.task.folder])
+                    cost[method] += self.plan.cost(cell, sizes[cell.full_task])
         if not cost[""]:
             return None
         typical = next(iter(sizes.values()))
         seconds, shared = 0.0, set()
-        for job, state in states:
+        for cell, state in states:
             if state in (OPEN, RUNNING):
-                first = job.folder not in shared and not (self.files(job) / SEARCH).exists()
-                shared |= {job.folder} if first and job.method in NOAH else set()
-                rate = spent[job.method] / cost[job.method] if cost[job.method] else spent[""] / cost[""]
-                seconds += rate * self.plan.cost(job, sizes.get(job.task.folder, typical), shared=first)
+                first = cell.run_folder not in shared and not (self.files(cell) / SEARCH).exists()
+                if first and cell.method in NOAH:
+                    shared.add(cell.run_folder)
+                rate = spent[cell.method] / cost[cell.method] if cost[cell.method] else spent[""] / cost[""]
+                seconds += rate * self.plan.cost(cell, sizes.get(cell.full_task, typical), shared=first)
         return seconds

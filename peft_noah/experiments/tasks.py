@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from peft_noah.data import Listings, read_listings
+from peft_noah.experiments.cells import Cell, full_name
 from peft_noah.sources import stored_path, stored_paths
 
 logger = logging.getLogger(__name__)
@@ -50,9 +51,13 @@ class Task:
         object.__setattr__(self, "other_tests", stored_paths(self.other_tests))
 
     @property
-    def folder(self) -> str:
-        """What the folder of its results is called; no two tasks of a suite share it."""
-        return self.name if self.shots is None else f"{self.name}-{self.shots}shot"
+    def full_name(self) -> str:
+        """Its name with its shots, which no two tasks of a suite share; its folder is called so."""
+        return full_name(self.name, self.shots)
+
+    def cell(self, method: str, seed: int) -> Cell:
+        """The cell of a suite that runs a method on it."""
+        return Cell(self.name, self.group, self.shots, method, seed)
 
     def listings(self, seed: int = 0) -> Listings:
         """The task's images and labels without decoding any.
@@ -76,7 +81,7 @@ class Task:
         try:
             found = self.listings(seed)
         except ValueError as error:
-            raise ValueError(f"task {self.folder!r}: {error}") from error
+            raise ValueError(f"task {self.full_name!r}: {error}") from error
         differing = [
             f"{count:,} {what} where {expected:,} are expected"
             for what, count, expected in self._compare(found)
@@ -84,7 +89,7 @@ class Task:
         ]
         if differing:
             raise ValueError(
-                f"task {self.folder!r} in {self.dataset} has {'; '.join(differing)}. Get the split that the paper uses, or "
+                f"task {self.full_name!r} in {self.dataset} has {'; '.join(differing)}. Get the split that the paper uses, or "
                 "run the folder under another name, as a task of your own."
             )
         if self.lossless and found.test.is_jpeg(0):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from peft_noah import Architecture
-from peft_noah.experiments.plan import Job, Plan
+from peft_noah.experiments.plan import Plan
 from peft_noah.experiments.tasks import Task
 from peft_noah.run.settings import RunSettings
 
@@ -19,7 +19,7 @@ def plan(**changes):
 
 
 def cells(a_plan):
-    return [(job.task.name, job.method, job.seed) for job in a_plan.jobs()]
+    return [(cell.task, cell.method, cell.seed) for cell in a_plan.cells()]
 
 
 def test_every_task_comes_with_the_first_seed_before_any_with_the_second():
@@ -39,7 +39,7 @@ def test_transfers_come_last_from_every_other_task_and_from_the_given_architectu
 
 
 def test_a_cell_takes_its_data_from_the_task_and_the_rest_from_the_plan():
-    settings = plan(run=RunSettings(epochs=7, budget=500)).settings(Job(TASKS[1], "lora", 1))
+    settings = plan(run=RunSettings(epochs=7, budget=500)).settings(TASKS[1].cell("lora", 1))
     assert (settings.dataset, settings.task, settings.group, settings.seed) == ("data/b", "b", "two", 1)
     assert (settings.epochs, settings.budget, settings.other_tests) == (7, 500, {"far": "x"})
 
@@ -59,12 +59,12 @@ def test_a_cell_takes_its_data_from_the_task_and_the_rest_from_the_plan():
     ],
 )
 def test_cost_counts_images_in_fine_tunes(method, cost):
-    assert plan().cost(Job(TASKS[0], method, 0), SIZES) == pytest.approx(cost)
+    assert plan().cost(TASKS[0].cell(method, 0), SIZES) == pytest.approx(cost)
 
 
 def test_what_methods_share_is_left_out_on_request():
-    assert plan().cost(Job(TASKS[0], "noah retrained", 0), SIZES, shared=False) == pytest.approx(362_200 / 160_000)
-    assert plan().cost(Job(TASKS[0], "best single", 0), SIZES, shared=False) == 0
+    assert plan().cost(TASKS[0].cell("noah retrained", 0), SIZES, shared=False) == pytest.approx(362_200 / 160_000)
+    assert plan().cost(TASKS[0].cell("best single", 0), SIZES, shared=False) == 0
 
 
 def test_a_plan_survives_its_file(tmp_path):

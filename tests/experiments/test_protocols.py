@@ -91,7 +91,7 @@ def test_few_shot_tasks_are_datasets_by_shots_with_augmentation(tmp_path):
     assert tasks == few_shot_tasks(tmp_path, (1, 16)) and len(tasks) == 10
     with pytest.raises(ValueError, match="shots 0 is not allowed"):
         few_shot_tasks(tmp_path, [0])
-    assert [task.folder for task in tasks][:3] == ["food101-1shot", "food101-16shot", "stanford_cars-1shot"]
+    assert [task.full_name for task in tasks][:3] == ["food101-1shot", "food101-16shot", "stanford_cars-1shot"]
     assert tasks[1].sizes == {"train": 1_616, "validation": 20_200, "test": 30_300}
     assert all(task.augment and task.search_space == "few_shot" for task in tasks)
     assert {task.name for task in tasks} == {"food101", "stanford_cars", "flowers102", "fgvc_aircraft", "pets"}

@@ -134,11 +134,11 @@ def test_a_transfer_from_a_failed_search_fails_with_its_reason(root, arguments, 
     tasks = tuple(Task(name, str(root / name)) for name in ("blue", "red"))
     plan = Suite(tmp_path / "none", _plan(arguments, tasks)).plan
     suite = Suite(tmp_path / "suite", plan)
-    for job in suite.jobs:
-        if job.task.name == "blue" and job.method == "noah inherited":
-            suite.files(job).add_error("noah inherited", ValueError("no luck"))
+    for cell in suite.cells:
+        if cell.task == "blue" and cell.method == "noah inherited":
+            suite.files(cell).add_error("noah inherited", ValueError("no luck"))
     progress = suite.run()
-    errors = {str(job): error for job, error in progress.errors}
+    errors = {str(cell): error for cell, error in progress.errors}
     assert "the search on blue failed: ValueError: no luck" in errors["red, transfer blue, seed 0"]
     assert progress.count("done") == 2, errors  # red's own search, and blue with red's architecture
 
