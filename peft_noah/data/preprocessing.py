@@ -81,7 +81,7 @@ class Preprocessing:
 
         Raises:
             ValueError: the processor cannot be read, has no fixed output size or rescales by something other than
-                1/255; or a size, mean or std is out of range.
+                1/255; a size, mean or std is out of range; or the backbone takes no RGB images of that size.
         """
         size = None if image_size is None else _checked_size(image_size)
         processor, source = _load_processor(backbone, size)
@@ -92,7 +92,10 @@ class Preprocessing:
                 settings.update({f"image_{name}": _checked_channels(name, value), "do_normalize": True})
         asked = [name for name, value in (("image_size", size), ("mean", mean), ("std", std)) if value is not None]
         source += f"; {', '.join(asked)} as given by the user" if asked else ""
-        return cls._from_processor(type(processor).from_dict(settings), source, backbone)
+        preprocessing = cls._from_processor(type(processor).from_dict(settings), source, backbone)
+        if not Path(backbone).is_dir() or (Path(backbone) / "config.json").is_file():
+            check_input(_load_config(backbone), preprocessing.size)
+        return preprocessing
 
     @classmethod
     def _from_processor(cls, processor: Any, source: str, backbone: object) -> Preprocessing:
@@ -221,7 +224,7 @@ def _load_processor(backbone: str | os.PathLike[str], size: tuple[int, int] | No
                 "config.json and preprocessor_config.json, or a Hub id that is reachable or in the cache."
             ) from error
         return processor, f"preprocessor_config.json of {backbone}"
-    config = _load_config(folder)
+    config = _load_config(backbone)
     size = size or _checked_size(getattr(config, "image_size", None))
     default = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
     source = f"defaults for {config.model_type}: no preprocessor_config.json in {backbone}"
@@ -235,13 +238,52 @@ def _warn_once(text: str) -> None:
     logger.warning(text)
 
 
-def _load_config(folder: Path) -> Any:
+def _load_config(backbone: str | os.PathLike[str]) -> Any:
     try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        return AutoConfig.from_pretrained(str(backbone), trust_remote_code=False)
     except Exception as error:  # as above
         raise ValueError(
-            f"cannot read config.json in {folder}: {_first_line(error)}. Give a folder written by save_pretrained."
+            f"cannot read config.json in {backbone}: {_first_line(error)}. Give a folder written by save_pretrained."
         ) from error
+
+
+def check_input(config: Any, size: tuple[int, int]) -> None:
+    """Refuse a backbone that does not take RGB images of a size, before anything is trained.
+
+    Args:
+        config: the backbone's, of transformers.
+        size: height and width of the images, in pixels. The size that the backbone was pretrained on is always allowed.
+
+    Raises:
+        ValueError: it reads another number of channels, or its patches do not fill images of that size.
+    """
+    channels = getattr(config, "num_channels", 3)
+    if channels != 3:
+        raise ValueError(
+            f"the backbone reads images of {channels} channels (num_channels in its config.json), but images come as RGB, "
+            "with 3. Choose a backbone with num_channels 3."
+        )
+    patch = _two_sides(getattr(config, "patch_size", None))
+    if patch is None or size == _two_sides(getattr(config, "image_size", None)):
+        return
+    if any(side % part for side, part in zip(size, patch, strict=True)):
+        fitting = [max(1, round(side / part)) * part for side, part in zip(size, patch, strict=True)]
+        smaller = any(side < part for side, part in zip(size, patch, strict=True))
+        fault = "are smaller than one of its patches of" if smaller else "are not filled by its patches of"
+        raise ValueError(
+            f"images of {_by(size)} pixels {fault} {_by(patch)}. Pass an image_size that is a multiple of "
+            f"{patch[0] if patch[0] == patch[1] else _by(patch)}, for instance {fitting[0] if fitting[0] == fitting[1] else _by(fitting)}."
+        )
+
+
+def _two_sides(size: Any) -> tuple[int, int] | None:
+    """A config's ``image_size`` or ``patch_size`` as height and width; None where it has no such pair."""
+    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (list, tuple)) else ()
+    return pair if len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair) else None
+
+
+def _by(sides: Sequence[int]) -> str:
+    return f"{sides[0]} x {sides[1]}"
 
 
 def _check_settings(settings: dict[str, Any], backbone: object) -> None:

@@ -111,16 +111,14 @@ class Comparison:
         return None if far <= limit else f"its outputs differ from those of the plain one, by {far:.2g} of the largest"
 
     def _outputs(self, args: tuple, kwargs: dict[str, Any]) -> list[torch.Tensor]:
-        """The model's outputs, and what its classifier reads, whose own weights may be zero."""
+        """The model's outputs, and what its classifiers read, whose own weights may be zero."""
         seen: list[torch.Tensor] = []
-        head = getattr(self.root, self._backbone.head, None)
-        handle = (
-            None if head is None else head.register_forward_pre_hook(lambda _, inputs: seen.extend(_tensors(inputs)))
-        )
+        heads = map(self.root.get_submodule, self._backbone.head_names(self.root))
+        handles = [head.register_forward_pre_hook(lambda _, inputs: seen.extend(_tensors(inputs))) for head in heads]
         try:
             return [*_tensors(self.root.forward(*args, **kwargs)), *seen]
         finally:
-            if handle is not None:
+            for handle in handles:
                 handle.remove()
 
     def _dtypes(self, outputs: list[torch.Tensor]) -> set[torch.dtype]:

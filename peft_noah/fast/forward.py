@@ -246,7 +246,7 @@ def _before_call(
     backbone = BACKBONES[root.config.model_type]
     # a class of the user's own may read other tokens than transformers' classifier, and make masks
     own = type(root).__module__.startswith("transformers.models.")
-    reads = backbone.head_tokens if own and hasattr(root, backbone.head) and fast.options.head_tokens_only else None
+    reads = backbone.head_tokens if own and backbone.head_names(root) and fast.options.head_tokens_only else None
     call = FastCall(reads, unmasked=own)
     if fast.comparison is not None:
         fast.note(fast.comparison.judge(args, kwargs, call))

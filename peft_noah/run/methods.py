@@ -22,7 +22,9 @@ BASELINES = ("linear", *SINGLE_MODULES, "full")
 
 
 def load_backbone(model: str | os.PathLike[str], splits: Splits, seed: int) -> nn.Module:
-    """A pretrained ViT with a fresh classifier for the task, in float32, in the same state for the same seed.
+    """A pretrained ViT with fresh classifiers for the task, in float32, in the same state for the same seed.
+
+    A checkpoint of a class with two classifiers (a DeiT with its distillation token) keeps both: its logits are their mean.
 
     Args:
         model: a local folder or a Hub id.
@@ -34,7 +36,7 @@ def load_backbone(model: str | os.PathLike[str], splits: Splits, seed: int) -> n
         ValueError: if the family is unknown.
     """
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    layout = find_backbone(config.model_type)
+    find_backbone(config.model_type)  # before anything is downloaded
     names = dict(enumerate(splits.label_names))
     backbone = AutoModelForImageClassification.from_pretrained(
         model,
@@ -46,12 +48,17 @@ def load_backbone(model: str | os.PathLike[str], splits: Splits, seed: int) -> n
         trust_remote_code=False,
     )
     torch.manual_seed(seed)
-    head = getattr(backbone, layout.head)
-    nn.init.trunc_normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
-    nn.init.zeros_(head.bias)
+    for head in _heads(backbone):
+        nn.init.trunc_normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
+        nn.init.zeros_(head.bias)
     if needs_interpolation(config, splits.preprocessing.size):
         backbone.register_forward_pre_hook(_interpolate, with_kwargs=True)
     return backbone
+
+
+def _heads(backbone: nn.Module) -> list[nn.Module]:
+    """The classifiers of a bare or adapted transformers model."""
+    return [backbone.get_submodule(name) for name in find_backbone(backbone.config.model_type).head_names(backbone)]
 
 
 def needs_interpolation(config: Any, size: tuple[int, int]) -> bool:
@@ -89,15 +96,15 @@ def attach(backbone: nn.Module, method: str | Architecture, recipe: str, search_
     for name, weight in backbone.named_parameters():
         if name.endswith("mask_token"):  # of masked pretraining: a classifier never reads it, and DDP would miss it
             weight.requires_grad_(False)
-    getattr(backbone, find_backbone(backbone.config.model_type).head).requires_grad_(True)
+    for head in _heads(backbone):
+        head.requires_grad_(True)
     return backbone
 
 
 def count_trainable(model: nn.Module) -> tuple[int, int]:
-    """Trainable parameters besides the classifier, and the classifier's."""
+    """Trainable parameters besides the classifiers, and the classifiers'."""
     core = model.base_model.model if isinstance(model, PeftModel) else model
-    head_name = find_backbone(core.config.model_type).head
-    head = sum(p.numel() for p in getattr(core, head_name).parameters() if p.requires_grad)
+    head = sum(p.numel() for module in _heads(core) for p in module.parameters() if p.requires_grad)
     return sum(p.numel() for p in model.parameters() if p.requires_grad) - head, head
 
 

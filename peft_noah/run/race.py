@@ -191,7 +191,8 @@ def _run_heat(
     model = build(run.fresh_backbone(), design, run.settings.recipe)
     starts = design.head_start and heat.rung == 0  # later it goes on from a checkpoint
     if starts:
-        start_head(model, classifier(model), images, run.normalize, run.accelerator)
+        for head in classifiers(model):
+            start_head(model, head, images, run.normalize, run.accelerator)
     log = run._train(_name(design, heat.fold), model, images, training, until=until)
     logits = compute_logits(model, held, run.normalize, run.accelerator)
     run._on_main(_save_weights, model, weights_file(run, design, heat.fold))
@@ -270,8 +271,8 @@ def _save_weights(model: nn.Module, path: Path) -> None:
     write_atomically(path, save(weights))
 
 
-def classifier(model: PeftModel) -> nn.Linear:
-    """The trained Linear that makes the logits."""
+def classifiers(model: PeftModel) -> list[nn.Linear]:
+    """The trained Linears that make the logits."""
     core = model.base_model.model
-    head = getattr(core, find_backbone(core.config.model_type).head)
-    return head.modules_to_save[model.active_adapter] if isinstance(head, ModulesToSaveWrapper) else head
+    heads = map(core.get_submodule, find_backbone(core.config.model_type).head_names(core))
+    return [h.modules_to_save[model.active_adapter] if isinstance(h, ModulesToSaveWrapper) else h for h in heads]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -14,20 +15,21 @@ class Backbone:
     """The layout of a family of Vision Transformers.
 
     Args:
-        blocks: dotted name, seen from anywhere above, of the ``ModuleList`` of blocks.
+        blocks: dotted name of the ``ModuleList`` of blocks in the family's base model (a ``ViTModel``, say), or in the
+            whole model where the family has none; ``*`` stands for any number, as in ``stages.*.blocks``.
         projections: LoRA's sites by name (``query``, ``key``, ``value``), each the path of a Linear inside a block.
         mlp_output: path of the leaf whose output is added to the residual after the MLP.
         attention_output: path of the leaf whose output is added to the residual after attention.
         norm: name of the first norm of a block, a direct child of it; the leaf that holds VPT's tokens.
-        embeddings: name of what makes the first block's input of the pixels, seen from anywhere above.
-        head: name of the classifier on the model.
+        embeddings: name of what makes the first block's input of the pixels, in the same model as the blocks.
+        head: name of the classifier on the model, or names of all that the family's classes have.
         prefix_tokens: number of class tokens before the patches; no unit.
         norm_after: name of the second norm of a block, before the MLP. Only where it is given does `fast_forward` know the
             block: ``x + drop(scale(attention(norm(x))))``, then ``x + drop(scale(mlp(norm_after(x))))``.
         attention: name of a block's attention, the parent of the projections and of ``o_proj``.
         mlp: name of a block's MLP.
         drop: name of what drops out a branch before it is added, called twice.
-        head_tokens: number of leading tokens that the classifier reads; None: all.
+        head_tokens: number of leading tokens that the classifiers read; None: all.
     """
 
     blocks: str
@@ -42,7 +44,7 @@ class Backbone:
     )
     attention_output: str = "attention.o_proj"
     embeddings: str = "embeddings"
-    head: str = "classifier"
+    head: str | tuple[str, ...] = "classifier"
     prefix_tokens: int = 1
     norm_after: str | None = None
     attention: str = "attention"
@@ -50,15 +52,49 @@ class Backbone:
     drop: str = "dropout"
     head_tokens: int | None = None
 
+    def base_name(self, model: nn.Module) -> str | None:
+        """Name in ``model`` of the family's base model, which holds the blocks; empty: ``model`` itself; None: none.
+
+        Raises:
+            ValueError: if there are several.
+        """
+        prefix = getattr(model, "base_model_prefix", "")
+        inner = [name for name, module in model.named_modules() if name and isinstance(module, PreTrainedModel)]
+        found = [name for name in inner if self._blocks_below(model, name)]
+        if prefix in found:
+            return prefix
+        if len(found) > 1:
+            raise ValueError(
+                f"this {type(model).__name__} holds several models with blocks: {', '.join(found)}. {_how_to_wrap(found[0])}"
+            )
+        return found[0] if found else "" if self._blocks_below(model, "") else None
+
+    def _blocks_below(self, model: nn.Module, base: str) -> list[str]:
+        path = re.escape(f"{base}.{self.blocks}".lstrip(".")).replace(r"\*", r"\d+")
+        return [name for name, _ in model.named_modules() if re.fullmatch(rf"{path}\.\d+", name)]
+
     def block_names(self, model: nn.Module) -> list[str]:
-        """Names of the blocks in ``model``, in order."""
-        pattern = re.compile(rf"(?:.*\.)?{re.escape(self.blocks)}\.\d+")
-        return [name for name, _ in model.named_modules() if pattern.fullmatch(name)]
+        """Names of the blocks in ``model``, in order; none where it has no blocks of this family."""
+        base = self.base_name(model)
+        return [] if base is None else self._blocks_below(model, base)
 
     def embeddings_name(self, model: nn.Module) -> str | None:
         """Name of the embeddings in ``model``, if they are there."""
-        names = (name for name, _ in model.named_modules())
-        return next((name for name in names if f".{name}".endswith(f".{self.embeddings}")), None)
+        name = f"{self.base_name(model) or ''}.{self.embeddings}".lstrip(".")
+        return name if has_module(model, name) else None
+
+    def head_names(self, model: nn.Module) -> list[str]:
+        """Names of the classifiers that ``model`` has; they may be empty, as with ``num_labels=0``."""
+        names = (self.head,) if isinstance(self.head, str) else self.head
+        return [name for name in names if has_module(model, name)]
+
+
+def has_module(model: nn.Module, name: str) -> bool:
+    """Whether ``model`` has a module of this dotted name."""
+    module: nn.Module | None = model
+    for part in name.split("."):
+        module = getattr(module, part, None)
+    return isinstance(module, nn.Module)
 
 
 _VIT = Backbone(
@@ -76,7 +112,13 @@ _DINOV2 = Backbone(
 BACKBONES: dict[str, Backbone] = {
     "vit": _VIT,
     "vit_msn": _VIT,
-    "deit": replace(_VIT, prefix_tokens=2),
+    # with the head of its distillation token where it has one, as most of the family's checkpoints have
+    "deit": replace(
+        _VIT,
+        prefix_tokens=2,
+        head=("classifier", "cls_classifier", "distillation_classifier"),
+        head_tokens=2,
+    ),
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
 }
@@ -101,15 +143,31 @@ def register_backbone(model_type: str, backbone: Backbone) -> None:
     BACKBONES[model_type] = backbone
 
 
-def find_backbone(model_type: str | None) -> Backbone:
+def find_backbone(model_type: str | None, model: nn.Module | None = None) -> Backbone:
     """The layout of a family.
+
+    Args:
+        model_type: its transformers ``config.model_type``.
+        model: what is to be adapted, so that the error can name a model of a known family inside it.
 
     Raises:
         ValueError: for a family that nobody has described.
     """
     if model_type not in BACKBONES:
         raise ValueError(
-            f"no sites known for model_type {model_type!r} (known: {', '.join(sorted(BACKBONES))}). Describe its blocks "
-            f"with register_backbone({model_type!r}, Backbone(...)); examples/add_backbone.py shows how."
+            f"no sites known for model_type {model_type!r} (known: {', '.join(sorted(BACKBONES))}). "
+            f"{how_to_know(model_type, model)}"
         )
     return BACKBONES[model_type]
+
+
+def how_to_know(model_type: str | None, model: nn.Module | None) -> str:
+    """What to do about a model of a family that nobody has described."""
+    for name, module in () if model is None else model.named_modules():
+        if name and getattr(getattr(module, "config", None), "model_type", None) in BACKBONES:
+            return f"This {type(model).__name__} holds a model of a known family as {name!r}. {_how_to_wrap(name)}"
+    return f"Describe its blocks with register_backbone({model_type!r}, Backbone(...)); examples/add_backbone.py shows how."
+
+
+def _how_to_wrap(name: str) -> str:
+    return f"Wrap the inner model: `model.{name} = get_peft_model(model.{name}, NoahConfig(...))`."

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import (
 from torch import nn
 
 from peft_noah.architecture import Architecture
-from peft_noah.tuner.backbones import BACKBONES, Backbone, find_backbone
+from peft_noah.tuner.backbones import BACKBONES, Backbone, find_backbone, how_to_know
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.fingerprint import OtherBackboneWarning, fingerprint_backbone, same_backbone
 from peft_noah.tuner.prompts import PROMPT_MODULES, Lora, Vpt
@@ -74,7 +74,7 @@ class Layout:
         """
         if model_type not in BACKBONES and config.target_modules is not None:
             return cls(None, ("",), None)
-        backbone = find_backbone(model_type)
+        backbone = find_backbone(model_type, model)
         blocks = tuple(backbone.block_names(model))
         if not blocks:
             raise ValueError(
@@ -116,24 +116,30 @@ def resolve_config(config: NoahConfig, layout: Layout, model: nn.Module, model_t
     """
     if layout.backbone is not None:
         _resolve_targets(config, layout.backbone)
-        head = getattr(model, layout.backbone.head, None)
-        has_head = head is not None and any(True for _ in head.parameters())
-        if config.modules_to_save is None and has_head:
-            config.modules_to_save = [layout.backbone.head]
-        elif layout.backbone.head in (config.modules_to_save or ()) and head is not None and not has_head:
-            warnings.warn(
-                f"this adapter comes with a classifier, but the model's {layout.backbone.head!r} is empty (num_labels=0): "
-                "outputs are features, not logits. Load the backbone with num_labels= the adapter's number of classes.",
-                stacklevel=2,
-            )
+        _resolve_heads(config, layout.backbone, model)
     _maybe_include_all_linear_layers(config, model)
 
     num_blocks = len(layout.blocks)
     if config.architecture is None:
         space = config.resolve_search_space(num_blocks, layout.modules)
         config.search_space, config.architecture = space.to_dict(), space.largest().to_dict()
-    _check_placeable(Architecture(config.architecture), num_blocks, layout.modules, model_type)
+    _check_placeable(Architecture(config.architecture), num_blocks, layout.modules, model_type, model)
     _check_backbone(config, model, model_type, num_blocks, layout.width)
+
+
+def _resolve_heads(config: NoahConfig, backbone: Backbone, model: nn.Module) -> None:
+    heads = backbone.head_names(model)
+    empty = [name for name in heads if not any(True for _ in model.get_submodule(name).parameters())]
+    trained = [name for name in heads if name not in empty]
+    if config.modules_to_save is None and trained:
+        config.modules_to_save = trained
+    for name in empty:
+        if name in (config.modules_to_save or ()):
+            warnings.warn(
+                f"this adapter comes with a classifier, but the model's {name!r} is empty (num_labels=0): outputs are "
+                "features, not logits. Load the backbone with num_labels= the adapter's number of classes.",
+                stacklevel=2,
+            )
 
 
 def _resolve_targets(config: NoahConfig, backbone: Backbone) -> None:
@@ -161,15 +167,14 @@ def check_rows(architecture: Architecture, num_blocks: int) -> None:
 
 
 def _check_placeable(
-    architecture: Architecture, num_blocks: int, modules: tuple[str, ...], model_type: str | None
+    architecture: Architecture, num_blocks: int, modules: tuple[str, ...], model_type: str | None, model: nn.Module
 ) -> None:
     check_rows(architecture, num_blocks)
     for name, row in architecture.items():
         if name not in modules and any(row):
             raise ValueError(
                 f"{name!r} cannot be placed: nothing is known about the blocks of model_type {model_type!r}. Give only "
-                f"rows of {', '.join(modules)}, or describe the family with register_backbone; "
-                "examples/add_backbone.py shows how."
+                f"rows of {', '.join(modules)}, or change the model. {how_to_know(model_type, model)}"
             )
 
 

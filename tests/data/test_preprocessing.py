@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 import torch
 from image_files import SIDE, pixels, whole, write_backbone, write_task
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, ViTConfig
 
 from peft_noah.data import Normalizer, Preprocessing, load_splits
 
@@ -73,6 +73,7 @@ def test_a_processor_that_crops_keeps_its_ratio_at_another_size(tmp_path):
         "resample": 3,
     }
     folder = write_backbone(tmp_path / "backbone", processor)
+    ViTConfig(image_size=224, patch_size=14).save_pretrained(folder)
     own, smaller = Preprocessing.from_backbone(folder), Preprocessing.from_backbone(folder, image_size=98)
     assert (own.size, own.crop, own.resize) == ((224, 224), (224, 224), {"shortest_edge": 256})
     assert (smaller.size, smaller.crop, smaller.resize) == ((98, 98), (98, 98), {"shortest_edge": 112})
@@ -92,6 +93,32 @@ def test_the_processor_of_a_run_can_be_saved_and_gives_the_same_preprocessing(tm
     again = Preprocessing.from_backbone(backbone)
     assert again.source == f"preprocessor_config.json of {backbone}"
     assert {**again.to_dict(), "source": ""} == {**given.to_dict(), "source": ""}
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "message"),
+    [
+        ({"num_channels": 1}, None, "reads images of 1 channels .*images come as RGB, with 3. Choose a backbone"),
+        ({"num_channels": 4}, 16, "reads images of 4 channels"),
+        (
+            {},
+            4,
+            "images of 4 x 4 pixels are smaller than one of its patches of 8 x 8. .*a multiple of 8, for instance 8.",
+        ),
+        ({}, 20, "images of 20 x 20 pixels are not filled by its patches of 8 x 8. .*multiple of 8, for instance 16."),
+        ({}, (16, 20), "images of 16 x 20 pixels are not filled .*for instance 16"),
+        ({"patch_size": (8, 4)}, (20, 24), "patches of 8 x 4. .*multiple of 8 x 4, for instance 16 x 24."),
+    ],
+)
+def test_images_that_the_backbone_does_not_take_are_refused(tmp_path, config, size, message):
+    ViTConfig(**{"image_size": 16, "patch_size": 8, **config}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        Preprocessing.from_backbone(tmp_path, image_size=size)
+
+
+def test_the_size_that_a_backbone_was_pretrained_on_is_taken_as_it_is(tmp_path):
+    ViTConfig(image_size=30, patch_size=14).save_pretrained(tmp_path)  # as SigLIP's 384 pixels in patches of 14
+    assert Preprocessing.from_backbone(tmp_path).size == (30, 30)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, make_model
+from conftest import FAMILIES, SIZES, make_model
 from datasets import ClassLabel, Dataset, Features, Image
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, SwinConfig, SwinForImageClassification
+from transformers import (
+    AutoModelForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 from typer.testing import CliRunner
 
 from peft_noah import Architecture, BudgetError
@@ -326,6 +334,34 @@ def test_an_unknown_family_is_refused(task, tmp_path):
     SwinForImageClassification(swin).save_pretrained(tmp_path / "swin")
     message = "no sites known for model_type 'swin'"
     refused("run", "--model", tmp_path / "swin", "--dataset", task, folder=tmp_path / "run", message=message)
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "message"),
+    [
+        ({"num_channels": 1}, 16, "the backbone reads images of 1 channels"),
+        ({}, 4, "images of 4 x 4 pixels are smaller than one of its patches"),
+        ({}, 20, "images of 20 x 20 pixels are not filled by its patches of 8 x 8"),
+    ],
+)
+def test_images_that_the_backbone_does_not_take_are_refused(task, tmp_path, config, size, message):
+    model = ViTForImageClassification(ViTConfig(**{**SIZES, **config}))
+    model.save_pretrained(tmp_path / "vit")
+    arguments = ("run", "--model", tmp_path / "vit", "--dataset", task, "--image-size", size)
+    refused(*arguments, folder=tmp_path / "run", message=message)
+
+
+def test_a_deit_with_its_distilled_head_runs_and_keeps_both_heads(task, tmp_path):
+    DeiTForImageClassificationWithTeacher(DeiTConfig(**SIZES)).save_pretrained(tmp_path / "deit")
+    folder = tmp_path / "run"
+    result = invoke("run", "--model", tmp_path / "deit", "--dataset", task, *SMALL, "--output", folder)
+    assert result.exit_code == 0, result.output
+    heads = {name.split(".")[2] for name in load_file(folder / ADAPTERS[0]) if "classifier" in name}
+    assert heads == {"cls_classifier", "distillation_classifier"}
+    report = RunReport.load(folder)
+    assert {result.head_parameters for result in report.results} == {2 * (24 * 3 + 3)}
+    evaluated = invoke("evaluate", folder / "adapter", "--model", tmp_path / "deit", "--dataset", task)
+    assert evaluated.exit_code == 0, evaluated.output
 
 
 def test_a_missing_model_folder_is_refused(task, tmp_path):
