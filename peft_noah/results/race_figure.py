@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from peft_noah.formatting import one_line
-from peft_noah.results.plotting import INK, figure_file, grid_behind
+from peft_noah.results.plotting import INK, figure_file, grid_behind, legend_below
 from peft_noah.searching.race import Heat, Race
 
 #: Okabe and Ito's palette, which people with any colour blindness can tell apart
@@ -29,7 +29,7 @@ def plot_race(race: Race, path: str | os.PathLike[str]) -> None:
     if not race.standings:
         raise ValueError("this race has not finished a rung: there is nothing to draw.")
     curves = {index: _curve(race, index) for index in range(len(race.designs))}
-    with figure_file(path, (9, 4.8)) as figure:
+    with figure_file(path, (9, 5.6)) as figure:
         axes = figure.subplots()
         for place, (index, (shares, accuracies)) in enumerate(curves.items()):
             if not shares:
@@ -44,7 +44,7 @@ def plot_race(race: Race, path: str | os.PathLike[str]) -> None:
         axes.set(xlabel="trained for (% of a full training)", ylabel="accuracy on images not trained on (%)")
         axes.set_xlim(left=0)
         grid_behind(axes)
-        figure.legend(loc="outside right upper", frameon=False)
+        legend_below(figure, axes, columns=2)
 
 
 def _curve(race: Race, design: int) -> tuple[list[float], list[float]]:
