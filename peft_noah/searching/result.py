@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, check_number, dump_json, load_json, write_atomically
+from peft_noah.plugins import plugins_among, read_plugins
 from peft_noah.version import __version__
 
 ORIGINS = ("random", "crossover", "mutation")
@@ -214,6 +215,7 @@ class SearchResult:
         settings, space, budget, seed: what the search was asked. The budget is in parameters.
         versions: versions of Python, of this package, and what the caller added.
         provenance: what else the caller wants kept, as plain data (dataset, backbone, recipe, ...).
+        plugins: rows whose prompt modules come from outside, with the Python module that registers each.
     """
 
     settings: SearchSettings
@@ -223,6 +225,7 @@ class SearchResult:
     candidates: list[Candidate] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, object] = field(default_factory=dict)
+    plugins: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def new(
@@ -249,6 +252,7 @@ class SearchResult:
             seed=check_int(seed, "seed", 0, MAX_COUNT),
             versions={"python": platform.python_version(), "peft_noah": __version__, **plain.pop("versions", {})},
             provenance=plain,
+            plugins=plugins_among(space.dims),
         )
 
     def add(self, proposal: Proposal, score: float | Bounds | None) -> None:
@@ -285,7 +289,10 @@ class SearchResult:
         return sorted(scored, key=lambda i: (-self.candidates[i].score, self.candidates[i].parameters, i))
 
     def to_dict(self) -> dict[str, object]:
-        """The result as plain data, ready for JSON. It holds no time of day: equal searches give equal bytes."""
+        """The result as plain data, ready for JSON; plugins only where there are any.
+
+        It holds no time of day: equal searches give equal bytes.
+        """
         return {
             "versions": self.versions,
             "provenance": self.provenance,
@@ -293,6 +300,7 @@ class SearchResult:
             "budget": self.budget,
             "settings": self.settings.to_dict(),
             "space": self.space.to_dict(),
+            **({"plugins": self.plugins} if self.plugins else {}),
             "candidates": [candidate.to_dict() for candidate in self.candidates],
         }
 
@@ -316,6 +324,7 @@ class SearchResult:
         Raises:
             ValueError: it is none.
         """
+        data = {"plugins": {}, **data} if isinstance(data, Mapping) else data
         check_keys(data, [entry.name for entry in fields(cls)], "a search result")
         for name, kind in (("versions", dict), ("provenance", dict), ("candidates", list)):
             if not isinstance(data[name], kind):
@@ -328,6 +337,7 @@ class SearchResult:
             candidates=[Candidate.from_dict(entry, index) for index, entry in enumerate(data["candidates"])],
             versions=data["versions"],
             provenance=data["provenance"],
+            plugins=read_plugins(data["plugins"]),
         )
         for index, candidate in enumerate(result.candidates):
             if candidate.architecture not in result.space or candidate.parameters > result.budget:

@@ -15,7 +15,9 @@ from peft import PeftConfig, PeftType
 from transformers.activations import ACT2FN
 
 from peft_noah.architecture import MAX_BLOCKS, Architecture, SearchSpace
+from peft_noah.architecture import MODULES as PAPER_MODULES
 from peft_noah.jsonfile import check_int, read_json
+from peft_noah.plugins import read_plugins
 from peft_noah.results.card import MAX_LABELS, complete_card
 from peft_noah.version import __version__
 
@@ -164,6 +166,13 @@ class NoahConfig(PeftConfig):
     )
     noah_version: str | None = field(default=None, metadata=_help("Version of peft-noah that wrote it; filled in."))
 
+    plugins: dict[str, str] | None = field(
+        default=None,
+        metadata=_help(
+            "Rows whose prompt modules come from outside peft-noah, with the Python module that registers each; filled in."
+        ),
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("NOAH")
@@ -205,8 +214,13 @@ class NoahConfig(PeftConfig):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain data; sets as sorted lists, so that equal configs are saved as equal bytes."""
+        """The settings as plain data; sets as sorted lists, so that equal configs are saved as equal bytes.
+
+        ``plugins`` is there only where there are any.
+        """
         settings = super().to_dict()
+        if settings["plugins"] is None:
+            del settings["plugins"]
         return {
             key: sorted(value) if isinstance(value, (set, frozenset)) else value for key, value in settings.items()
         }
@@ -261,6 +275,8 @@ class NoahConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
             _check_names(name, getattr(self, name))
         _check_labels(self.label_names)
+        if self.plugins is not None:
+            self.plugins = read_plugins(self.plugins)
         layers = self.layers_to_transform
         if layers is not None and not isinstance(layers, (list, tuple, set, frozenset, range)):
             check_int(layers, "layers_to_transform", 0, MAX_BLOCKS)
@@ -306,10 +322,13 @@ class NoahConfig(PeftConfig):
     def resolve_search_space(self, num_blocks: int, modules: tuple[str, ...]) -> SearchSpace:
         """The search space for a model of ``num_blocks`` blocks that can carry ``modules``.
 
+        A named space holds those of the paper among them, whatever else is registered.
+
         Raises:
             ValueError: if a given space was made for another number of blocks.
         """
         if not isinstance(self.search_space, Mapping):
+            modules = [name for name in PAPER_MODULES if name in modules]
             return SPACES[self.search_space or "vtab"](num_blocks, modules=modules)
         space = SearchSpace.from_dict(self.search_space)
         if space.num_blocks != num_blocks:

@@ -17,6 +17,7 @@ from peft.tuners.tuners_utils import (
 from torch import nn
 
 from peft_noah.architecture import Architecture
+from peft_noah.plugins import import_hint, plugins_among
 from peft_noah.tuner.backbones import BACKBONES, Backbone, find_backbone, how_to_know
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.fingerprint import OtherBackboneWarning, fingerprint_backbone, same_backbone
@@ -124,6 +125,7 @@ def resolve_config(config: NoahConfig, layout: Layout, model: nn.Module, model_t
         space = config.resolve_search_space(num_blocks, layout.modules)
         config.search_space, config.architecture = space.to_dict(), space.largest().to_dict()
     _check_placeable(Architecture(config.architecture), num_blocks, layout.modules, model_type, model)
+    config.plugins = plugins_among(config.architecture) or None
     _check_backbone(config, model, model_type, num_blocks, layout.width)
 
 
@@ -158,7 +160,8 @@ def check_rows(architecture: Architecture, num_blocks: int) -> None:
     """
     for name, row in architecture.items():
         if name not in PROMPT_MODULES:
-            raise ValueError(f"unknown prompt module {name!r} (known: {', '.join(PROMPT_MODULES)}).")
+            known = ", ".join(PROMPT_MODULES)
+            raise ValueError(f"unknown prompt module {name!r} (known: {known}). {import_hint(name)}")
         if len(row) != num_blocks:
             raise ValueError(
                 f"row {name!r} has {len(row)} dims but this model has {num_blocks} blocks. Give one dim per block, 0 where "

@@ -1,7 +1,9 @@
 """Prompt modules that the package does not know: one at each kind of site, registered in the test."""
 
 import copy
+import json
 import random
+import re
 
 import pytest
 import torch
@@ -10,11 +12,14 @@ from conftest import make_model
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from peft_noah import NoahConfig, PromptModule, SearchSpace, register_prompt_module, search
+from peft_noah import NoahConfig, PromptModule, SearchSpace, random_search, register_prompt_module, search
 from peft_noah.fast import fast_forward
+from peft_noah.searching.result import SearchResult
+from peft_noah.tuner.adapter_files import load_adapter
 from peft_noah.tuner.layer import NoahLayer
 from peft_noah.tuner.prompts import PROMPT_MODULES
 
+PLUGINS = ("parallel", "columns", "tap", "shift")
 PAPER = ["lora", "adapter", "vpt"]
 
 
@@ -219,9 +224,60 @@ def test_it_is_searched_as_the_others_are(pixels):
     assert set(result.best.architecture) == set(SPACE.dims)
 
 
-def test_the_named_spaces_of_later_supernets_hold_it():
-    model = get_peft_model(make_model(), NoahConfig())
-    assert set(model.get_search_space().dims) == {*PAPER, "parallel", "columns", "tap", "shift"}
+@pytest.mark.parametrize("name", [None, "vtab", "few_shot"])
+def test_it_changes_nothing_for_who_did_not_name_it(name):
+    model = get_peft_model(make_model(), NoahConfig(search_space=name))
+    assert list(model.get_search_space().dims) == PAPER
+    count = model.count_parameters()
+    for plugin in PLUGINS:
+        del PROMPT_MODULES[plugin]
+    assert get_peft_model(make_model(), NoahConfig(search_space=name)).count_parameters() == count
+    assert "plugins" not in model.peft_config["default"].to_dict()
+
+
+def test_a_named_space_holds_it_where_it_is_named():
+    space = SearchSpace.vtab(4, modules=("lora", "shift"))
+    assert get_peft_model(make_model(), NoahConfig(search_space=space)).get_search_space() == space
+
+
+def test_an_adapter_made_with_it_says_which_module_to_import(tmp_path):
+    get_peft_model(make_model(), NoahConfig(architecture={"lora": [1] * 4, "shift": [2] * 4})).save_pretrained(
+        tmp_path
+    )
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["plugins"] == {"shift": __name__}
+    del PROMPT_MODULES["shift"]
+    said = f"made with one from the Python module '{__name__}': if you trust it, import {__name__} first"
+    for load in (PeftModel.from_pretrained, load_adapter):
+        with pytest.raises(ValueError, match=f"unknown prompt module 'shift' .*{re.escape(said)}"):
+            load(make_model(), tmp_path)
+    register_prompt_module(Shift)
+    assert load_adapter(make_model(), tmp_path).get_architecture()["shift"] == (2,) * 4
+
+
+def test_a_search_made_with_it_says_which_module_to_import(tmp_path):
+    space = SearchSpace(4, {"lora": (1,), "elsewhere": (1,)})
+    register_prompt_module(type("Elsewhere", (Shift,), {"name": "elsewhere", "__module__": "far.away"}))
+    found = random_search(space, lambda architecture: 0.0, lambda architecture: 1, budget=10, evaluations=2)
+    found.save(tmp_path / "search.json")
+    assert json.loads((tmp_path / "search.json").read_text())["plugins"] == {"elsewhere": "far.away"}
+    del PROMPT_MODULES["elsewhere"]
+    loaded = SearchResult.load(tmp_path / "search.json")  # tables and figures need no plugin
+    assert loaded.plugins == {"elsewhere": "far.away"}
+    with pytest.raises(ValueError, match=r"unknown prompt module 'elsewhere' .*import far\.away first"):
+        get_peft_model(make_model(), NoahConfig(architecture=loaded.best.architecture))
+
+
+def test_one_that_no_file_names_and_one_of_a_notebook_get_an_advice_too():
+    with pytest.raises(ValueError, match="Import the Python module that registers it first"):
+        get_peft_model(make_model(), NoahConfig(architecture={"nobodys": [1] * 4}))
+    with pytest.raises(ValueError, match="'cell' was defined in a script or notebook: run its definition"):
+        get_peft_model(make_model(), NoahConfig(architecture={"cell": [1] * 4}, plugins={"cell": "__main__"}))
+
+
+@pytest.mark.parametrize("plugins", [3, ["shift"], {"shift": 3}, {"shift": "os; rm"}, {"a b": "os"}, {"x": "y" * 300}])
+def test_a_file_names_plugins_by_plain_words(plugins):
+    with pytest.raises(ValueError, match="plugins"):
+        NoahConfig(plugins=plugins)
 
 
 def test_one_registered_after_a_layer_was_built_joins_it(pixels):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from peft_noah.plugins import note_plugin
 from peft_noah.tuner.prompts.adapter import Adapter
 from peft_noah.tuner.prompts.base import SITES, PromptModule
 from peft_noah.tuner.prompts.lora import Lora
@@ -14,8 +15,9 @@ PROMPT_MODULES: dict[str, type[PromptModule]] = {cls.name: cls for cls in (Lora,
 def register_prompt_module(cls: type[PromptModule]) -> type[PromptModule]:
     """Make a prompt module known by its ``name``; as a decorator it gives the class back.
 
-    Architectures, configs and search spaces may have a row of that name from then on. The named search spaces (``"vtab"``,
-    ``"few_shot"``) of supernets that are built afterwards hold it too.
+    Architectures, configs and search spaces may have a row of that name from then on. It changes nothing for those that
+    do not name it: the search spaces ``"vtab"`` and ``"few_shot"`` hold the modules of the paper, and another one joins as
+    in ``SearchSpace.vtab(12, modules=("lora", "vpt", "mine"))``. What is saved with it says which Python module to import.
 
     Raises:
         ValueError: if it is no `PromptModule`, has no site that is known, or its name is another module's.
@@ -30,6 +32,8 @@ def register_prompt_module(cls: type[PromptModule]) -> type[PromptModule]:
     known = PROMPT_MODULES.setdefault(name, cls)
     if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"a prompt module {name!r} is registered already: {known.__module__}.{known.__qualname__}.")
+    if not cls.__module__.startswith("peft_noah."):
+        note_plugin(name, cls.__module__)
     PROMPT_MODULES[name] = cls  # the same one defined again, as when a notebook's cell is run twice
     return cls
 

@@ -1,0 +1,54 @@
+"""Prompt modules from outside this package, by the row they have: which Python module defines each, as plain data.
+
+A file that was made with one names that Python module, so that whoever lacks it is told what to import. Nothing is ever
+imported because a file says so.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Mapping
+
+MAX_PLUGINS = 64
+MAX_NAME = 200
+
+_registered: dict[str, str] = {}
+_named_in_files: dict[str, str] = {}
+
+
+def note_plugin(row: str, python_module: str) -> None:
+    """Remember where a prompt module that has just been registered is defined."""
+    _registered[row] = python_module
+
+
+def plugins_among(rows: Iterable[str]) -> dict[str, str]:
+    """The Python module of each row whose prompt module was registered from outside."""
+    return {row: _registered[row] for row in rows if row in _registered}
+
+
+def read_plugins(data: object) -> dict[str, str]:
+    """What a file says of its plugins, checked, and remembered for `import_hint`.
+
+    Raises:
+        ValueError: if it is no mapping of rows to dotted names.
+    """
+    if not isinstance(data, Mapping) or len(data) > MAX_PLUGINS:
+        raise ValueError(f"plugins is {reprlib.repr(data)}; give a mapping of rows to Python modules.")
+    for row, module in data.items():
+        names = [row, *module.split(".")] if isinstance(row, str) and isinstance(module, str) else [""]
+        if not all(name.isidentifier() for name in names) or len(row) + len(module) > MAX_NAME:
+            raise ValueError(
+                f"plugins has {reprlib.repr(row)}: {reprlib.repr(module)}; give a row and a Python module's dotted name."
+            )
+    _named_in_files.update(data)
+    return dict(data)
+
+
+def import_hint(row: str) -> str:
+    """What to do about a row that no registered prompt module has: a sentence, as far as a file that was read says."""
+    module = _named_in_files.get(row)
+    if module is None:
+        return "Import the Python module that registers it first."
+    if module == "__main__":
+        return f"{row!r} was defined in a script or notebook: run its definition, with @register_prompt_module, first."
+    return f"It was made with one from the Python module {module!r}: if you trust it, import {module} first."
