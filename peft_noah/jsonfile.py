@@ -46,20 +46,33 @@ def check_int(value: object, what: str, low: int, high: int) -> int:
     return int(number)
 
 
-def check_number(value: object, what: str, low: float, high: float = MAX_COUNT) -> float:
+def check_number(
+    value: object,
+    what: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> float:
     """``value`` as a plain float.
 
     Args:
-        value: a number (a NumPy number too); bools are refused, and what is not finite.
+        value: a finite number (a NumPy number too); bools are refused.
         what: its name in the message.
         low, high: the least and the greatest value allowed.
+        above, below: bounds that are not allowed themselves.
 
     Raises:
         ValueError: it is no number, or out of bounds.
     """
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not low <= value <= high:
-        allowed = f"of {low:,} or more" if high == MAX_COUNT else f"from {low:,} to {high:,}"
-        raise ValueError(f"{what} is {reprlib.repr(value)}; give a number {allowed}.")
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < MAX_COUNT
+    too_low = is_number and ((low is not None and value < low) or (above is not None and value <= above))
+    too_high = is_number and ((high is not None and value > high) or (below is not None and value >= below))
+    if not is_number or too_low or too_high:
+        limits = ((low, "of at least"), (above, "above"), (high, "at most"), (below, "below"))
+        allowed = " and ".join(f"{words} {limit:,}" for limit, words in limits if limit is not None)
+        raise ValueError(f"{what} is {reprlib.repr(value)}; give a finite number {allowed}".rstrip() + ".")
     return float(value)
 
 

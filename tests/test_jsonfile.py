@@ -190,14 +190,24 @@ def test_a_field_of_another_type_is_named(wrong):
 
 @pytest.mark.parametrize("value", [True, "1", None, math.nan, math.inf, -0.5, 10**400, 2.5])
 def test_what_is_no_number_within_its_bounds_is_refused_by_name(value):
-    with pytest.raises(ValueError, match="rate is .*; give a number from 0 to 2"):
+    with pytest.raises(ValueError, match="rate is .*; give a finite number of at least 0 and at most 2."):
         check_number(value, "rate", 0, 2)
 
 
 def test_a_number_is_a_plain_float_and_may_have_no_upper_bound():
     assert [type(check_number(value, "rate", 0)) for value in (3, 0.5, np.float32(0.5))] == [float] * 3
-    with pytest.raises(ValueError, match="rate is -1; give a number of 0 or more"):
+    with pytest.raises(ValueError, match="rate is -1; give a finite number of at least 0."):
         check_number(-1, "rate", 0)
+
+
+def test_a_bound_of_a_number_may_be_left_out_itself():
+    assert (check_number(1, "rate", above=0, high=1), check_number(0, "rate", 0, below=1)) == (1.0, 0.0)
+    with pytest.raises(ValueError, match="rate is 0; give a finite number above 0 and below 1."):
+        check_number(0, "rate", above=0, below=1)
+    with pytest.raises(ValueError, match="rate is 1; give a finite number above 0 and below 1."):
+        check_number(1, "rate", above=0, below=1)
+    with pytest.raises(ValueError, match="rate is nan; give a finite number."):
+        check_number(math.nan, "rate")
 
 
 def test_a_share_is_not_given_in_percent():

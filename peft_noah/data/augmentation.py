@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from peft_noah.data.preprocessing import Normalizer
+from peft_noah.jsonfile import MAX_COUNT, check_int, check_number
 
 #: magnitudes run from 0 to this, as in timm
 MAX_MAGNITUDE = 10.0
@@ -58,10 +59,8 @@ class Augment:
             ("magnitude", magnitude, MAX_MAGNITUDE),
             ("magnitude_std", magnitude_std, MAX_MAGNITUDE),
         ):
-            if not 0.0 <= value <= high:
-                raise ValueError(f"{name} {value!r} is not allowed: give a number from 0 to {high:g}.")
-        if isinstance(num_operations, bool) or not isinstance(num_operations, int) or num_operations < 0:
-            raise ValueError(f"num_operations {num_operations!r} is not allowed: give a whole number from 0.")
+            check_number(value, name, 0, high)
+        check_int(num_operations, "num_operations", 0, MAX_COUNT)
         self.jitter, self.magnitude, self.magnitude_std = jitter, magnitude, magnitude_std
         self.num_operations = num_operations
         self._pixels = _Pixels(_import_kornia(), fill)

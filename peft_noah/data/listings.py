@@ -12,6 +12,8 @@ from typing import Any
 
 from torch.utils.data import Subset
 
+from peft_noah.jsonfile import MAX_COUNT, check_int
+
 logger = logging.getLogger(__name__)
 
 
@@ -187,7 +189,7 @@ def check_shots(shots: int | None) -> None:
     """Refuse a number of training images per class below 1.
 
     Raises:
-        ValueError: `shots` is no whole number of at least 1.
+        ValueError: `shots` is no whole number from 1.
     """
-    if shots is not None and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
-        raise ValueError(f"shots {shots!r} is not allowed: give a whole number of at least 1, or None for all images.")
+    if shots is not None:
+        check_int(shots, "shots", 1, MAX_COUNT)

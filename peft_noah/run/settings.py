@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 from peft_noah.data import bundled_backbone
-from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, dump_json, load_json, write_atomically
+from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, check_number, dump_json, load_json, write_atomically
 from peft_noah.run.methods import BASELINES
 from peft_noah.searching.result import SearchSettings
 from peft_noah.sources import find_source, stored_path, stored_paths
@@ -120,8 +119,7 @@ class RunSettings:
                 raise ValueError(f"baseline {method!r} is not known (known: {', '.join(BASELINES)}).")
         if self.budget is not None and self.budget < 1:
             raise ValueError(f"budget must be a positive number of parameters, got {self.budget}.")
-        if not 0 <= self.cache_gb < math.inf:
-            raise ValueError(f"cache_gb must be at least 0, got {self.cache_gb!r}.")
+        check_number(self.cache_gb, "cache_gb", 0)
         if self.shots is not None:
             check_int(self.shots, "shots", 1, MAX_COUNT)
 
@@ -144,10 +142,7 @@ class RunSettings:
     def _check_effort(self) -> None:
         if self.effort is None:
             return
-        if not 1 < self.effort <= MAX_EFFORT:
-            raise ValueError(
-                f"effort must be above 1, which is the retraining alone, and at most {MAX_EFFORT}, got {self.effort!r}."
-            )
+        check_number(self.effort, "effort (1 is the retraining alone)", above=1, high=MAX_EFFORT)
         if self.supernet_epochs is not None or self.generations is not None:
             raise ValueError("effort decides supernet_epochs and generations: give either it or them.")
 

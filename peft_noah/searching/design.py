@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from peft_noah.architecture import Architecture
-from peft_noah.jsonfile import MAX_TEXT, check_keys, dump_json, read_json, write_atomically
+from peft_noah.jsonfile import MAX_TEXT, check_keys, check_number, dump_json, read_json, write_atomically
 
 _KEYS = ("name", "dims", "options", "head_start", "prior")
 
@@ -47,8 +47,7 @@ class Design:
             raise ValueError(f"design {self.name!r}: dims and options are mappings.")
         if not isinstance(self.head_start, bool):
             raise ValueError(f"design {self.name!r}: head_start is {self.head_start!r}; give true or false.")
-        if isinstance(self.prior, bool) or not isinstance(self.prior, (int, float)) or not -1 <= self.prior <= 1:
-            raise ValueError(f"design {self.name!r}: prior is {reprlib.repr(self.prior)}; give a number from -1 to 1.")
+        check_number(self.prior, f"the prior of design {self.name!r}", -1, 1)
         dims = {row: dim if isinstance(dim, int) else tuple(dim) for row, dim in self.dims.items()}
         object.__setattr__(self, "dims", MappingProxyType(dims))
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from peft_noah.jsonfile import check_keys, dump_json, read_json, write_atomically
+from peft_noah.jsonfile import check_keys, check_number, dump_json, read_json, write_atomically
 from peft_noah.searching.design import Design
 
 KIND = "race"
@@ -72,8 +72,7 @@ class RaceSettings:
         if self.folds < 2:
             raise ValueError(f"folds is {self.folds!r}; give 2 or more.")
         for name in ("prior_error", "lead", "surely"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; give a number of at least 0.")
+            check_number(getattr(self, name), name, 0)
 
     def trained(self, rung: int) -> float:
         """How long a design has been trained when it leaves a rung, as a share of a full training."""

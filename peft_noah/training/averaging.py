@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from peft_noah.jsonfile import check_number
+
 
 class WeightAverage:
     """Exponential moving average of the trainable weights of a model.
@@ -26,9 +28,7 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.99) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}.")
-        self.decay, self.steps = decay, 0
+        self.decay, self.steps = check_number(decay, "decay", 0, below=1), 0
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.averages = [weight.detach().clone() for weight in self.weights]
 

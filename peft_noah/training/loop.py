@@ -40,6 +40,7 @@ from peft_noah.architecture import Architecture
 from peft_noah.data.images import ImageSplit
 from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
+from peft_noah.jsonfile import MAX_COUNT, check_int, check_number
 from peft_noah.training.averaging import WeightAverage
 from peft_noah.training.batches import Shares
 from peft_noah.training.checkpoint import CheckpointFolder
@@ -106,25 +107,18 @@ class TrainingSettings:
     sampling: str = "shared"
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("accumulate", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}.")
-        if self.seed > MAX_SEED:
-            raise ValueError(f"seed must be at most {MAX_SEED:,}, got {self.seed:,}.")
-        if self.warmup_epochs is not None and not 0.0 <= self.warmup_epochs < math.inf:
-            raise ValueError(f"warmup_epochs must be at least 0, or None for a tenth, got {self.warmup_epochs!r}.")
-        for name in ("weight_decay", "warmup_learning_rate", "min_learning_rate", "label_smoothing"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
-        if not 0.0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate!r}.")
-        if self.label_smoothing >= 1.0:
-            raise ValueError(f"label_smoothing must be below 1, got {self.label_smoothing!r}.")
-        if self.max_grad_norm is not None and not 0.0 < self.max_grad_norm < math.inf:
-            raise ValueError(f"max_grad_norm must be above 0, or None for no clipping, got {self.max_grad_norm!r}.")
-        if not 0.0 <= self.average < 1.0:
-            raise ValueError(f"average must be at least 0 and below 1, got {self.average!r}.")
+        for name in ("epochs", "batch_size", "accumulate"):
+            check_int(getattr(self, name), name, 1, MAX_COUNT)
+        check_int(self.seed, "seed", 0, MAX_SEED)
+        for name in ("weight_decay", "warmup_learning_rate", "min_learning_rate"):
+            check_number(getattr(self, name), name, 0)
+        check_number(self.learning_rate, "learning_rate", above=0)
+        for name in ("label_smoothing", "average"):
+            check_number(getattr(self, name), name, 0, below=1)
+        if self.warmup_epochs is not None:
+            check_number(self.warmup_epochs, "warmup_epochs", 0)
+        if self.max_grad_norm is not None:
+            check_number(self.max_grad_norm, "max_grad_norm", above=0)
         for name, allowed in (("sampling", SAMPLING), ("schedule", SCHEDULES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")

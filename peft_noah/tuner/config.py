@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import reprlib
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from transformers.activations import ACT2FN
 
 from peft_noah.architecture import MAX_BLOCKS, Architecture, SearchSpace
 from peft_noah.architecture import MODULES as PAPER_MODULES
-from peft_noah.jsonfile import check_int, read_json
+from peft_noah.jsonfile import check_int, check_number, read_json
 from peft_noah.plugins import read_plugins
 from peft_noah.results.card import MAX_LABELS, complete_card
 from peft_noah.version import __version__
@@ -291,13 +290,9 @@ class NoahConfig(PeftConfig):
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {reprlib.repr(value)}.")
 
     def _check_numbers(self) -> None:
-        for name, low, high in (("dropout", 0.0, 1.0), ("drop_path", 0.0, 1.0), ("lora_scale", -math.inf, math.inf)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 2**63:
-                raise ValueError(f"{name} must be a finite number, got {reprlib.repr(value)}.")
-            if not low <= value < high:
-                raise ValueError(f"{name} must be at least {low:g} and below {high:g}, got {value!r}.")
-            setattr(self, name, float(value))
+        for name in ("dropout", "drop_path"):
+            setattr(self, name, check_number(getattr(self, name), name, 0, below=1))
+        self.lora_scale = check_number(self.lora_scale, "lora_scale")
         if not isinstance(self.adapter_activation, str) or self.adapter_activation not in ACT2FN:
             raise ValueError(
                 f"adapter_activation {reprlib.repr(self.adapter_activation)} is not in transformers' ACT2FN (known: "

@@ -139,10 +139,10 @@ def test_augmented_is_a_normaliser_for_training(tmp_path, preprocessing):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"jitter": 1.5}, "jitter 1.5 is not allowed: give a number from 0 to 1"),
-        ({"magnitude": -1.0}, "magnitude -1.0 is not allowed: give a number from 0 to 10"),
-        ({"magnitude_std": float("nan")}, "magnitude_std nan is not allowed"),
-        ({"num_operations": 1.5}, "num_operations 1.5 is not allowed"),
+        ({"jitter": 1.5}, "jitter is 1.5; give a finite number of at least 0 and at most 1"),
+        ({"magnitude": -1.0}, "magnitude is -1.0; give a finite number of at least 0 and at most 10"),
+        ({"magnitude_std": float("nan")}, "magnitude_std is nan; give"),
+        ({"num_operations": 1.5}, "num_operations is 1.5; give"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

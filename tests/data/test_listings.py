@@ -66,7 +66,9 @@ def test_shots_are_drawn_from_parquet(tmp_path, preprocessing):
 
 @pytest.mark.parametrize("shots", [0, -1, 1.5, True, "4"])
 def test_shots_below_one_are_refused(tmp_path, preprocessing, shots):
-    refused(write_task(tmp_path / "task"), preprocessing, f"shots {shots!r} is not allowed", shots=shots)
+    refused(
+        write_task(tmp_path / "task"), preprocessing, f"shots is {shots!r}; give a whole number from 1", shots=shots
+    )
 
 
 def test_listings_say_sizes_and_classes_without_decoding(tmp_path):

@@ -89,7 +89,7 @@ def test_few_shot_tasks_are_datasets_by_shots_with_augmentation(tmp_path):
     make(tmp_path, ["food-101", "stanford_cars", "oxford_flowers", "fgvc_aircraft", "oxford_pets"])
     tasks = few_shot_tasks(tmp_path, iter([1, 16]))
     assert tasks == few_shot_tasks(tmp_path, (1, 16)) and len(tasks) == 10
-    with pytest.raises(ValueError, match="shots 0 is not allowed"):
+    with pytest.raises(ValueError, match="shots is 0; give a whole number from 1"):
         few_shot_tasks(tmp_path, [0])
     assert [task.full_name for task in tasks][:3] == ["food101-1shot", "food101-16shot", "stanford_cars-1shot"]
     assert tasks[1].sizes == {"train": 1_616, "validation": 20_200, "test": 30_300}

@@ -189,7 +189,7 @@ def test_a_killed_process_leaves_its_cell_to_the_next(arguments, finished, tmp_p
         (["--seeds", "a"], "seeds must be whole numbers"),
         (["--tasks", "green"], "no task is named 'green'; there are red, blue"),
         (["--architecture", "vtab/none"], "no published architecture"),
-        (["--epochs", "-1"], "epochs must be a whole number"),
+        (["--epochs", "-1"], "epochs is -1; give a whole number"),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_is_written(arguments, more, message, tmp_path):

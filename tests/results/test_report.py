@@ -76,7 +76,7 @@ FULL = make_report(
         ({"test": None}, "test of 'lora' is None with 2,000 test images"),
         ({"test": float("nan")}, "test of 'lora' is nan"),
         ({"n_test": 0}, "n_test of 'lora' is 0; give a whole number from 1"),
-        ({"seconds": -1}, "seconds of 'lora' is -1; give a number of 0 or more"),
+        ({"seconds": -1}, "seconds of 'lora' is -1; give a finite number of at least 0"),
         ({"seconds": float("inf")}, "seconds of 'lora' is inf"),
         ({"seconds": "1"}, "seconds of 'lora' is '1'"),
     ],

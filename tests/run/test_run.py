@@ -290,8 +290,8 @@ def test_the_table_over_seeds_shows_means_with_errors(finished):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("epochs", "epochs must be a whole number of at least 1, got 0"),
-        ("supernet-epochs", "epochs must be a whole number of at least 1, got 0"),
+        ("epochs", "epochs is 0; give a whole number from 1"),
+        ("supernet-epochs", "epochs is 0; give a whole number from 1"),
         ("population-size", "population_size is 0"),
         ("generations", "generations is 0"),
     ],
@@ -411,7 +411,7 @@ def test_a_budget_below_the_smallest_says_what_would_fit(task, backbone, tmp_pat
         ("--recipe", "best", "recipe must be one of paper, released"),
         ("--search-space", "huge", "search_space must be one of"),
         ("--variant", "x", "no search variant is named 'x'"),
-        ("--epochs", "-1", "epochs must be a whole number of at least 1"),
+        ("--epochs", "-1", "epochs is -1; give a whole number from 1"),
         ("--baselines", "lora,magic", "baseline 'magic' is not known"),
         ("--image-mean", "0.5", "image_mean must be three numbers"),
         ("--mixed-precision", "int4", "mixed_precision must be one of"),

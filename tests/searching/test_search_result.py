@@ -76,7 +76,7 @@ def test_an_unknown_variant_names_the_known_ones():
         ({"num_crossover": -1}, "num_crossover is -1"),
         ({"num_mutation": 51}, "num_mutation is 51; give a whole number from 0 to 50"),
         ({"num_mutation": 26}, "num_crossover 25 [+] num_mutation 26 is more than population_size 50"),
-        ({"mutation_prob": 1.1}, "mutation_prob is 1.1; give a number from 0 to 1"),
+        ({"mutation_prob": 1.1}, "mutation_prob is 1.1; give a finite number of at least 0 and at most 1"),
         ({"depth_prob": -0.1}, "depth_prob is -0.1"),
         ({"dim_prob": math.nan}, "dim_prob is nan"),
         ({"dim_prob": "0.2"}, "dim_prob is '0.2'"),

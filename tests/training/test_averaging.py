@@ -36,7 +36,7 @@ def test_frozen_weights_are_not_averaged():
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match="at least 0 and below 1"):
         WeightAverage(nn.Linear(1, 1), decay)
-    with pytest.raises(ValueError, match="average must be at least 0 and below 1"):
+    with pytest.raises(ValueError, match="average is .*; give a finite number of at least 0 and below 1"):
         TrainingSettings(average=decay)
 
 
