@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from peft_noah.cli import run, suite
+from peft_noah.cli import predict, run, suite
 
 app = typer.Typer(
     name="peft-noah",
@@ -18,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command, example in (*run.commands.found, *suite.commands.found):
+for command, example in (*run.commands.found, *predict.commands.found, *suite.commands.found):
     app.command(epilog=example)(command)
 
 

@@ -136,6 +136,8 @@ def clear_errors(command: Callable) -> Callable:
         try:
             with interruptible():
                 return command(*map(_expanded, args), **{name: _expanded(value) for name, value in kwargs.items()})
+        except BrokenPipeError:  # whoever read the output has seen enough: typer ends the command without a word
+            raise
         except (ValueError, NonFiniteLossError, OSError, Busy) as error:
             typer.secho(f"error: {error}", fg="red", err=True)
             raise typer.Exit(2) from error

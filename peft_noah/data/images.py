@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,13 @@ from peft_noah.data.preprocessing import MAX_PIXELS, Preprocessing
 
 # Pillow also opens formats that start other programs (EPS runs Ghostscript); a photo collection needs none of them.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+
+@cache
+def image_extensions() -> frozenset[str]:
+    """What the names of image files that can be decoded end in, such as ``".png"``; in small letters."""
+    known = PIL.Image.registered_extensions()
+    return frozenset(end for end, name in known.items() if name in _FORMATS and name in PIL.Image.OPEN)
 
 
 def decode_image(encoded: bytes) -> PIL.Image.Image:

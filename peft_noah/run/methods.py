@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from peft_noah.architecture import Architecture
 from peft_noah.data.splits import Splits
@@ -35,23 +36,43 @@ def load_backbone(model: str | os.PathLike[str], splits: Splits, seed: int) -> n
     Raises:
         ValueError: if the family is unknown.
     """
+    backbone = load_classifier(model, splits.label_names, splits.preprocessing.size)
+    torch.manual_seed(seed)
+    for head in _heads(backbone):
+        nn.init.trunc_normal_(head.weight, std=getattr(backbone.config, "initializer_range", 0.02))
+        nn.init.zeros_(head.bias)
+    return backbone
+
+
+def load_classifier(
+    model: str | os.PathLike[str], label_names: Sequence[str] | None, size: tuple[int, int]
+) -> PreTrainedModel:
+    """A pretrained ViT in float32; a classifier that does not fit the classes is made anew, with random weights.
+
+    Args:
+        model: a local folder or a Hub id.
+        label_names: of the classes, in the order of the logits; None: the checkpoint's own.
+        size: height and width of the images, in pixels; position embeddings are interpolated where it is not the
+            backbone's own.
+
+    Raises:
+        ValueError: if the family is unknown.
+    """
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     find_backbone(config.model_type)  # before anything is downloaded
-    names = dict(enumerate(splits.label_names))
+    names = {}
+    if label_names is not None:
+        names["id2label"] = dict(enumerate(label_names))
+        names["label2id"] = {name: index for index, name in enumerate(label_names)}
     backbone = AutoModelForImageClassification.from_pretrained(
         model,
-        id2label=names,
-        label2id={name: index for index, name in names.items()},
         ignore_mismatched_sizes=True,
         dtype=torch.float32,
         use_safetensors=True,  # never a pickle
         trust_remote_code=False,
+        **names,
     )
-    torch.manual_seed(seed)
-    for head in _heads(backbone):
-        nn.init.trunc_normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
-        nn.init.zeros_(head.bias)
-    if needs_interpolation(config, splits.preprocessing.size):
+    if needs_interpolation(config, size):
         backbone.register_forward_pre_hook(_interpolate, with_kwargs=True)
     return backbone
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -32,7 +33,7 @@ def load_adapter(backbone: nn.Module, adapter: str | os.PathLike[str]) -> PeftMo
             twin of the same shape with other weights.
         OSError: if the Hub cannot be reached.
     """
-    folder = _folder(adapter)
+    folder = find_folder(adapter)
     config = read_config(folder)
     try:
         stored = _stored_keys(folder / WEIGHTS)
@@ -42,10 +43,7 @@ def load_adapter(backbone: nn.Module, adapter: str | os.PathLike[str]) -> PeftMo
     except OtherBackboneWarning as error:
         raise ValueError(f"adapter {os.fspath(adapter)!r} cannot be used: {error}") from error
     except SafetensorError as error:
-        raise ValueError(
-            f"{WEIGHTS} in {os.fspath(adapter)!r} cannot be read ({str(error)[:500]}): the file is cut short or damaged. Train or "
-            "download it again."
-        ) from error
+        raise _damaged(adapter, error) from error
     except KeyError as error:  # a classifier's weight, which PEFT looks up without asking
         raise ValueError(f"{WEIGHTS} in {os.fspath(adapter)!r} lacks {error}. Train or download it again.") from error
     except RuntimeError as error:
@@ -78,8 +76,13 @@ def read_config(folder: str | os.PathLike[str]) -> NoahConfig:
         raise ValueError(f"{path} cannot be used: {error}") from error
 
 
-def _folder(adapter: str | os.PathLike[str]) -> Path:
-    """The local folder of an adapter, fetched from the Hub where there is none here."""
+def find_folder(adapter: str | os.PathLike[str]) -> Path:
+    """The local folder of an adapter, fetched from the Hub where there is none here.
+
+    Raises:
+        ValueError: if there is no adapter.
+        OSError: if the Hub cannot be reached.
+    """
     missing = None
     adapter = find_source(adapter, "adapter", f"Give a folder with {CONFIG}, or a Hub id.")
     if os.path.isdir(adapter):
@@ -93,6 +96,32 @@ def _folder(adapter: str | os.PathLike[str]) -> Path:
     if missing is not None:
         raise ValueError(f"{os.fspath(adapter)!r} holds no adapter: {missing} is missing. Train or save it again.")
     return folder
+
+
+def stored_classes(folder: str | os.PathLike[str], head: str | Sequence[str]) -> int | None:
+    """Number of classes of the classifier that was saved with an adapter; None where none was.
+
+    Args:
+        folder: of the adapter.
+        head: what the family calls its classifier, or its classifiers.
+
+    Raises:
+        ValueError: if the weights cannot be read.
+    """
+    try:
+        with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
+            keys = [f"base_model.model.{name}.weight" for name in ([head] if isinstance(head, str) else head)]
+            shapes = [file.get_slice(key).get_shape() for key in sorted({*keys} & {*file.keys()})]
+    except SafetensorError as error:
+        raise _damaged(folder, error) from error
+    return shapes[0][0] if shapes else None
+
+
+def _damaged(adapter: str | os.PathLike[str], error: SafetensorError) -> ValueError:
+    return ValueError(
+        f"{WEIGHTS} in {os.fspath(adapter)!r} cannot be read ({str(error)[:500]}): the file is cut short or damaged. Train or "
+        "download it again."
+    )
 
 
 def _stored_keys(path: Path) -> set[str]:
