@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -63,18 +63,24 @@ class Listings:
     Attributes:
         train: images to train on.
         validation: images to choose architectures with; None: the source has none.
-        test: images to report accuracy on.
+        test: images to report accuracy on; None: there are none with labels.
         label_names: the name of every class, in the order of class indices.
         source: where the images come from, in words.
         other_tests: further test sets by name, as domain generalisation has them.
+        unsplit: whether the source has no splits, so that a test split is to be drawn too.
+        left_out: number of files that were not read, by split and reason.
+        notes: how the splits came about, in sentences without a full stop, to stand below a run's results.
     """
 
     train: Listing
     validation: Listing | None
-    test: Listing
+    test: Listing | None
     label_names: tuple[str, ...]
     source: str
     other_tests: Mapping[str, Listing] = field(default_factory=dict)
+    unsplit: bool = False
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -86,6 +92,31 @@ class Listings:
         own = {"train": self.train, "validation": self.validation, "test": self.test}
         others = {f"test {name}": listing for name, listing in self.other_tests.items()}
         return {name: listing for name, listing in {**own, **others}.items() if listing is not None}
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """Per split: number of classes that have images, least and most images of one, and what was left out.
+
+        Plain data for a results file. A split is in it if it has images or lost some.
+        """
+        listings = self.by_name()
+        found: dict[str, dict[str, Any]] = {}
+        for name in dict.fromkeys((*listings, *self.left_out)):
+            entry: dict[str, Any] = {}
+            if name in listings:
+                counts = Counter(listings[name].labels).values()
+                entry = {"images": len(listings[name]), "classes": len(counts)}
+                entry |= {"fewest per class": min(counts), "most per class": max(counts)}
+            found[name] = {**entry, **{f"left out: {why}": n for why, n in self.left_out.get(name, {}).items()}}
+        return {name: entry for name, entry in found.items() if entry}
+
+    def log_summary(self) -> None:
+        """Log `summary`, a line per split, and the notes."""
+        for name, entry in self.summary().items():
+            logger.info(
+                "%s: %s: %s", self.source, name, ", ".join(f"{count:,} {what}" for what, count in entry.items())
+            )
+        for note in self.notes:
+            logger.warning("%s: %s", self.source, note)
 
     def check(self) -> None:
         """Check labels and classes.
@@ -113,6 +144,39 @@ class Listings:
                     *(self.source, len(unseen), name, shown),
                 )
 
+    def without_unlabelled(self) -> Listings:
+        """The same, without a validation or test split whose labels are all missing or -1, as competitions withhold them."""
+        withheld = {
+            name: listing
+            for name in ("validation", "test")
+            if (listing := getattr(self, name)) is not None and listing.labels and set(listing.labels) <= {None, -1}
+        }
+        notes = [
+            f"the labels of all {len(listing):,} {name} images are missing or -1" for name, listing in withheld.items()
+        ]
+        return replace(self, **dict.fromkeys(withheld), notes=(*self.notes, *notes))
+
+    def noting_no_test(self) -> Listings:
+        """The same; where there is no test split, the notes say what follows from it."""
+        note = "there are no labelled test images, so there is no test accuracy"
+        return self if self.test is not None else replace(self, notes=(*self.notes, note))
+
+    def as_unsplit(self) -> Listings:
+        """The same, where what is called the training images is all that the source has."""
+        return replace(self, train=replace(self.train, split="all"), unsplit=True)
+
+    def with_test(self, fraction: float = 0.2, seed: int = 0) -> Listings:
+        """The same, with a test split drawn from all images where the source has no splits: of every class the share
+        `fraction`, rounded, at least one where it has two or more.
+
+        Raises:
+            ValueError: `fraction` is not between 0 and 1, or there is one image per class.
+        """
+        if self.test is not None or not self.unsplit:
+            return self
+        train, test = self._split_off("test", fraction, seed)
+        return replace(self._noting("test", test, seed), train=train, test=test)
+
     def with_validation(self, fraction: float = 0.2, seed: int = 0) -> Listings:
         """The same, with a validation split split off the training images where there was none: of every class the
         share `fraction`, rounded, at least one, and at least one stays.
@@ -122,22 +186,30 @@ class Listings:
         """
         if self.validation is not None:
             return self
+        train, validation = self._split_off("validation", fraction, seed)
+        return replace(self._noting("validation", validation, seed), train=train, validation=validation)
+
+    def _noting(self, split: str, drawn: Listing, seed: int) -> Listings:
+        note = (
+            f"no {split} split; {len(drawn):,} of {len(self.train):,} {'images' if split == 'test' else 'training images'} "
+            f"were split off, class by class, with seed {seed}"
+        )
+        return replace(self, notes=(*self.notes, note))
+
+    def _split_off(self, split: str, fraction: float, seed: int) -> tuple[Listing, Listing]:
+        """The training images without a stratified share of them, and that share."""
         if not 0 < fraction < 1:
-            raise ValueError(f"validation_fraction {fraction} is not allowed: give a share between 0 and 1.")
+            raise ValueError(f"{split}_fraction {fraction} is not allowed: give a share between 0 and 1.")
         rng, chosen = random.Random(seed), set()
         for rows in _by_class(self.train.labels).values():
             chosen.update(rng.sample(rows, min(max(round(fraction * len(rows)), 1), len(rows) - 1)))
         if not chosen:
             raise ValueError(
-                f"{self.source} has no validation split and one training image per class, so none can be split off. "
-                "Add a validation split."
+                f"{self.source} has no {split} split and one training image per class, so none can be split off. "
+                f"Add a {split} split."
             )
-        logger.warning(
-            "%s: no validation split; %d of %d training images were split off, class by class, with seed %d",
-            *(self.source, len(chosen), len(self.train), seed),
-        )
         kept = [row for row in range(len(self.train)) if row not in chosen]
-        return replace(self, train=self.train.take(kept, "train"), validation=self.train.take(sorted(chosen), "train"))
+        return self.train.take(kept, "train"), self.train.take(sorted(chosen), "train")
 
     def with_shots(self, shots: int, seed: int = 0) -> Listings:
         """The same, with `shots` training images per class, drawn with `seed`; validation and test stay as they are.
@@ -157,11 +229,8 @@ class Listings:
             )
         changes: dict[str, Any] = {"train": self.train.take(sorted(train), "train")}
         if self.validation is None and validation:
-            logger.warning(
-                "%s: no validation split; %d of the training images that are not among the %d shots serve as one",
-                *(self.source, len(validation), shots),
-            )
-            changes["validation"] = self.train.take(sorted(validation), "train")
+            note = f"no validation split; {len(validation):,} of the training images that are not among the {shots} shots serve as one"
+            changes |= {"validation": self.train.take(sorted(validation), "train"), "notes": (*self.notes, note)}
         return replace(self, **changes)
 
 

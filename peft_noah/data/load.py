@@ -9,13 +9,29 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import datasets
+
+from peft_noah.data.class_folders import is_not_data
+from peft_noah.data.image_folders import read_image_folders
 from peft_noah.data.list_files import Entry, find_lists, list_images, name_classes, read_entries
 from peft_noah.data.listings import Listing, Listings, check_shots
+from peft_noah.data.metadata_files import read_metadata
 from peft_noah.data.other_tests import read_other_test
 from peft_noah.data.preprocessing import Preprocessing
-from peft_noah.data.split_names import BOTH, check_names, pick
-from peft_noah.data.splits import Splits, build_splits
-from peft_noah.data.table_files import columns, encode_labels, parquet_files, read_tables, undecoded
+from peft_noah.data.split_names import BOTH, check_names, is_split_name, pick
+from peft_noah.data.splits import Splits, decode_listings
+from peft_noah.data.table_files import (
+    columns_by_split,
+    encode_labels,
+    is_one_table,
+    is_saved_to_disk,
+    parquet_files,
+    read_tables,
+    undecoded,
+)
+
+#: share of all images that a source without splits gives to its test split
+TEST_FRACTION = 0.2
 
 
 def bundled_task() -> Path:
@@ -43,17 +59,7 @@ def load_splits(
     Raises:
         ValueError: as `read_listings`; or an image is corrupt, too large or made of floats.
     """
-    listings = read_listings(source, **options)
-    return build_splits(
-        listings.train,
-        listings.validation,
-        listings.test,
-        listings.label_names,
-        preprocessing,
-        source=listings.source,
-        other_tests=listings.other_tests,
-        cache_gb=cache_gb,
-    )
+    return decode_listings(read_listings(source, **options), preprocessing, cache_gb)
 
 
 def read_listings(
@@ -63,34 +69,40 @@ def read_listings(
     label_column: str | None = None,
     train_split: str = "train",
     validation_split: str | None = "validation",
-    test_split: str = "test",
+    test_split: str | None = "test",
     validation_fraction: float = 0.2,
     seed: int = 0,
     shots: int | None = None,
     other_tests: Mapping[str, str | os.PathLike[str]] | None = None,
     num_classes: int | None = None,
+    dataset_config: str | None = None,
 ) -> Listings:
     """Which images of a labelled dataset, with which labels, are in which split; undecoded.
 
     What `source` holds is found out, in this order:
 
-    - parquet files (`train.parquet`, `train-00000-of-00002.parquet`), at the top or in `data/`;
+    - a dataset saved by `save_to_disk`;
+    - parquet files: `train.parquet`, or as a Hub repository has them, `data/train-00000-of-00001.parquet`,
+      `train/0000.parquet`, `<config>/train/0000.parquet`, or by the YAML in README.md;
     - the NOAH authors' few-shot lists, `annotations/train_meta.list.num_shot_<k>.seed_<s>`, `val_meta.list`,
       `test_meta.list`; CoOp's, `split_zhou_<Name>.json`; VTAB-1k's, `train800.txt`, `val200.txt`, `test.txt`, also
       without numbers; each with the images it names in the same folder or one below it;
-    - folders of images, `train/<class>/*.png`, also `val/`, `test/`.
+    - images with a `metadata.csv`, `.jsonl` or `.parquet` that has the columns `file_name` and `label`;
+    - folders of images, `train/<class>/...`, also `val/`, `test/`; or `<class>/...` without splits.
 
-    Anything that is no folder is a dataset's Hub id, `owner/name` or `owner/name:config`.
+    Anything that is no folder is a dataset's Hub id, `owner/name` or `owner/name:config`. Where the source has no
+    splits, a fifth of the images of every class becomes the test split, and then `validation_fraction` of what is left
+    the validation split. Where there is no test split, or all its labels are missing or -1, `test` is None.
 
     Args:
         source: a folder, or a Hub id.
-        image_column: the column of images; found by its type where None.
+        image_column: the column of images; found by its type where None. One of plain bytes must be named.
         label_column: the column of classes; found by its type, or the name `label`, where None.
-        train_split: name of the training split (`train800` stands in for `train`).
+        train_split: name of the training split (`training` and `train800` stand in for `train`, in any case of letters).
         validation_split: name of the validation split (`val`, `valid`, `dev` and `val200` stand in for `validation`).
             None, or "validation" where there is none: split off the training images, with as many of each class as
             fits. Of VTAB-1k's `train800`, `val200` and `train800val200`, any two give the third.
-        test_split: name of the test split.
+        test_split: name of the test split (`testing` stands in for `test`); None: none.
         validation_fraction: share of the training images to split off where validation is missing, no unit.
         seed: seed of that choice, and of `shots`.
         shots: training images per class: the source's own list for `shots` and `seed`, else drawn with `seed`; None:
@@ -99,6 +111,7 @@ def read_listings(
             lists, parquet or class folders (named as the training classes are, or by their numbers), or a Hub id.
         num_classes: where labels are numbers without names: labels from here on are refused, and a table's numbers are
             class indices, not names; None: the classes of a list are those up to its largest label.
+        dataset_config: which config of a dataset that has several, on the Hub or in a folder.
 
     Raises:
         ValueError: source, split, list or column is missing or ambiguous; a list names a missing image or has a
@@ -108,38 +121,69 @@ def read_listings(
     names = {"train": train_split, "validation": validation_split, "test": test_split}
     check_names(names)
     check_shots(shots)
-    folder = Path(source).expanduser()
-    lists = find_lists(folder, shots, seed) if folder.is_dir() and not parquet_files(folder) else {}
-    if lists:
-        listings = _from_lists(folder, lists, names, num_classes)
-        if ".num_shot_" in lists.get("train", folder).name:  # drawn by the lists' authors already
-            shots = None
-    else:
-        listings = _from_tables(source, names, image_column, label_column, num_classes)
+    listings, shots_are_drawn = _read(
+        source, names, image_column, label_column, dataset_config, num_classes, shots, seed
+    )
     others = {
         name: read_other_test(name, other, listings.label_names, image_column, label_column)
         for name, other in (other_tests or {}).items()
     }
-    listings = replace(listings, other_tests=others)
+    listings = replace(listings, other_tests=others).without_unlabelled()
     listings.check()
-    if shots is not None:
+    listings = listings.with_test(TEST_FRACTION, seed)
+    if shots is not None and not shots_are_drawn:
         listings = listings.with_shots(shots, seed)
-    return listings.with_validation(validation_fraction, seed)
+    return listings.with_validation(validation_fraction, seed).noting_no_test()
 
 
-def _from_tables(
+def _read(
     source: str | os.PathLike[str],
     names: Mapping[str, str | None],
     image: str | None,
     label: str | None,
+    config: str | None,
+    num_classes: int | None,
+    shots: int | None,
+    seed: int,
+) -> tuple[Listings, bool]:
+    """The listings as they are in the source, and whether they hold no more than the shots that are asked for."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir() or is_saved_to_disk(folder) or config is not None or parquet_files(folder):
+        listings = _from_tables(read_tables(source, names, config), source, image, label, num_classes)
+        return (listings.as_unsplit() if is_one_table(folder) else listings), False
+    if lists := find_lists(folder, shots, seed):
+        return _from_lists(folder, lists, names, num_classes), ".num_shot_" in lists.get("train", folder).name
+    for place in dict.fromkeys((folder, _unwrapped(folder))):
+        if (found := read_metadata(place, names, label)) is not None:
+            listings = _from_tables(found.tables, source, image, label, num_classes)
+            listings = replace(listings, left_out=found.left_out)
+            return (listings.as_unsplit() if found.unsplit else listings), False
+    return read_image_folders(place, names), False
+
+
+def _unwrapped(folder: Path) -> Path:
+    """The folder, or the only one in it where that holds the splits, as in an unpacked archive."""
+    while True:
+        below = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        below = [path for path in below if not is_not_data(path.name)]
+        if len(below) != 1 or is_split_name(below[0].name):
+            return folder
+        if not any(path.is_dir() and is_split_name(path.name) for path in below[0].iterdir()):
+            return folder
+        folder = below[0]
+
+
+def _from_tables(
+    tables: Mapping[str, datasets.Dataset],
+    source: str | os.PathLike[str],
+    image: str | None,
+    label: str | None,
     num_classes: int | None,
 ) -> Listings:
-    tables = read_tables(source, names)
-    found = {name: columns(table, name, image, label) for name, table in tables.items()}
-    label_columns = {name: column for name, (_, column) in found.items()}
-    label_names, labels = encode_labels(tables, label_columns, num_classes)
+    found = columns_by_split(tables, image, label)
+    label_names, labels = encode_labels(tables, {name: column for name, (_, column) in found.items()}, num_classes)
     listings = {name: Listing(undecoded(table, found[name][0]), labels[name]) for name, table in tables.items()}
-    return Listings(listings["train"], listings.get("validation"), listings["test"], label_names, str(source))
+    return Listings(listings["train"], listings.get("validation"), listings.get("test"), label_names, str(source))
 
 
 def _from_lists(
@@ -154,7 +198,11 @@ def _from_lists(
         entries["validation"] = _without(entries["validation"], entries["train"])
     listings = {ours: list_images(found, folder) for ours, found in entries.items()}
     return Listings(
-        listings["train"], listings.get("validation"), listings["test"], name_classes(entries.values()), str(folder)
+        listings["train"],
+        listings.get("validation"),
+        listings.get("test"),
+        name_classes(entries.values()),
+        str(folder),
     )
 
 

@@ -8,11 +8,20 @@ from pathlib import Path
 
 import datasets
 from datasets import ClassLabel
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from peft_noah.data.class_folders import is_not_data, read_class_folders
 from peft_noah.data.list_files import Entry, find_lists, list_images, read_entries
 from peft_noah.data.listings import Listing
-from peft_noah.data.table_files import columns, load_from_hub, parquet_files, read_parquet, undecoded
+from peft_noah.data.split_names import ALIASES
+from peft_noah.data.table_files import (
+    columns,
+    is_saved_to_disk,
+    load_from_hub,
+    parquet_files,
+    read_parquet,
+    read_saved,
+    undecoded,
+)
 
 
 def read_other_test(
@@ -37,7 +46,9 @@ def read_other_test(
         ValueError: the set cannot be read, or has a class that training lacks.
     """
     folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if is_saved_to_disk(folder):
+        listing = _from_tables(name, source, read_saved(folder), label_names, image_column, label_column)
+    elif not folder.is_dir():
         listing = _from_tables(name, source, load_from_hub(source), label_names, image_column, label_column)
     elif shards := parquet_files(folder):
         tables = read_parquet(folder, {"test": shards[_one_split(name, source, shards)]})
@@ -54,9 +65,10 @@ def read_other_test(
 
 
 def _one_split(name: str, source: object, splits: Mapping[str, object]) -> str:
-    for split in ("test", "val", "validation"):
-        if split in splits:
-            return split
+    for alias in (*ALIASES["test"], "val", *ALIASES["validation"]):
+        for split in splits:
+            if split.lower() == alias:
+                return split
     if len(splits) == 1:
         return next(iter(splits))
     raise ValueError(
@@ -117,18 +129,17 @@ def _from_class_folders(name: str, folder: Path, label_names: Sequence[str]) -> 
         top, below = top / "test", _folders(top / "test")
     while len(below) == 1 and below[0].name not in label_names:  # imagenet-adversarial/imagenet-a/n01498041/
         top, below = below[0], _folders(below[0])
-    index = _index(name, top, [path.name for path in below], label_names)
-    images, labels = [], []
-    for path in below:
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ImageFolder.EXTENSIONS)
-        images += [{"bytes": None, "path": str(file)} for file in files]
-        labels += [index[path.name]] * len(files)
-    if not images:
+    found = read_class_folders(top, f"test {name!r}")
+    found.left_out.log(f"test {name!r}", top)
+    if not found.files:
         raise ValueError(
-            f"the test set {name!r}, {folder}, holds no images. Give a folder of lists, parquet files or class folders."
+            f"the test set {name!r}, {folder}, holds no images in class folders. Give a folder of lists, parquet files or "
+            "class folders."
         )
-    return Listing(images, labels)
+    index = _index(name, top, list(found.files), label_names)
+    rows = found.in_order()
+    return Listing([{"bytes": None, "path": path} for path, _ in rows], [index[label] for _, label in rows])
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_not_data(path.name))

@@ -22,7 +22,7 @@ class Splits:
     Attributes:
         train: images to train supernet and subnets on.
         validation: images to choose architectures with.
-        test: images to report accuracy on, once.
+        test: images to report accuracy on, once; None: there are none with labels.
         label_names: the name of every class, in the order of class indices.
         preprocessing: how every image was resized, and how it is to be normalised.
         source: where the images come from, in words.
@@ -30,16 +30,21 @@ class Splits:
             classes, see `ImageSplit.classes`.
         shared: how many images of validation, test and each further test set are also training images (of test sets:
             training or validation images), byte for byte; splits without any are left out.
+        summary: per split, the number of images and classes, the fewest and most images of a class, and what was left
+            out of its folders; as `Listings.summary` has it.
+        notes: how the splits came about, in sentences.
     """
 
     train: ImageSplit
     validation: ImageSplit
-    test: ImageSplit
+    test: ImageSplit | None
     label_names: tuple[str, ...]
     preprocessing: Preprocessing
     source: str
     other_tests: Mapping[str, ImageSplit] = field(default_factory=dict)
     shared: Mapping[str, int] = field(default_factory=dict)
+    summary: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -50,11 +55,13 @@ class Splits:
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, over label names and the labels and undecoded images of all splits.
 
-        Further test sets add their name, classes and images; without any it is over the three splits alone.
+        Further test sets add their name, classes and images; without any it is over the three splits alone, and without
+        test images over two.
         """
         digest = hashlib.sha256(repr(self.label_names).encode())
         for split in (self.train, self.validation, self.test):
-            digest.update(bytes.fromhex(split.fingerprint))
+            if split is not None:
+                digest.update(bytes.fromhex(split.fingerprint))
         for name, split in self.other_tests.items():
             digest.update(repr((name, split.classes)).encode())
             digest.update(bytes.fromhex(split.fingerprint))
@@ -63,12 +70,17 @@ class Splits:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a results file: source, sizes, label names, fingerprint and preprocessing.
 
-        Further test sets (`other_tests`: size and number of classes) and images shared by splits (`shared`) are in it
-        only where there are any.
+        Further test sets (`other_tests`: size and number of classes), images shared by splits (`shared`) and the
+        summary of what was read (`images`) are in it only where there are any. Without labelled test images their
+        number is 0.
         """
         data = {
             "source": self.source,
-            "sizes": {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)},
+            "sizes": {
+                "train": len(self.train),
+                "validation": len(self.validation),
+                "test": 0 if self.test is None else len(self.test),
+            },
             "label_names": list(self.label_names),
             "fingerprint": self.fingerprint,
             "preprocessing": self.preprocessing.to_dict(),
@@ -83,13 +95,15 @@ class Splits:
             }
         if self.shared:
             data["shared"] = dict(self.shared)
+        if self.summary:
+            data["images"] = {name: dict(entry) for name, entry in self.summary.items()}
         return data
 
 
 def build_splits(
     train: Listing,
     validation: Listing | None,
-    test: Listing,
+    test: Listing | None,
     label_names: Sequence[str],
     preprocessing: Preprocessing,
     *,
@@ -99,12 +113,12 @@ def build_splits(
     seed: int = 0,
     cache_gb: float = 4.0,
 ) -> Splits:
-    """Decode listings into splits, after checking their labels: what every loader ends with.
+    """Decode the images of three splits, after checking their labels.
 
     Args:
         train: undecoded training images.
         validation: undecoded validation images; None splits them off the training images.
-        test: undecoded test images.
+        test: undecoded test images; None: there are none with labels.
         label_names: the name of every class, in the order of class indices.
         preprocessing: the run's resize, crop and normalisation.
         source: where the images come from, in words.
@@ -118,8 +132,23 @@ def build_splits(
     """
     listings = Listings(train, validation, test, tuple(label_names), source, other_tests or {})
     listings.check()
-    listings = listings.with_validation(validation_fraction, seed)
+    return decode_listings(listings.with_validation(validation_fraction, seed), preprocessing, cache_gb)
+
+
+def decode_listings(listings: Listings, preprocessing: Preprocessing, cache_gb: float = 4.0) -> Splits:
+    """Decode complete listings into splits, and log what is in them: what every loader ends with.
+
+    Args:
+        listings: checked ones with a validation split.
+        preprocessing: the run's resize, crop and normalisation.
+        cache_gb: as in `load_splits`.
+
+    Raises:
+        ValueError: an image is corrupt, too large or made of floats.
+    """
+    listings.log_summary()
     listings.warn_of_unseen_classes()
+    source = listings.source
     decoded = {}
     for name, listing in listings.by_name().items():
         decoded[name] = ImageSplit.decode(
@@ -134,14 +163,15 @@ def build_splits(
             cache_gb -= preprocessing.gigabytes(len(listing))
         else:
             logger.warning("%s: the %s split exceeds cache_gb and is decoded whenever it is fetched", source, name)
-    own = {name: decoded[name] for name in ("train", "validation", "test")}
     return Splits(
-        **own,
+        *(decoded.get(name) for name in ("train", "validation", "test")),
         label_names=listings.label_names,
         preprocessing=preprocessing,
         source=source,
         other_tests={name: decoded[f"test {name}"] for name in listings.other_tests},
         shared=_count_shared(decoded, source),
+        summary=listings.summary(),
+        notes=listings.notes,
     )
 
 

@@ -15,37 +15,56 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, Image, Value
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from datasets.config import DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME
+from datasets.data_files import DataFilesDict, sanitize_patterns
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, DatasetCardData
 
 from peft_noah import sources
-from peft_noah.data.split_names import pick
+from peft_noah.data.split_names import is_split_name, pick
+
+#: the config of a folder that has one only
+DEFAULT = "default"
+_SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")
+_PART = re.compile(r"[-._ ]+\d+$")
 
 
-def read_tables(source: str | os.PathLike[str], names: Mapping[str, str | None]) -> dict[str, datasets.Dataset]:
+def read_tables(
+    source: str | os.PathLike[str], names: Mapping[str, str | None], config: str | None = None
+) -> dict[str, datasets.Dataset]:
     """The undecoded table of each of our splits that the source has, all needed ones being there.
+
+    A dataset saved by `save_to_disk` that is one table has one split, which is called the training split.
 
     Raises:
         ValueError: the source is no folder and no Hub id, cannot be read, or misses a split.
     """
     folder = Path(source).expanduser()
+    if is_saved_to_disk(folder):
+        return pick(read_saved(folder), names, source)
     if folder.is_dir():
-        parquet = parquet_files(folder)
-        return read_parquet(folder, pick(parquet, names, folder)) if parquet else _read_images(folder, names)
-    return pick(load_from_hub(source), names, source)
+        return read_parquet(folder, pick(parquet_files(folder, config), names, folder), config)
+    return pick(load_from_hub(source, config), names, source)
 
 
-def load_from_hub(source: str | os.PathLike[str]) -> Mapping[str, datasets.Dataset]:
+def load_from_hub(source: str | os.PathLike[str], config: str | None = None) -> Mapping[str, datasets.Dataset]:
     """All splits of a Hub dataset, `owner/name` or `owner/name:config`.
 
     Raises:
-        ValueError: it is no Hub id but a folder that does not exist, or it cannot be read.
+        ValueError: it is no Hub id but a folder that does not exist, two configs are named, or it cannot be read.
     """
     if not is_hub_id(source):
         raise ValueError(
             f"there is no folder {str(source)!r}. Give a folder of parquet files or images, or a dataset's Hub id."
         )
-    with _reading(f"{source} (no folder here, so a Hub id)"):
-        return datasets.load_dataset(*str(source).split(":"))
+    name, _, named = str(source).partition(":")
+    if named and config not in (None, named):
+        raise ValueError(
+            f"the dataset {source!r} names the config {named!r}, and dataset_config is {config!r}. Name one."
+        )
+    with reading(f"{source} (no folder here, so a Hub id)"):
+        return datasets.load_dataset(*filter(None, (name, named or config)))
 
 
 def hub_configs(source: str) -> list[str]:
@@ -54,7 +73,7 @@ def hub_configs(source: str) -> list[str]:
     Raises:
         ValueError: the dataset cannot be reached.
     """
-    with _reading(f"{source} (no folder here, so a Hub id)"):
+    with reading(f"{source} (no folder here, so a Hub id)"):
         return list(datasets.get_dataset_config_names(source))
 
 
@@ -66,72 +85,144 @@ def is_hub_id(source: str | os.PathLike[str]) -> bool:
     return sources.is_hub_id(name) and re.fullmatch(r"[\w.-]*", config) is not None
 
 
-def parquet_files(folder: Path) -> dict[str, list[Path]]:
-    """Parquet files of a folder by split name, shards in order."""
-    found = defaultdict(list)
-    for file in sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]):
-        found[re.sub(r"-\d+-of-\d+$", "", file.stem)].append(file)
-    return found
+def is_saved_to_disk(folder: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` of a dataset, or of several by split."""
+    return (folder / DATASETDICT_JSON_FILENAME).is_file() or is_one_table(folder)
 
 
-# The two readers below avoid load_dataset, which sends a request to a server even for local files.
+def is_one_table(folder: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` of one dataset, which has no splits."""
+    return (folder / DATASET_STATE_JSON_FILENAME).is_file()
 
 
-def read_parquet(folder: Path, shards: Mapping[str, Sequence[Path]]) -> dict[str, datasets.Dataset]:
-    """The table of each split from its parquet files."""
-    # Split by split: read together, datasets would relabel every split by the label names of the first.
-    tables = {}
-    for name, files_of_split in shards.items():
-        with _reading(folder):
-            empty = not any(pq.read_metadata(file).num_rows for file in files_of_split)
-        if empty:  # datasets cannot make a table without rows
-            raise ValueError(_empty(name, folder))
-        with _reading(folder):
-            tables[name] = datasets.Dataset.from_parquet([escape(str(file)) for file in files_of_split])
-    return tables
+def read_saved(folder: Path) -> dict[str, datasets.Dataset]:
+    """The tables that `save_to_disk` wrote, by split; a single one is called the training split."""
+    with reading(folder):
+        saved = datasets.load_from_disk(os.path.abspath(folder))
+    tables = {"train": saved} if isinstance(saved, datasets.Dataset) else dict(saved)
+    return {split: table.with_format(None) for split, table in tables.items()}  # it may be saved as torch's
 
 
-def _read_images(folder: Path, names: Mapping[str, str | None]) -> dict[str, datasets.Dataset]:
-    folders = {path.name: path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    if not folders:
+def parquet_files(folder: Path, config: str | None = None) -> dict[str, list[Path]]:
+    """Parquet files of a folder by split name, shards in order.
+
+    Args:
+        folder: of the dataset.
+        config: which of several configs; None: the only one, or the one that is the default.
+
+    Raises:
+        ValueError: there is no such config, or several and none is the default; they are listed.
+    """
+    configs, default = parquet_configs(folder)
+    if not configs and config is None:
+        return {}
+    chosen = default if config is None else config
+    if chosen not in configs:
+        asked = "holds several configs" if config is None else f"has no config {config!r}"
         raise ValueError(
-            f"{folder} holds neither parquet files nor folders of images. Give train.parquet and test.parquet, or "
-            "train/<class>/ and test/<class>/ with images."
+            f"{folder} {asked}: it has {', '.join(sorted(configs)) or 'no parquet files'}. Choose one by dataset_config."
         )
-    picked = pick(folders, names, folder)
-    for name, path in picked.items():
-        if not any(file.suffix.lower() in ImageFolder.EXTENSIONS for file in path.rglob("*")):
-            raise ValueError(_empty(name, folder))
-    with _reading(folder):
-        # drop_labels=False: with one class folder datasets would otherwise leave the labels out.
-        patterns = {name: f"{escape(str(path))}/**" for name, path in picked.items()}
-        builder = ImageFolder(data_files=patterns, drop_labels=False)
-        builder.download_and_prepare()
-        tables = dict(builder.as_dataset())
-    _check_class_folders(tables, folder)
-    return tables
+    return configs[chosen]
 
 
-def _empty(name: str, source: object) -> str:
-    return f"the {name} split of {source} is empty. Give at least one labelled image."
+def parquet_configs(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], str | None]:
+    """Parquet files of a folder by config and split, and the config that is taken unless another is named.
+
+    The configs are those of the YAML in README.md, as `datasets` reads it; else one for each folder that holds splits:
+    `train-00000-of-00001.parquet`, `data/train-00000-of-00001-<hash>.parquet` and `train/0000.parquet` are of the config
+    `default`, `fine/train-00000-of-00001.parquet` and `fine/train/0000.parquet` of the config `fine`.
+    """
+    files = sorted(file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}.parquet"))
+    files = [file for file in files if file.name != "metadata.parquet" and not file.name.startswith(".")]
+    if not files:
+        return {}, None
+    if card_configs := _card_configs(folder):
+        return card_configs
+    found: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for file in files:
+        folders = [name for name in file.relative_to(folder).parts[:-1] if name != "data"]
+        split = _SHARD.sub("", file.stem)
+        if folders and (is_split_name(folders[-1]) or split.isdecimal()):  # train/0000.parquet
+            split = folders.pop()
+        elif is_split_name(whole := _PART.sub("", split)):  # train_0.parquet
+            split = whole
+        found["/".join(folders) or DEFAULT][split].append(file)
+    return found, next(iter(found)) if len(found) == 1 else DEFAULT
 
 
-def _check_class_folders(tables: Mapping[str, datasets.Dataset], folder: Path) -> None:
-    """Refuse class folders that training lacks, such as a misspelt one: each would become a class of its own."""
-    if any("label" not in table.features for table in tables.values()):
-        return  # labels come from a metadata file
-    names = tables["train"].features["label"].names
-    used = {name: set(table["label"][:]) for name, table in tables.items()}
-    for split, labels in used.items():
-        if extra := sorted(labels - used["train"]):
+def _card_configs(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], str | None] | None:
+    """The configs that README.md lists with parquet files; None: it lists none."""
+    with reading(folder):
+        listed = MetadataConfigs.from_dataset_card_data(_card(folder))
+        default = listed.get_default_config_name()
+    found = {}
+    for name, values in listed.items():
+        if (data_files := values.get("data_files")) is None:
+            continue
+        patterns = sanitize_patterns(data_files)
+        _check_patterns(folder, patterns)
+        with reading(folder):
+            base = escape(os.path.join(os.path.abspath(folder), values.get("data_dir") or ""))
+            resolved = DataFilesDict.from_patterns(patterns, base_path=base, allowed_extensions=[".parquet"])
+        found[name] = {split: [Path(file) for file in files] for split, files in resolved.items() if files}
+    found = {name: splits for name, splits in found.items() if splits}
+    return (found, next(iter(found)) if len(found) == 1 else default) if found else None
+
+
+def _card(folder: Path) -> DatasetCardData:
+    path = folder / "README.md"
+    return DatasetCard.load(path, ignore_metadata_errors=True).data if path.is_file() else DatasetCardData()
+
+
+def _check_patterns(folder: Path, patterns: Mapping[str, Sequence[str]]) -> None:
+    for pattern in (pattern for of_split in patterns.values() for pattern in of_split):
+        if "://" in pattern or "::" in pattern or os.path.isabs(pattern) or ".." in Path(pattern).parts:
             raise ValueError(
-                f"the {split} split of {folder} has the class folder {names[extra[0]]!r}, which the training images "
-                "lack. Name the class folders of all splits alike."
+                f"README.md of {folder} names the files {pattern!r}, which lead out of that folder: this is refused. Give "
+                "paths relative to it."
             )
 
 
+# What is read from a folder avoids load_dataset, which sends a request to a server even for local files.
+
+
+def read_parquet(
+    folder: Path, shards: Mapping[str, Sequence[Path]], config: str | None = None
+) -> dict[str, datasets.Dataset]:
+    """The table of each split from its parquet files; README.md may name the classes where the files do not."""
+    class_labels = _class_labels(folder, config)
+    # Split by split: read together, datasets would relabel every split by the label names of the first.
+    tables = {}
+    for name, files_of_split in shards.items():
+        with reading(folder):
+            empty = not any(pq.read_metadata(file).num_rows for file in files_of_split)
+        if empty:  # datasets cannot make a table without rows
+            raise ValueError(f"the {name} split of {folder} is empty. Give at least one labelled image.")
+        with reading(folder):
+            table = datasets.Dataset.from_parquet([escape(str(file)) for file in files_of_split])
+            tables[name] = _with_names(table, class_labels)
+    return tables
+
+
+def _class_labels(folder: Path, config: str | None) -> dict[str, ClassLabel]:
+    """The label columns whose class names README.md gives, by `dataset_info`."""
+    with reading(folder):
+        infos = DatasetInfosDict.from_dataset_card_data(_card(folder))
+    chosen = config or (next(iter(infos)) if len(infos) == 1 else DEFAULT)
+    features = infos[chosen].features if chosen in infos else None
+    return {name: feature for name, feature in (features or {}).items() if isinstance(feature, ClassLabel)}
+
+
+def _with_names(table: datasets.Dataset, class_labels: Mapping[str, ClassLabel]) -> datasets.Dataset:
+    """The table, its numbered labels named where nothing in it names them."""
+    for name, feature in class_labels.items():
+        if name in table.features and _kind(table.features[name]) == "integer":
+            table = table.cast_column(name, feature)
+    return table
+
+
 @contextmanager
-def _reading(source: object) -> Iterator[None]:
+def reading(source: object) -> Iterator[None]:
     """Turn whatever reading a dataset raises into one ValueError, and keep datasets' progress bars off our log."""
     _check_cache()
     disabled = datasets.are_progress_bars_disabled()
@@ -140,6 +231,8 @@ def _reading(source: object) -> Iterator[None]:
         yield
     except Exception as error:  # datasets, pyarrow and the Hub client share no base class for what they raise
         lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+        if lines[1:] and "available configs" in lines[1]:
+            lines[0] = f"{lines[0]} {lines[1]}. Choose one by dataset_config"
         raise ValueError(
             f"cannot read the dataset {source}: {lines[0] if lines else type(error).__name__}. Give a folder of "
             "parquet files or images, or the id of a Hub dataset that is reachable or in the cache."
@@ -174,28 +267,69 @@ def columns(table: datasets.Dataset, split: str, image: str | None, label: str |
     Raises:
         ValueError: there is none, or more than one that could be meant.
     """
-    features = table.features
-    for kind, asked in (("image", image), ("label", label)):
-        if asked is not None and asked not in features:
-            raise ValueError(_no_column(kind, f"no column {asked!r}", split, features))
-    images = [name for name, feature in features.items() if _is_image(feature) and image in (None, name)]
+    return _image_column(table.features, split, image), _label_column(table.features, split, label)
+
+
+def columns_by_split(
+    tables: Mapping[str, datasets.Dataset], image: str | None, label: str | None
+) -> dict[str, tuple[str, str | None]]:
+    """The same for each split; the label is None where validation or test have none of the training images' column.
+
+    Raises:
+        ValueError: as `columns`.
+    """
+    found: dict[str, tuple[str, str | None]] = {"train": columns(tables["train"], "train", image, label)}
+    for split, table in tables.items():
+        if split != "train":
+            name = found["train"][1]
+            if label is None and name not in table.features and _label_candidates(table.features):
+                name = _label_column(table.features, split, None)
+            found[split] = (
+                _image_column(table.features, split, image),
+                name if name in table.features else None,
+            )
+    return found
+
+
+def _image_column(features: Features, split: str, asked: str | None) -> str:
+    if asked is not None:
+        if asked not in features:
+            raise ValueError(_no_column("image", f"no column {asked!r}", split, features))
+        if not _is_image(features[asked]) and not _is_binary(features[asked]):
+            raise ValueError(_no_column("image", f"no column of encoded images {asked!r}", split, features))
+        return asked
+    images = [name for name, feature in features.items() if _is_image(feature)]
     if len(images) != 1:
         found = f"{len(images)} columns of images" if images else "no column of encoded images"
         raise ValueError(_no_column("image", found, split, features))
-    if label is not None:
-        return images[0], label
-    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    labels = [name for name in labels if len(labels) == 1 or name == "label"] or (
-        ["label"] if "label" in features and not labels else []
-    )
+    return images[0]
+
+
+def _label_column(features: Features, split: str, asked: str | None) -> str:
+    if asked is not None:
+        if asked not in features:
+            raise ValueError(_no_column("label", f"no column {asked!r}", split, features))
+        return asked
+    labels = _label_candidates(features)
     if len(labels) != 1:
         raise ValueError(_no_column("label", "no single column of labels", split, features))
-    return images[0], labels[0]
+    return labels[0]
+
+
+def _label_candidates(features: Features) -> list[str]:
+    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if not labels:
+        return ["label"] if "label" in features else []
+    return ["label"] if "label" in labels else labels
 
 
 def _is_image(feature: Any) -> bool:
     """Whether a column can be decoded as images: datasets' Image, or the same bytes in a plain parquet file."""
-    return isinstance(feature, Image) or (isinstance(feature, dict) and feature.get("bytes") == Value("binary"))
+    return isinstance(feature, Image) or (isinstance(feature, dict) and _is_binary(feature.get("bytes")))
+
+
+def _is_binary(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
 
 
 def _no_column(kind: str, found: str, split: str, features: Features) -> str:
@@ -208,33 +342,42 @@ def _type_name(feature: Any) -> str:
 
 
 def encode_labels(
-    tables: Mapping[str, datasets.Dataset], columns: Mapping[str, str], num_classes: int | None = None
+    tables: Mapping[str, datasets.Dataset], columns: Mapping[str, str | None], num_classes: int | None = None
 ) -> tuple[tuple[str, ...], dict[str, list[int | None]]]:
     """Class names and, per split, class indices; where the data has no names, the training split's values are them.
 
-    Where `num_classes` is known, whole numbers are indices already, up to the largest in any split: 800 images need not
-    show all of 397 classes.
+    Whole numbers are alike whatever their width, and so are texts. Where `num_classes` is known, whole numbers are
+    indices already, up to the largest in any split: 800 images need not show all of 397 classes. A split without a
+    column of labels, or with none that is not -1, has only labels of None.
 
     Raises:
         ValueError: the splits' labels differ in names, type or values, or are of a type that no class has.
     """
-    features = {name: tables[name].features[column] for name, column in columns.items()}
-    values = {name: tables[name][column][:] for name, column in columns.items()}
+    values = {
+        name: [None] * len(tables[name]) if column is None else tables[name][column][:]
+        for name, column in columns.items()
+    }
+    values = {name: _known(labels, name) for name, labels in values.items()}
+    features = {
+        name: tables[name].features[column]
+        for name, column in columns.items()
+        if name == "train" or any(label is not None for label in values[name])
+    }
     first = features["train"]
     for name, feature in features.items():
-        if feature != first:
+        if _kind(feature) != _kind(first):
             raise ValueError(
                 f"the labels of the {name} split differ from those of the train split: {_difference(feature, first)}. "
                 "Give all splits the same label names in the same order."
             )
     if isinstance(first, ClassLabel):
         return tuple(first.names), values
-    if _type_name(first) not in ("string", "large_string", "bool") and "int" not in _type_name(first):
+    if _kind(first) not in _KINDS:
         raise ValueError(
             f"the label column {columns['train']!r} holds {_type_name(first)}: allowed are class labels, integers and "
             "strings. Name another by label_column."
         )
-    if num_classes is not None and "int" in _type_name(first):
+    if num_classes is not None and _kind(first) == "integer":
         largest = max((value for labels in values.values() for value in labels if value is not None), default=0)
         return tuple(map(str, range(min(largest + 1, num_classes)))), values
     known = sorted({value for value in values["train"] if value is not None and value != -1})
@@ -248,6 +391,24 @@ def encode_labels(
             )
     encoded = {name: [index.get(value, value) for value in labels] for name, labels in values.items()}
     return tuple(map(str, known)), encoded
+
+
+def _known(labels: list[Any], split: str) -> list[Any]:
+    """The labels; all None where validation or test have none but missing ones, as NaN in a table of numbers."""
+    missing = (label is None or label == -1 or label != label for label in labels)
+    return [None] * len(labels) if split != "train" and all(missing) else labels
+
+
+_KINDS = ("integer", "text", "bool")
+
+
+def _kind(feature: Any) -> Any:
+    """What the labels of a column are, whatever the width of their type."""
+    if not isinstance(feature, Value):
+        return feature
+    if re.fullmatch(r"u?int\d+", feature.dtype):
+        return "integer"
+    return "text" if feature.dtype in ("string", "large_string", "string_view") else feature.dtype
 
 
 def _difference(feature: Any, train: Any) -> str:

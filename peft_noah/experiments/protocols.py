@@ -13,7 +13,7 @@ from pathlib import Path
 
 from peft_noah.data.list_files import find_lists
 from peft_noah.data.listings import check_shots
-from peft_noah.data.table_files import hub_configs, is_hub_id, parquet_files
+from peft_noah.data.table_files import hub_configs, is_hub_id, is_saved_to_disk, parquet_configs
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import read_json
 
@@ -309,7 +309,7 @@ def _below(root: str | os.PathLike[str]) -> dict[str, str]:
 
 def _is_task(folder: Path) -> bool:
     """Whether a folder looks like a task: parquet files, lists, or folders of images by split (or by class)."""
-    if parquet_files(folder) or _lists_shots(folder):
+    if is_saved_to_disk(folder) or parquet_configs(folder)[0] or _lists_shots(folder):
         return True
     return bool(find_lists(folder)) or any(path.is_dir() for path in folder.iterdir())
 

@@ -92,7 +92,7 @@ class Task:
                 f"task {self.full_name!r} in {self.dataset} has {'; '.join(differing)}. Get the split that the paper uses, or "
                 "run the folder under another name, as a task of your own."
             )
-        if self.lossless and found.test.is_jpeg(0):
+        if self.lossless and found.test is not None and found.test.is_jpeg(0):
             logger.warning(
                 "task %r: the images in %s are JPEG, but the originals are lossless; accuracies on this copy cannot be "
                 "compared with those on another",

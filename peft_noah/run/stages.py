@@ -344,21 +344,22 @@ class Run(RunContext):
     ) -> None:
         """Read the test images, for the first and only time, and write the result; ``after`` names stages it cost too."""
         parameters, head = count_trainable(model)
-        other = self.splits.other_tests.items()
+        test, other = self.splits.test, self.splits.other_tests.items()
         result = MethodResult(
             method=name,
             seed=self.settings.seed,
             parameters=parameters,
             head_parameters=head,
             validation=validation,
-            test=self._accuracy(model, self.splits.test),
+            test=None if test is None else self._accuracy(model, test),
             n_validation=len(self.splits.validation),
-            n_test=len(self.splits.test),
+            n_test=0 if test is None else len(test),
             seconds=seconds + sum(self.files.seconds(stage) for stage in after),
-            tests={test: (self._accuracy(model, images), len(images)) for test, images in other},
+            tests={other_test: (self._accuracy(model, images), len(images)) for other_test, images in other},
         )
         found = None if name in BASELINES else model.get_architecture().to_dict()
-        notes = [self._memory_note(after)] if after else []
+        notes = [f"{note}." for note in self.splits.notes]
+        notes += [self._memory_note(after)] if after else []
         self._on_main(self.files.add, replace(self._report(result, found), notes=notes))
 
     def _memory_note(self, stages: tuple[str, ...]) -> str:

@@ -149,11 +149,40 @@ def test_a_folder_without_data_is_refused(tmp_path, preprocessing):
     refused(tmp_path / "empty", preprocessing, "holds neither parquet files nor folders of images")
 
 
-@pytest.mark.parametrize("missing", ["train", "test"])
-def test_a_missing_split_is_refused_and_the_others_named(tmp_path, preprocessing, missing):
-    there = [name for name in ("train", "validation", "test") if name != missing]
-    task = write_task(tmp_path / "task", there)
-    refused(task, preprocessing, f"has no split '{missing}'; it has {', '.join(sorted(there))}")
+def test_a_missing_training_split_is_refused_and_the_others_named(tmp_path, preprocessing):
+    task = write_task(tmp_path / "task", ("validation", "test"))
+    refused(task, preprocessing, "has no split 'train'; it has test, validation")
+
+
+def test_a_missing_test_split_is_none_and_said(tmp_path, preprocessing):
+    splits = load_splits(write_task(tmp_path / "task", ("train", "validation")), preprocessing)
+    assert splits.test is None and len(splits.validation) == 6
+    assert splits.notes == ("there are no labelled test images, so there is no test accuracy",)
+    refused(tmp_path / "task", preprocessing, "has no split 'held_out'; it has train", test_split="held_out")
+
+
+@pytest.mark.parametrize("label", [-1, None])
+def test_test_labels_that_are_all_withheld_are_no_test_split(tmp_path, preprocessing, label):
+    task = write_task(tmp_path / "task", ("train", "validation"))
+    write_split(task, "test.parquet", rows(3), [label] * 3)
+    splits = load_splits(task, preprocessing)
+    assert splits.test is None
+    assert splits.notes[0] == "the labels of all 3 test images are missing or -1"
+
+
+def test_a_test_split_without_a_column_of_labels_is_no_test_split(tmp_path, preprocessing):
+    task = write_task(tmp_path / "task", ("train", "validation"))
+    unlabelled = datasets.Dataset.from_dict({"image": rows(3)}, features=Features({"image": Image()}))
+    unlabelled.to_parquet(task / "test.parquet")
+    assert load_splits(task, preprocessing).test is None
+
+
+def test_validation_labels_that_are_all_withheld_are_no_validation_split(tmp_path, preprocessing):
+    task = write_task(tmp_path / "task")
+    write_split(task, "validation.parquet", rows(3), [-1] * 3)
+    splits = load_splits(task, preprocessing)
+    assert len(splits.validation) == 3 and len(splits.train) == 3
+    assert "no validation split; 3 of 6 training images" in splits.notes[1]
 
 
 def test_a_validation_split_named_on_purpose_must_be_there(tmp_path, preprocessing):

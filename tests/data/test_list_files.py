@@ -49,11 +49,11 @@ def test_any_two_of_vtabs_three_lists_give_the_third(tmp_path, without):
     assert files(listings.validation) == [f"val/{number:06d}.png" for number in range(3)]
 
 
-def test_all_1000_images_alone_are_split_class_by_class(tmp_path, caplog):
+def test_all_1000_images_alone_are_split_class_by_class(tmp_path):
     task = write_vtab_task(tmp_path / "cifar", [0, 1] * 8, [0, 1] * 2, without=("train800.txt", "val200.txt"))
     listings = read_listings(task)
     assert listings.sizes == {"train": 16, "validation": 4, "test": 3}
-    assert "4 of 20 training images were split off" in caplog.text
+    assert "4 of 20 training images were split off" in listings.notes[0]
 
 
 def test_one_list_can_be_named_as_the_training_split(tmp_path):
@@ -248,9 +248,10 @@ def test_an_empty_list_is_refused(tmp_path, preprocessing):
     refused(write_vtab_task(tmp_path / "cifar", test=()), preprocessing, "the test split of .*cifar is empty")
 
 
-def test_a_missing_list_is_refused_and_the_others_named(tmp_path, preprocessing):
+def test_a_missing_list_of_test_images_is_no_test_split(tmp_path, preprocessing):
     task = write_vtab_task(tmp_path / "cifar", without=("test.txt",))
-    refused(task, preprocessing, "has no split 'test'; it has train800, train800val200, val200")
+    assert load_splits(task, preprocessing).test is None
+    refused(task, preprocessing, "has no split 'tests'; it has train800, train800val200, val200", test_split="tests")
 
 
 def test_a_corrupt_image_of_a_list_is_named_by_its_path(tmp_path, preprocessing):

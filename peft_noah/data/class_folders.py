@@ -1,0 +1,213 @@
+"""Images in folders by class: which folders are classes, which files are images, and what is left out and why.
+
+The classes of a split are the folders directly in it, whatever their names; every image below such a folder is of its
+class. Folders that a system or a program made are no data: those named in `NOT_DATA`, and below a class all hidden ones.
+Links are followed, wherever they lead. Everything that is not read is counted by its reason.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peft_noah.data.images import image_extensions
+
+logger = logging.getLogger(__name__)
+
+#: folders that no person made as data, in any case of letters
+NOT_DATA = (
+    "@eadir",
+    "@recycle",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "__macosx",
+    "__pycache__",
+    "lost+found",
+    "system volume information",
+    "thumbnails",
+    "thumbs",
+    ".appledouble",
+    ".cache",
+    ".git",
+    ".ipynb_checkpoints",
+    ".spotlight-v100",
+    ".svn",
+    ".thumb*",
+    ".trash*",
+)
+_SHOWN = 3
+
+
+@dataclass
+class LeftOut:
+    """What is not read: the paths by reason."""
+
+    paths: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of files or folders by reason."""
+        return {reason: len(paths) for reason, paths in self.paths.items()}
+
+    def add(self, reason: str, path: str | os.PathLike[str]) -> None:
+        """Note one file or folder."""
+        self.paths[reason].append(os.fspath(path))
+
+    def add_folder(self, path: str | os.PathLike[str]) -> None:
+        """Note every file below a folder that is no data."""
+        for folder, _, files in os.walk(path):
+            for file in files:
+                self.add(f"in folders named {os.path.basename(path)}", os.path.join(folder, file))
+
+    def add_all(self, other: LeftOut) -> None:
+        """Note all that another has noted."""
+        for reason, paths in other.paths.items():
+            self.paths[reason] += paths
+
+    def log(self, split: str, source: str | os.PathLike[str]) -> None:
+        """Say what was left out, with the first names of each kind."""
+        if not self.paths:
+            return
+        kinds = []
+        for reason, paths in self.paths.items():
+            names = [os.path.relpath(path, source) for path in sorted(paths)[:_SHOWN]]
+            more = ", ..." if len(paths) > _SHOWN else ""
+            kinds.append(f"{len(paths):,} {reason} ({', '.join(names)}{more})")
+        logger.warning("%s: left out of the %s split: %s", source, split, "; ".join(kinds))
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """The images of one split.
+
+    Attributes:
+        files: paths of images by class, classes in order of their names.
+        loose: images directly in the split's folder, which belong to no class.
+        left_out: what else is not read.
+    """
+
+    files: Mapping[str, list[str]]
+    loose: list[str]
+    left_out: LeftOut
+
+    def in_order(self) -> list[tuple[str, str]]:
+        """Path and class of every image, in the order of paths."""
+        return sorted((path, name) for name, paths in self.files.items() for path in paths)
+
+
+def is_not_data(name: str) -> bool:
+    """Whether a folder of this name was made by a system or a program, not by a person as data."""
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in NOT_DATA)
+
+
+def read_class_folders(folder: Path, split: str, skip: Collection[str] = ()) -> ClassFolders:
+    """The images of a split by class.
+
+    Args:
+        folder: of the split.
+        split: its name, for error messages.
+        skip: folders directly in it that are no classes.
+
+    Raises:
+        ValueError: a class folder has files but no image, or is a link to nothing; it is named.
+    """
+    left, files, loose, lost = LeftOut(), {}, [], []
+    seen = {os.path.realpath(folder)}
+    for entry in _entries(folder):
+        if entry.name in skip:
+            continue
+        if not entry.is_dir():
+            if (reason := _why_not(entry)) is None:
+                loose.append(entry.path)
+            elif reason == _BROKEN and Path(entry.name).suffix.lower() not in image_extensions():
+                raise ValueError(
+                    f"the class folder {entry.name!r} of the {split} split, {entry.path}, is a link to "
+                    f"{os.readlink(entry.path)}, which is not there. Repair the link, or remove it."
+                )
+            else:
+                left.add(reason, entry.path)
+            continue
+        if is_not_data(entry.name):
+            left.add_folder(entry.path)
+            continue
+        inside = LeftOut()
+        if images := list(find_images(entry.path, inside, seen)):
+            files[entry.name] = images
+        elif entry.name.startswith("."):  # of a program; with images it would be a class
+            left.add_folder(entry.path)
+            continue
+        elif inside.paths:
+            lost.append((entry, inside))
+        else:
+            left.add("empty folders", entry.path)
+        left.add_all(inside)
+    if lost and files:
+        entry, inside = lost[0]
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in inside.counts.items())
+        raise ValueError(
+            f"the class folder {entry.name!r} of the {split} split, {entry.path}, has no image that can be read: "
+            f"{reasons}. Allowed are {', '.join(sorted(image_extensions()))}. Convert its images, or remove the folder."
+        )
+    return ClassFolders(files, loose, left)
+
+
+def find_images(folder: str | os.PathLike[str], left_out: LeftOut, seen: set[str]) -> Iterator[str]:
+    """The images at any depth below a folder; whatever is none goes to `left_out`.
+
+    Args:
+        folder: where to look.
+        left_out: what is not read is added to it.
+        seen: real paths of folders that were read already, which are not read again; grows.
+    """
+    waiting = [os.fspath(folder)]
+    while waiting:
+        here = waiting.pop()
+        real = os.path.realpath(here)
+        if real in seen:
+            left_out.add("links to folders that are read already", here)
+            continue
+        seen.add(real)
+        for entry in _entries(here):
+            if not entry.is_dir():
+                if (reason := _why_not(entry)) is None:
+                    yield entry.path
+                else:
+                    left_out.add(reason, entry.path)
+            elif is_not_data(entry.name) or entry.name.startswith("."):
+                left_out.add_folder(entry.path)
+            else:
+                waiting.append(entry.path)
+
+
+def count_files(folder: str | os.PathLike[str]) -> int:
+    """Number of files below a folder, of any kind."""
+    return sum(len(files) for _, _, files in os.walk(folder))
+
+
+_BROKEN = "broken links"
+
+
+def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ValueError(f"the folder {os.fspath(folder)} cannot be read: {error.strerror}.") from error
+
+
+def _why_not(entry: os.DirEntry) -> str | None:
+    """Why a file is not read; None: it is an image."""
+    if not entry.is_file():
+        return _BROKEN if entry.is_symlink() else "files of no regular kind"
+    if entry.name.startswith("."):
+        return "hidden files"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in image_extensions():
+        return None
+    return f"{suffix} files" if suffix else "files without an extension"

@@ -1,0 +1,122 @@
+"""A dataset of image folders: `train/<class>/...` with further splits beside it, or `<class>/...` without any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft_noah.data.class_folders import ClassFolders, count_files, is_not_data, read_class_folders
+from peft_noah.data.images import image_extensions
+from peft_noah.data.listings import Listing, Listings
+from peft_noah.data.split_names import find_name, is_split_name, pick
+
+
+def read_image_folders(folder: Path, names: Mapping[str, str | None]) -> Listings:
+    """The listings of a folder of images.
+
+    Where no folder is the training split, the folders are the classes themselves, and `unsplit` says so. A folder named
+    as the validation or test split that holds images and no class folder has no labels: it is no class, and no split.
+
+    Args:
+        folder: of the dataset.
+        names: what the splits are called.
+
+    Raises:
+        ValueError: there is no image, a split that is needed is missing, a class folder has no image, or validation or
+            test have a class that training lacks.
+    """
+    below = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and not is_not_data(path.name)}
+    if not below:
+        raise ValueError(
+            f"{folder} holds neither parquet files nor folders of images. Give train.parquet and test.parquet, or "
+            "train/<class>/ and test/<class>/ with images."
+        )
+    unlabelled = _unlabelled(below, names)
+    if _is_unsplit(below, names, unlabelled):
+        return _unsplit(folder, unlabelled)
+    picked = pick({name: path for name, path in below.items() if not name.startswith(".")}, names, folder)
+    found = {name: read_class_folders(path, name) for name, path in picked.items()}
+    return _as_listings(folder, found, _other_folders(below, picked))
+
+
+def _unlabelled(below: Mapping[str, Path], names: Mapping[str, str | None]) -> list[str]:
+    """Folders named as the validation or test split that hold images of no class."""
+    found = (find_name(below, ours, names) for ours in ("validation", "test"))
+    return [name for name in found if name is not None and not _has_folders(below[name])]
+
+
+def _is_unsplit(below: Mapping[str, Path], names: Mapping[str, str | None], unlabelled: list[str]) -> bool:
+    if names["train"] != "train":  # named on purpose
+        return False
+    splits = [name for name in below if is_split_name(name) and name not in unlabelled]
+    if splits == [find_name(below, "train", names)] and not _has_folders(below[splits[0]]):
+        # Images of trains, beside those of cars: a training split would have class folders.
+        return any(_has_images(path) for name, path in below.items() if name not in (*splits, *unlabelled))
+    return not splits
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(path.is_dir() and not is_not_data(path.name) for path in folder.iterdir())
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in image_extensions() for path in folder.iterdir())
+
+
+def _unsplit(folder: Path, unlabelled: list[str]) -> Listings:
+    found = read_class_folders(folder, "only", skip=unlabelled)
+    listings = _as_listings(folder, {"train": found}, {name: count_files(folder / name) for name in unlabelled})
+    return listings.as_unsplit()
+
+
+def _as_listings(folder: Path, found: Mapping[str, ClassFolders], others: Mapping[str, int]) -> Listings:
+    classes = _class_names(folder, found)
+    index = {name: position for position, name in enumerate(classes)}
+    listings: dict[str, Listing | None] = {"validation": None, "test": None}
+    left_out, notes = {}, []
+    for split, images in found.items():
+        for path in images.loose:
+            images.left_out.add("images in no class folder", path)
+        images.left_out.log(split, folder)
+        left_out[split] = images.left_out.counts
+        if images.files:
+            rows = images.in_order()
+            listings[split] = Listing(
+                [{"bytes": None, "path": path} for path, _ in rows], [index[name] for _, name in rows]
+            )
+        elif images.loose and split != "train":
+            notes.append(
+                f"the {len(images.loose):,} images of the {split} split lie in no class folder, so they have no labels"
+            )
+        else:
+            loose = f": its {len(images.loose):,} images lie in no class folder" if images.loose else ""
+            raise ValueError(
+                f"the {split} split of {folder} is empty{loose}. Give at least one labelled image, in a folder named as "
+                "its class."
+            )
+    notes += [f"the folder {name!r} is no split and was not read ({count:,} files)" for name, count in others.items()]
+    return Listings(
+        *(listings[split] for split in ("train", "validation", "test")),
+        label_names=classes,
+        source=str(folder),
+        left_out=left_out,
+        notes=tuple(notes),
+    )
+
+
+def _class_names(folder: Path, found: Mapping[str, ClassFolders]) -> tuple[str, ...]:
+    """The class folders of the training split; those of others must be among them, as a misspelt one is not."""
+    train = set(found["train"].files)
+    for split, images in found.items():
+        if extra := sorted(set(images.files) - train):
+            raise ValueError(
+                f"the {split} split of {folder} has the class folder {extra[0]!r}, which the training images lack. Name "
+                "the class folders of all splits alike."
+            )
+    return tuple(sorted(train))
+
+
+def _other_folders(below: Mapping[str, Path], picked: Mapping[str, Path]) -> dict[str, int]:
+    """Number of files of the folders that are no split."""
+    counts = {name: count_files(path) for name, path in below.items() if path not in picked.values()}
+    return {name: count for name, count in counts.items() if count}
