@@ -38,13 +38,20 @@ DATA_OPTIONS = {
     "dataset": option(
         str | None,
         None,
-        "Folder of parquet files or of images by split and class, or a Hub id. Default: the bundled task.",
+        "Folder of images by (split and) class, of parquet files, or saved by datasets; or a Hub id. Default: the bundled "
+        "task.",
     ),
     "image_size": option(int | None, None, "Side in pixels. Default: the backbone's own."),
     "image_mean": option(str | None, None, "Three numbers 'r,g,b'. Default: from the backbone's processor."),
     "image_std": option(str | None, None, "Three numbers 'r,g,b'. Default: from the backbone's processor."),
     "image_column": option(str | None, None, "Column of images. Default: found by its type."),
     "label_column": option(str | None, None, "Column of labels. Default: found by its type."),
+    "dataset_config": option(str | None, None, "Which config of a dataset that has several."),
+    "train_split": option(str | None, None, "Name of the training split. Default: train, in its usual spellings."),
+    "validation_split": option(
+        str | None, None, "Name of the validation split. Default: validation, val, valid or dev; else it is drawn."
+    ),
+    "test_split": option(str | None, None, "Name of the test split. Default: test; without one, no test accuracy."),
 }
 #: sized so that the whole job on the bundled task ends within five minutes on two CPU cores
 BUNDLED = {"epochs": 10, "supernet_epochs": 30, "generations": 5}

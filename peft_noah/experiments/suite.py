@@ -231,7 +231,8 @@ class Suite:
         Raises:
             ValueError: if a task is not what the plan says.
         """
-        return {task.full_name: task.check(self.plan.seeds[0]) for task in self.plan.tasks}
+        seed, reading = self.plan.seeds[0], self.plan.run.reading
+        return {task.full_name: task.check(seed, **reading) for task in self.plan.tasks}
 
     def _seconds_left(self, states: list[tuple[Cell, str]]) -> float | None:
         spent, cost, sizes = defaultdict(float), defaultdict(float), {}

@@ -59,27 +59,39 @@ class Task:
         """The cell of a suite that runs a method on it."""
         return Cell(self.name, self.group, self.shots, method, seed)
 
-    def listings(self, seed: int = 0) -> Listings:
+    def listings(self, seed: int = 0, **reading: str) -> Listings:
         """The task's images and labels without decoding any.
+
+        Args:
+            seed: of what is drawn.
+            **reading: which columns, splits and config: as for `read_listings`.
 
         Raises:
             ValueError: as `read_listings`.
         """
         return read_listings(
-            self.dataset, shots=self.shots, seed=seed, other_tests=self.other_tests, num_classes=self.num_classes
+            self.dataset,
+            shots=self.shots,
+            seed=seed,
+            other_tests=self.other_tests,
+            num_classes=self.num_classes,
+            **reading,
         )
 
-    def check(self, seed: int = 0) -> Listings:
+    def check(self, seed: int = 0, **reading: str) -> Listings:
         """Read the listings, and compare number of classes and sizes with the expected ones; nothing is decoded.
 
         A validation split that had to be split off the training images is counted with them. JPEG copies of lossless
         images are warned of: accuracies on them cannot be compared, those of CIFAR-100 move by ten points.
 
+        Args:
+            seed, **reading: as for `listings`.
+
         Raises:
             ValueError: the data cannot be used, or a number differs; the message names the task and every such number.
         """
         try:
-            found = self.listings(seed)
+            found = self.listings(seed, **reading)
         except ValueError as error:
             raise ValueError(f"task {self.full_name!r}: {error}") from error
         differing = [

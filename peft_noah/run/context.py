@@ -220,8 +220,7 @@ def read_splits(settings: RunSettings) -> Splits:
     splits = load_splits(
         bundled_task() if bundled else settings.dataset,
         preprocessing,
-        image_column=settings.image_column,
-        label_column=settings.label_column,
+        **settings.reading,
         seed=settings.seed,
         shots=settings.shots,
         other_tests=settings.other_tests,

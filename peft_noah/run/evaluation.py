@@ -52,7 +52,8 @@ def _as_its_run(adapter: str, settings: RunSettings) -> RunSettings:
     run = RunSettings.load(path) if path.is_file() else None
     if run is None or _where(run.dataset) != _where(settings.dataset):
         return settings
-    return replace(settings, seed=run.seed, shots=run.shots, num_classes=run.num_classes)
+    chosen = {"seed": run.seed, "shots": run.shots, "num_classes": run.num_classes}
+    return replace(settings, **{**run.reading, **settings.reading, **chosen})
 
 
 def _where(dataset: str | None) -> str | None:

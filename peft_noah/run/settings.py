@@ -56,6 +56,8 @@ class RunSettings:
         image_size: side in pixels; None: the backbone's own.
         image_mean, image_std: None: from the backbone's image processor.
         image_column, label_column: None: found by their types.
+        dataset_config: which config of a dataset that has several.
+        train_split, validation_split, test_split: what the dataset calls its splits; None: by their usual names.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``; None: as Accelerate was told, by its launcher or environment.
         compile: train compiled models, with CUDA graphs on a GPU: after a minute, the steps take a fraction of their time.
             None: as the launcher was told.
@@ -92,6 +94,10 @@ class RunSettings:
     image_std: tuple[float, ...] | None = None
     image_column: str | None = None
     label_column: str | None = None
+    dataset_config: str | None = None
+    train_split: str | None = None
+    validation_split: str | None = None
+    test_split: str | None = None
     mixed_precision: str | None = None
     compile: bool | None = None
     accumulate: int | None = None
@@ -189,6 +195,13 @@ class RunSettings:
             num_crossover=named.num_crossover * size // named.population_size,
             num_mutation=named.num_mutation * size // named.population_size,
         )
+
+    @property
+    def reading(self) -> dict[str, str]:
+        """How the dataset is read, where that was asked for: keyword arguments of `read_listings`, but for what chooses
+        images."""
+        names = ("image_column", "label_column", "dataset_config", "train_split", "validation_split", "test_split")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     @property
     def protocol(self) -> str:

@@ -113,3 +113,12 @@ def test_a_jpeg_copy_of_lossless_images_is_warned_of(tmp_path, caplog):
     assert (
         "task 'cifar100': the images in" in caplog.text and "are JPEG, but the originals are lossless" in caplog.text
     )
+
+
+def test_a_task_is_read_by_the_splits_that_a_suite_names(tmp_path):
+    folder = write_vtab_task(tmp_path / "cifar100")
+    (folder / "test.txt").rename(folder / "held_out.txt")
+    assert task(folder, sizes={}).listings(test_split="held_out").test.labels == [0, 1, 2]
+    assert task(folder, sizes={}).check(test_split="held_out").sizes["test"] == 3
+    with pytest.raises(ValueError, match="0 test images where 3 are expected"):
+        task(folder).check()

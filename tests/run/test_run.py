@@ -373,13 +373,48 @@ def test_a_missing_model_folder_is_refused(task, tmp_path):
     ("splits", "message"),
     [
         ({"classes": 1}, "class"),
-        ({"test": 0}, "test"),
         ({"train": 0}, "train"),
     ],
 )
 def test_a_dataset_with_a_split_or_classes_missing_is_refused(splits, message, backbone, tmp_path):
     task = write_task(tmp_path / "task", **splits)
     refused("run", "--model", backbone, "--dataset", task, folder=tmp_path / "run", message=message)
+
+
+def test_a_run_without_test_images_goes_on_and_says_so(backbone, tmp_path):
+    task = write_task(tmp_path / "task", test=0, validation=0)
+    folder, common = tmp_path / "run", ("--model", backbone, "--dataset", task)
+    assert invoke("supernet", *common, "--epochs", 1, "--supernet-epochs", 1, "--output", folder).exit_code == 0
+    result = invoke("baseline", folder, "--method", "linear")
+    assert result.exit_code == 0, result.output
+    report = RunReport.load(folder)
+    assert report.results[0].test is None and report.results[0].n_test == 0
+    assert report.task["sizes"] == {"train": 9, "validation": 3, "test": 0}
+    assert report.task["images"]["train"] == {"images": 9, "classes": 3, "fewest per class": 3, "most per class": 3}
+    assert report.notes == [
+        "no validation split; 3 of 12 training images were split off, class by class, with seed 0.",
+        "there are no labelled test images, so there is no test accuracy.",
+    ]
+    assert "there are no labelled test images, so it was not measured" in (folder / "results.md").read_text()
+    result = invoke("evaluate", folder / "supernet", *common)
+    assert result.exit_code == 2 and "no labelled images in the test split" in " ".join(result.output.split())
+
+
+def test_splits_and_config_are_options_that_a_run_keeps(backbone, tmp_path):
+    task, folder = tmp_path / "task", tmp_path / "run"
+    task.mkdir()
+    for config in ("a", "b"):
+        write_task(task / config)
+        (task / config / "test.parquet").rename(task / config / "held_out.parquet")
+    common = ("supernet", "--model", backbone, "--dataset", task, "--epochs", 1, "--supernet-epochs", 1)
+    refused(*common, folder=folder, message="holds several configs: it has a, b")
+    chosen = ("--dataset-config", "b", "--train-split", "held_out", "--validation-split", "train", "--test-split")
+    result = invoke(*common, *chosen, "validation", "--output", folder)
+    assert result.exit_code == 0, result.output
+    settings = RunSettings.load(folder / "settings.json")
+    assert (settings.dataset_config, settings.train_split, settings.test_split) == ("b", "held_out", "validation")
+    assert Run(folder).splits.to_dict()["sizes"] == {"train": 9, "validation": 12, "test": 6}
+    refused(*common, *chosen, "train", folder=tmp_path / "other", message="not three different ones")
 
 
 def test_a_missing_label_column_is_named(task, backbone, tmp_path):
