@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from peft_noah.cli import predict, run, suite
+from peft_noah.cli.encoding import print_in_any_encoding
 
 app = typer.Typer(
     name="peft-noah",
@@ -24,4 +25,5 @@ for command, example in (*run.commands.found, *predict.commands.found, *suite.co
 
 def main() -> None:
     """Entry point of the console script and of ``python -m peft_noah``."""
+    print_in_any_encoding()
     app()

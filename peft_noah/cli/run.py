@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from peft_noah.cli.options import DATA_OPTIONS, RUN_OPTIONS, Commands, clear_errors, quiet, run_settings, with_options
+from peft_noah.cli.options import (
+    DATA_OPTIONS,
+    RUN_OPTIONS,
+    Commands,
+    clear_errors,
+    option,
+    quiet,
+    run_settings,
+    with_options,
+)
 from peft_noah.run.method_names import CONTINUED, INHERITED, RETRAINED, TRANSFER
 
 commands = Commands()
@@ -30,10 +41,14 @@ def _open(folder: Path, settings: Any = None, **options: Any):
 
 
 def _show(run: Any) -> None:
+    """Print the table of results; they are in their files, whatever happens to the terminal."""
     from rich.console import Console
 
     if run.accelerator.is_main_process and (run.folder / "results.json").exists():
-        Console().print(run.files.report().to_rich_table())
+        try:
+            Console().print(run.files.report().to_rich_table())
+        except (OSError, UnicodeError) as error:
+            logging.getLogger(__name__).warning("the table cannot be printed (%s); it is in results.md", error)
 
 
 @commands.add("peft-noah run --dataset my-images/ --budget 300000 --output runs/mine")
@@ -139,7 +154,12 @@ def baseline(
 
 @commands.add("peft-noah evaluate runs/mine/adapter --dataset my-images/ --split test")
 @clear_errors
-@with_options(DATA_OPTIONS)
+@with_options(
+    {
+        **DATA_OPTIONS,
+        "model": option(str | None, None, "Folder or Hub id of a ViT. Default: the adapter's own backbone."),
+    }
+)
 def evaluate(
     adapter: Annotated[str, typer.Argument(help="Folder or Hub id of a NOAH adapter.")],
     *,
@@ -151,7 +171,10 @@ def evaluate(
     from peft_noah.run.evaluation import evaluate_adapter
 
     accuracy, error, images = evaluate_adapter(adapter, run_settings(epochs=None, **options), split)
-    typer.echo(f"{100 * accuracy:.2f} % ± {100 * error:.2f} (standard error over {images:,} {split} images)")
+    # the stream is named, or click would write UTF-8 where standard output is ASCII
+    typer.echo(
+        f"{100 * accuracy:.2f} % ± {100 * error:.2f} (standard error over {images:,} {split} images)", file=sys.stdout
+    )
 
 
 @commands.add("peft-noah plot runs/mine")

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from peft_noah.architecture import Architecture
@@ -266,6 +267,18 @@ def _shade(hue: str, share: float) -> tuple[float, ...]:
     return tuple(1 - strength * (1 - int(hue[at : at + 2], 16) / 255) for at in (1, 3, 5))
 
 
+def _import_matplotlib() -> ModuleType:
+    """matplotlib, which will not be imported where MPLBACKEND names a backend that is not installed, as a notebook's is
+    in another environment."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return matplotlib
+
+
 @contextmanager
 def figure_file(path: str | os.PathLike[str], inches: tuple[float, float]) -> Iterator[Figure]:
     """A figure in the house style, written to ``path`` in one piece when the block ends without an error.
@@ -278,13 +291,15 @@ def figure_file(path: str | os.PathLike[str], inches: tuple[float, float]) -> It
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise ValueError(f"cannot draw {path.name!r}: a figure's name ends in {' or '.join(FORMATS)}.")
-    import matplotlib
+    matplotlib = _import_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         figure = Figure(figsize=inches, layout="constrained")
+        FigureCanvasAgg(figure)  # needs no display
         yield figure
         # What would differ from one drawing to the next, or from machine to machine, stays out.
         metadata = {"Software": None} if suffix == ".png" else {"Date": None, "Creator": None}

@@ -27,6 +27,7 @@ from peft_noah.run.folder import (
     RunFolder,
     slug,
 )
+from peft_noah.run.inputs import INPUTS, check_backbone, check_data, read_inputs, write_inputs
 from peft_noah.run.methods import attach, load_backbone
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.budget import check_budget
@@ -38,6 +39,7 @@ from peft_noah.training.processes import asked_micro_batches, describe, is_compi
 from peft_noah.training.sharding import shard_backbone
 from peft_noah.training.tracking import StepLog, check_tracker, start_trackers
 from peft_noah.tuner.adapter_files import load_adapter
+from peft_noah.tuner.fingerprint import fingerprint_backbone
 
 
 class RunContext:
@@ -75,7 +77,7 @@ class RunContext:
             self.settings = replace(self.settings, accumulate=asked_micro_batches())
         warn_of_other_precision(self.settings.mixed_precision)
         # settings.json is written once all is checked; asked before the processes meet, so that all see the same
-        self._prepared = (self.folder / SETTINGS).exists()
+        self._prepared, self._recorded = ((self.folder / name).exists() for name in (SETTINGS, INPUTS))
         self.accelerator: Accelerator = make_accelerator(
             self.settings.mixed_precision,
             self.settings.compile_mode,
@@ -96,8 +98,14 @@ class RunContext:
 
     @cached_property
     def splits(self) -> Splits:
-        """The task, decoded once."""
-        return read_splits(self.settings)
+        """The task, decoded once.
+
+        Raises:
+            ValueError: if it cannot be used, or is no longer what the run began with.
+        """
+        splits = read_splits(self.settings)
+        check_data(self.folder, self.files.data(), splits.to_dict())
+        return splits
 
     @cached_property
     def normalize(self) -> Normalizer:
@@ -114,23 +122,40 @@ class RunContext:
         return Augmented(self.normalize)
 
     def fresh_backbone(self) -> nn.Module:
-        """The pretrained backbone with a new classifier, the same each time."""
-        return load_backbone(self.settings.backbone, self.splits, self.settings.seed)
-
-    def prepare(self) -> None:
-        """Check everything a run needs before anything is written, then write settings.json.
+        """The pretrained backbone with a new classifier, the same each time.
 
         Raises:
-            ValueError: on data, backbone or budget that cannot be used.
+            ValueError: if it cannot be used, or is no longer what the run began with.
         """
+        backbone = load_backbone(self.settings.backbone, self.splits, self.settings.seed)
+        known = read_inputs(self.folder)[1]
+        check_backbone(self.folder, known, fingerprint_backbone(backbone), self.settings.backbone)
+        return backbone
+
+    def prepare(self) -> None:
+        """Check everything a run needs before anything is written, then write settings.json and what was read.
+
+        Raises:
+            ValueError: on data, backbone or budget that cannot be used, or data that are not those the run began with.
+        """
+        self.splits  # noqa: B018 (it checks)
         if self._prepared:
+            if not self._recorded:  # a run of an older version
+                self._record(self.fresh_backbone())
             return
         self._normalize_training  # noqa: B018 (it checks that what augments is installed)
         supernet = self._supernet()
         if self.settings.budget is not None:
             check_budget(supernet.get_search_space(), supernet.count_parameters, self.settings.budget)
+        self._on_main(self.files.path.mkdir, parents=True, exist_ok=True)
+        self._record(supernet.base_model.model)
         self._on_main(self.files.write_settings, self.settings)
         self._prepared = True
+
+    def _record(self, backbone: nn.Module) -> None:
+        """Keep what was read, for later stages to compare."""
+        self._on_main(write_inputs, self.folder, self.splits.to_dict(), fingerprint_backbone(backbone))
+        self._recorded = True
 
     def _supernet(self) -> PeftModel:
         return attach(self.fresh_backbone(), "supernet", self.settings.recipe, self.settings.search_space)

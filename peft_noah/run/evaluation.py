@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from peft import PeftModel
+from torch import nn
+
+from peft_noah.data import bundled_backbone
 from peft_noah.data.preprocessing import Normalizer
+from peft_noah.data.splits import Splits
 from peft_noah.results.statistics import standard_error
 from peft_noah.run.context import read_splits
-from peft_noah.run.folder import SETTINGS
+from peft_noah.run.folder import SETTINGS, RunFolder
+from peft_noah.run.inputs import class_changes
 from peft_noah.run.methods import load_backbone
 from peft_noah.run.settings import RunSettings
+from peft_noah.sources import stored_path
 from peft_noah.training import make_accelerator
 from peft_noah.training.evaluation import evaluate
-from peft_noah.tuner.adapter_files import load_adapter
+from peft_noah.tuner.adapter_files import find_folder, load_adapter, read_config
+from peft_noah.tuner.config import NoahConfig
 
 
 def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[float, float, int]:
@@ -25,15 +34,25 @@ def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[f
 
     Args:
         adapter: folder or Hub id.
-        settings: which model and data.
+        settings: which model and data; model None: the backbone that the adapter names. Another one must have the same
+            weights, by their fingerprint.
         split: ``"train"``, ``"validation"`` or ``"test"``.
 
     Raises:
-        ValueError: on an unknown split, or an adapter that does not fit model and data.
+        ValueError: on an unknown split, an adapter that does not fit model and data, or classes that are not the adapter's.
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split {split!r} is not known. Choose train, validation or test.")
+    adapter = stored_path(adapter)
+    folder = find_folder(adapter)
+    config = read_config(folder)
+    own = _own_backbone(config)
+    if settings.model is None:
+        settings = replace(settings, model=own)
+        if own is None:
+            raise ValueError(f"{adapter!r} does not name its backbone. Give it by --model.")
     splits = read_splits(_as_its_run(adapter, settings))
+    _check_classes(adapter, config.label_names or _labels_of_its_run(folder), splits)
     images = getattr(splits, split)
     if images is None:
         raise ValueError(
@@ -41,9 +60,51 @@ def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[f
             f"score on by {split}_split."
         )
     accelerator = make_accelerator(settings.mixed_precision)
-    model = load_adapter(load_backbone(settings.backbone, splits, settings.seed), adapter).to(accelerator.device)
-    accuracy = evaluate(model, images, Normalizer(splits.preprocessing), accelerator)
+    model = _on_backbone(
+        adapter, config, own, settings.backbone, load_backbone(settings.backbone, splits, settings.seed)
+    )
+    accuracy = evaluate(model.to(accelerator.device), images, Normalizer(splits.preprocessing), accelerator)
     return accuracy, standard_error(accuracy, len(images)), len(images)
+
+
+def _own_backbone(config: NoahConfig) -> str | None:
+    """The backbone that an adapter names; the bundled one wherever the package is installed now."""
+    name = config.base_model_name_or_path
+    if name is None:
+        return None
+    bundled = bundled_backbone()
+    is_bundled = not os.path.isdir(name) and PurePath(name).parts[-3:] == bundled.parts[-3:]
+    return str(bundled) if is_bundled else stored_path(name)
+
+
+def _check_classes(adapter: str, known: Sequence[str] | None, splits: Splits) -> None:
+    if known is not None and (changes := class_changes(known, splits.label_names)):
+        raise ValueError(
+            f"the classes of {splits.source} are not those that {adapter!r} was trained on: {'; '.join(changes)}. Give the "
+            "adapter's own task by --dataset, or name the classes as there."
+        )
+
+
+def _labels_of_its_run(folder: Path) -> Sequence[str] | None:
+    """The class names in the run folder that holds an adapter of an older version; None where there is no such run."""
+    data = RunFolder(folder.parent).data() if (folder.parent / SETTINGS).is_file() else None
+    return None if data is None else data["label_names"]
+
+
+def _on_backbone(adapter: str, config: NoahConfig, own: str | None, name: str, backbone: nn.Module) -> PeftModel:
+    """The adapter on a backbone: its own, or another copy of the same weights."""
+    if own is None or _where(own) == _where(name):
+        return load_adapter(backbone, adapter)
+    refusal = f"{adapter!r} was trained on {own!r}, and {name!r} is another backbone"
+    if not (config.backbone or {}).get("fingerprint"):
+        raise ValueError(
+            f"{refusal}, as far as can be told: the adapter has no fingerprint of its weights. Leave --model out, or move the "
+            "backbone to where the adapter names it."
+        )
+    try:
+        return load_adapter(backbone, adapter)
+    except ValueError as error:
+        raise ValueError(f"{refusal}: {error}") from error
 
 
 def _as_its_run(adapter: str, settings: RunSettings) -> RunSettings:

@@ -1,6 +1,7 @@
 """The files of a run folder, and who may write them.
 
     settings.json                 what was asked
+    inputs.json                   what was read: the data and the backbone, for later stages to compare
     supernet/                     the trained supernet, a NOAH adapter
     stages.json                   time and peak memory of supernet and searches
     search.json                   every candidate with its score
@@ -36,9 +37,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from peft_noah.jsonfile import check_keys, check_number, dump_json, make_plain_folder, read_json, write_atomically
-from peft_noah.results.report import MethodResult, RunReport
+from peft_noah.results.report import RESULTS_JSON, RESULTS_MARKDOWN, MethodResult, RunReport
+from peft_noah.run.inputs import INPUTS, is_data, read_inputs
 from peft_noah.run.method_names import CONTINUED, INHERITED, NOAH, RETRAINED, TRANSFER, table_order
 from peft_noah.run.settings import RunSettings
+from peft_noah.searching.result import SearchResult
 
 SETTINGS, STAGES, RESULTS, LOCKS = "settings.json", "stages.json", "results", ".locks"
 SUPERNET, SEARCH, RANDOM_SEARCH = "supernet", "search.json", "random-search.json"
@@ -104,13 +107,31 @@ class RunFolder:
         """Whether the path holds what no run without settings leaves there; drafts of files are such a run's."""
         if not self.path.is_dir():
             return self.path.exists()
-        names = [entry.name for entry in self.path.iterdir()]
-        return any(name not in (LOCKS, RESULTS) and not name.startswith(f".{SETTINGS}.") for name in names)
+        names, drafts = [entry.name for entry in self.path.iterdir()], (f".{SETTINGS}.", f".{INPUTS}.")
+        return any(name not in (LOCKS, RESULTS, INPUTS) and not name.startswith(drafts) for name in names)
 
     def write_settings(self, settings: RunSettings) -> None:
         """Make the folder and write settings.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         settings.save(self / SETTINGS)
+
+    def data(self) -> Mapping[str, object] | None:
+        """The data that the run began with, as `Splits.to_dict()` tells them; None where no file says so.
+
+        A run of an older version has them in its results or its search alone.
+
+        Raises:
+            ValueError: if a file is broken.
+        """
+        found, _ = read_inputs(self.path)
+        if found is None:
+            results = self._result_paths()
+            found = RunReport.load(results[0]).task if results else self._searched()
+        return found if is_data(found) else None
+
+    def _searched(self) -> object:
+        path = self / SEARCH
+        return SearchResult.load(path).provenance.get("task") if path.exists() else None
 
     # ------------------------------------------------------------------ locks
 
@@ -157,14 +178,16 @@ class RunFolder:
         path = self.result_path(method)
         return RunReport.load(path).results[0] if path.exists() else None
 
+    def _result_paths(self) -> list[Path]:
+        return sorted(path for path in (self / RESULTS).glob("*.json") if not path.name.endswith(".error.json"))
+
     def report(self) -> RunReport:
         """All results so far as one report, in the order of the table.
 
         Raises:
             ValueError: there are none, or a file is broken.
         """
-        paths = [path for path in (self / RESULTS).glob("*.json") if not path.name.endswith(".error.json")]
-        reports = sorted((RunReport.load(path) for path in paths), key=lambda r: table_order(r.results[0].method))
+        reports = sorted(map(RunReport.load, self._result_paths()), key=lambda r: table_order(r.results[0].method))
         if not reports:
             raise ValueError(f"{self.path} holds no results yet. Run a method first, such as 'peft-noah baseline'.")
         found = {report.results[0].method: report.architecture for report in reports if report.architecture}
@@ -182,9 +205,20 @@ class RunFolder:
         method = report.results[0].method
         write_atomically(self.result_path(method), dump_json(report.to_dict()))
         self.error_path(method).unlink(missing_ok=True)
+        self._write_table()
+
+    def _write_table(self) -> None:
         with self.lock("table", wait=True):
             self.report().save(self.path)
             self._join_logs()
+
+    def complete_table(self) -> None:
+        """Write the table anew where it lacks a result, as one does of a job that was killed after storing it."""
+        if not self._result_paths():
+            return
+        whole = all((self / name).exists() for name in (RESULTS_JSON, RESULTS_MARKDOWN))
+        if not whole or RunReport.load(self / RESULTS_JSON).results != self.report().results:
+            self._write_table()
 
     def _join_logs(self) -> None:
         """One log for the whole run, from those of its trainings, each of which has one writer."""

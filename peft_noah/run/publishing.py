@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from peft_noah.jsonfile import make_plain_folder, read_json, write_atomically
@@ -13,6 +16,11 @@ from peft_noah.run.architecture_source import read_architecture
 from peft_noah.run.folder import FIGURES, SEARCH, adapter_folder
 from peft_noah.run.method_names import CONTINUED, INHERITED, NOAH, TRANSFER
 from peft_noah.searching.result import SearchResult
+from peft_noah.sources import shown_path
+
+logger = logging.getLogger(__name__)
+
+CARD, PICTURE = "README.md", "architecture.png"
 
 _WEIGHTS = {
     INHERITED: "inherited from the supernet",
@@ -33,48 +41,103 @@ def draw_figures(folder: str | os.PathLike[str]) -> list[Path]:
         ValueError: if the folder has neither a search nor an adapter.
     """
     folder = Path(folder).expanduser()
-    drawn = []
-    if (folder / SEARCH).exists():
-        make_plain_folder(folder / FIGURES)
-        plot_search(SearchResult.load(folder / SEARCH), folder / FIGURES / "search.png")
-        drawn.append(folder / FIGURES / "search.png")
-    kept = [method for method in NOAH if (folder / adapter_folder(method)).exists()]
-    for method in kept[:1]:  # all have the same architecture
-        make_plain_folder(folder / FIGURES)
-        plot_architecture(
-            read_architecture(folder / adapter_folder(method)),
-            folder / FIGURES / "architecture.png",
-            parameters=_parameters(folder, method),
-        )
-        drawn.append(folder / FIGURES / "architecture.png")
-    if not drawn:
+    planned = _figures(folder)
+    if not planned:
         raise ValueError(
             f"{os.fspath(folder)!r} has nothing to draw: neither {SEARCH} nor an adapter. Run 'search' first."
         )
-    return drawn
+    for draw in planned.values():
+        draw()
+    return list(planned)
 
 
-def write_cards(folder: str | os.PathLike[str]) -> None:
-    """Write README.md and the picture of the architecture into each adapter folder of a run."""
+def publish(folder: str | os.PathLike[str], *, missing_only: bool = False) -> None:
+    """Draw the figures of a run folder, and write a card into each adapter folder; what fails is a warning.
+
+    The results are in their files before, and no figure is worth losing them.
+
+    Args:
+        folder: of the run.
+        missing_only: leave alone what is there.
+    """
     folder = Path(folder).expanduser()
+    try:
+        planned = {**_figures(folder), **_cards(folder)}
+    except Exception as error:
+        _warn(folder, error)
+        return
+    for path, write in planned.items():
+        if missing_only and path.exists() and (path.name != CARD or (path.parent / PICTURE).exists()):
+            continue
+        try:
+            write()
+        except Exception as error:
+            _warn(path, error)
+
+
+def _warn(path: Path, error: Exception) -> None:
+    logger.warning(
+        "%s was not written (%s: %s). All results are there; once that is mended, the same command writes it.",
+        *(path, type(error).__name__, error),
+    )
+
+
+def _figures(folder: Path) -> dict[Path, Callable[[], None]]:
+    """What draws each figure that a run can have now."""
+    planned: dict[Path, Callable[[], None]] = {}
+    if (folder / SEARCH).exists():
+        planned[folder / FIGURES / "search.png"] = partial(_draw_search, folder)
+    kept = [method for method in NOAH if (folder / adapter_folder(method)).exists()]
+    if kept:  # all have the same architecture
+        planned[folder / FIGURES / PICTURE] = partial(_draw_architecture, folder, kept[0])
+    return planned
+
+
+def _draw_search(folder: Path) -> None:
+    plot_search(SearchResult.load(folder / SEARCH), make_plain_folder(folder / FIGURES) / "search.png")
+
+
+def _draw_architecture(folder: Path, method: str) -> None:
+    path = make_plain_folder(folder / FIGURES) / PICTURE
+    architecture = read_architecture(folder / adapter_folder(method))
+    plot_architecture(architecture, path, parameters=_parameters(folder, method))
+
+
+def _cards(folder: Path) -> dict[Path, Callable[[], None]]:
+    """What writes the card of each adapter folder whose result is there."""
+    if not (folder / RESULTS_JSON).exists():
+        return {}
     report = RunReport.load(folder / RESULTS_JSON)
-    for result in report.results:
-        name = adapter_folder(result.method)
-        if name is not None and (folder / name).exists():
-            make_plain_folder(folder / name)
-            config = read_json(folder / name / "adapter_config.json")
-            plot_architecture(read_architecture(folder / name), folder / name / "architecture.png")
-            try:
-                text = model_card(_card_data(folder, report, result, config))
-            except (KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{folder / RESULTS_JSON} and the adapter's config do not say what a model card needs ({error!r}). "
-                    "Run the method again."
-                ) from error
-            write_atomically(folder / name / "README.md", text)
+    named = {result.method: adapter_folder(result.method) for result in report.results}
+    return {
+        folder / named[result.method] / CARD: partial(_write_card, folder, report, result)
+        for result in report.results
+        if named[result.method] is not None and (folder / named[result.method]).exists()
+    }
 
 
-def _card_data(folder: Path, report: RunReport, result: MethodResult, config: dict) -> CardData:
+def _write_card(folder: Path, report: RunReport, result: MethodResult) -> None:
+    """README.md and the picture of the architecture; the card is written even where the picture cannot be drawn."""
+    place = make_plain_folder(folder / adapter_folder(result.method))
+    config = read_json(place / "adapter_config.json")
+    failed = None
+    try:
+        plot_architecture(read_architecture(place), place / PICTURE)
+    except Exception as error:
+        failed = error
+    try:
+        text = model_card(_card_data(folder, report, result, config, None if failed else PICTURE))
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / RESULTS_JSON} and the adapter's config do not say what a model card needs ({error!r}). "
+            "Run the method again."
+        ) from error
+    write_atomically(place / CARD, text)
+    if failed is not None:
+        raise failed
+
+
+def _card_data(folder: Path, report: RunReport, result: MethodResult, config: dict, figure: str | None) -> CardData:
     as_cut_out = result.method == INHERITED
     sizes, settings = report.task["sizes"], report.settings
     accuracy = {"test": None if result.test is None else (result.test, result.n_test)}
@@ -91,18 +154,18 @@ def _card_data(folder: Path, report: RunReport, result: MethodResult, config: di
         found = SearchResult.load(folder / SEARCH)
         search = {"budget": found.budget, "candidates scored": len(found.candidates), "variant": settings["variant"]}
     return CardData(
-        base_model=config["base_model_name_or_path"],
+        base_model=shown_path(config["base_model_name_or_path"]),
         architecture=config["architecture"],
         parameters=result.parameters,
         head_parameters=result.head_parameters,
         labels=report.task["label_names"],
         preprocessing=report.preprocessing,
         recipe=settings["recipe"],
-        task=report.task["source"],
+        task=shown_path(report.task["source"]),
         accuracy=accuracy,
         training=training,
         search=search,
         versions=report.versions,
-        figure="architecture.png",
+        figure=figure,
         interpolate_pos_encoding=report.backbone["interpolated"],
     )

@@ -131,11 +131,9 @@ class RunSettings:
 
     def _store_paths(self) -> None:
         """Store folders by their absolute paths, so that every stage reads the same."""
-        if self.model is not None:
-            found = find_source(self.model, "model", "Give a folder with config.json, or a Hub id.")
-            object.__setattr__(self, "model", found)
-        if self.dataset is not None:
-            object.__setattr__(self, "dataset", stored_path(self.dataset))
+        for name in ("model", "dataset"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, stored_path(getattr(self, name)))
         if self.other_tests:
             object.__setattr__(self, "other_tests", stored_paths(self.other_tests))
 
@@ -210,8 +208,14 @@ class RunSettings:
 
     @property
     def backbone(self) -> str:
-        """Folder or Hub id of the backbone."""
-        return str(bundled_backbone()) if self.model is None else self.model
+        """Folder or Hub id of the backbone.
+
+        Raises:
+            ValueError: if it is neither.
+        """
+        if self.model is None:
+            return str(bundled_backbone())
+        return find_source(self.model, "model", "Give a folder with config.json, or a Hub id.")
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the settings to a JSON file, all of it or nothing."""

@@ -31,7 +31,7 @@ from peft_noah.run.methods import (
     needs_interpolation,
     package_versions,
 )
-from peft_noah.run.publishing import draw_figures, write_cards
+from peft_noah.run.publishing import publish
 from peft_noah.searching.bounding import search_with_bounds
 from peft_noah.searching.budget import scaled_budget
 from peft_noah.searching.evolution import Evolution, RandomSearch
@@ -156,6 +156,7 @@ class Run(RunContext):
         """
         self.prepare()
         if self.files.result(name) is not None:
+            self._complete()
             return
         if name in BASELINES:
             self.baseline(name)
@@ -216,6 +217,7 @@ class Run(RunContext):
         folder = adapter_folder(method)
         if self.files.result(method) is not None:
             self._check_same(folder, architecture)
+            self._complete()
             return
         if method == INHERITED:
             self._inherit(architecture)
@@ -260,15 +262,18 @@ class Run(RunContext):
         folder = adapter_folder(name)
         if self.files.result(name) is None:
             self._fit_and_report(name, self._from_scratch(architecture), keep=folder)
-            self._on_main(self._write_cards)
+            self._publish()
         else:
             self._check_same(folder, architecture)
+            self._complete()
 
     def baseline(self, method: str) -> None:
         """Train a baseline and report it."""
         self.prepare()
         if self.files.result(method) is None:
             self._fit_and_report(method, self._from_scratch(method))
+        else:
+            self._complete()
 
     def best_single(self) -> None:
         """The control that NOAH must beat: the single module with the best validation accuracy, at the cost of all."""
@@ -317,17 +322,19 @@ class Run(RunContext):
 
     # ------------------------------------------------------------------ files
 
-    def _publish(self) -> None:
-        self._on_main(self._draw_and_write_cards)
+    def _publish(self, missing_only: bool = False) -> None:
+        """Figures and cards, after the results that they show are stored."""
 
-    def _draw_and_write_cards(self) -> None:
-        with self.files.lock("figures", wait=True):
-            draw_figures(self.folder)
-        self._write_cards()
+        def write() -> None:
+            with self.files.lock("figures", wait=True):
+                publish(self.folder, missing_only=missing_only)
 
-    def _write_cards(self) -> None:
-        with self.files.lock("figures", wait=True):
-            write_cards(self.folder)
+        self._on_main(write)
+
+    def _complete(self) -> None:
+        """Write what a job that was killed after storing a result, or could not draw, has left out."""
+        self._on_main(self.files.complete_table)
+        self._publish(missing_only=True)
 
     def _save(self, model: PeftModel, name: str) -> None:
         """Write an adapter folder whole: a folder of that name is always a complete one."""

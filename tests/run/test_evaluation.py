@@ -1,0 +1,125 @@
+"""An adapter is scored on its own backbone and its own classes, or not at all."""
+
+import json
+import shutil
+
+import pytest
+from conftest import make_model
+from datasets import ClassLabel, Dataset, Features, Image
+from test_run import SMALL, invoke, rows, write_task
+
+from peft_noah import NoahConfig
+from peft_noah.results.report import RunReport
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A backbone, its task, and a run with an inherited adapter."""
+    folder = tmp_path_factory.mktemp("made")
+    make_model().save_pretrained(folder / "vit")
+    write_task(folder / "task")
+    run = ("--model", folder / "vit", "--dataset", folder / "task", *SMALL, "--output", folder / "run")
+    assert invoke("supernet", *run).exit_code == 0
+    assert invoke("search", folder / "run").exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def place(made, tmp_path):
+    shutil.copytree(made, tmp_path / "made")
+    return tmp_path / "made"
+
+
+def score(place, *options):
+    result = invoke("evaluate", place / "run" / "adapter-inherited", *options)
+    return result.exit_code, " ".join(result.output.split())
+
+
+def edit(place, change):
+    path = place / "run" / "adapter-inherited" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+def noted(place):
+    return f"{100 * RunReport.load(place / 'run').results[0].test:.2f} %"
+
+
+def test_the_adapters_own_backbone_is_taken_where_none_is_given(place):
+    code, said = score(place, "--dataset", place / "task")
+    assert code == 0 and said.startswith(noted(place)), said
+
+
+def test_another_copy_of_the_same_weights_will_do(place):
+    shutil.copytree(place / "vit", place / "copy")
+    make_model().half().save_pretrained(place / "half")
+    for name in ("copy", "half"):
+        code, said = score(place, "--dataset", place / "task", "--model", place / name)
+        assert code == 0 and said.startswith(noted(place)), said
+
+
+def test_a_twin_of_the_same_shape_is_refused_with_both_names(made, place):
+    make_model(seed=1).save_pretrained(place / "twin")
+    code, said = score(place, "--dataset", place / "task", "--model", place / "twin")
+    assert code == 2 and f"was trained on '{made}/vit', and '{place}/twin' is another backbone" in said
+
+
+def test_the_adapters_own_backbone_with_other_weights_is_refused(place):
+    edit(place, lambda config: config.update(base_model_name_or_path=str(place / "vit")))
+    make_model(seed=1).save_pretrained(place / "vit")
+    code, said = score(place, "--dataset", place / "task")
+    assert code == 2 and "was made for other weights" in said
+
+
+def test_an_older_adapter_is_scored_on_the_backbone_it_names_alone(made, place):
+    edit(place, lambda config: config["backbone"].pop("fingerprint"))
+    assert score(place, "--dataset", place / "task", "--model", made / "vit")[0] == 0
+    shutil.copytree(place / "vit", place / "copy")
+    code, said = score(place, "--dataset", place / "task", "--model", place / "copy")
+    assert code == 2 and "the adapter has no fingerprint" in said and f"{made}/vit" in said and f"{place}/copy" in said
+
+
+def write_classes(folder, names):
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    folder.mkdir()
+    for seed, (name, number) in enumerate({"train": 12, "validation": 6, "test": 9}.items()):
+        Dataset.from_dict(rows(number, 3, seed), features).to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["class 0", "class 1", "other"], "classes gone: 'class 2', new: 'other'"),
+        (["class 1", "class 0", "class 2"], "the same classes are in another order"),
+        (["class 0", "class 1", "class 2", "more"], "classes new: 'more'"),
+    ],
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_a_dataset_of_other_classes_is_refused(names, message, old, place, tmp_path):
+    if old:  # its config has no names yet; the run's files have
+        edit(place, lambda config: config.pop("label_names"))
+    code, said = score(place, "--dataset", write_classes(tmp_path / "other", names))
+    assert code == 2 and message in said, said
+
+
+def test_the_bundled_backbone_is_found_wherever_the_package_is_installed(place):
+    from peft_noah.data import bundled_backbone
+    from peft_noah.run.evaluation import _own_backbone
+
+    moved = "/old/site-packages/peft_noah/assets/vit-tiny-64"
+    assert _own_backbone(NoahConfig(base_model_name_or_path=moved)) == str(bundled_backbone())
+
+
+@pytest.mark.parametrize("adapter", ["adapter", "./adapter", "a/b/c", "~/adapter"])
+def test_an_adapter_that_is_neither_a_folder_nor_a_hub_id_is_refused(adapter, place, monkeypatch):
+    monkeypatch.chdir(place)
+    result = invoke("evaluate", adapter, "--dataset", place / "task")
+    assert result.exit_code == 2 and "does not exist, and it is no Hub id" in " ".join(result.output.split())
+
+
+def test_an_adapter_is_found_from_the_home_folder(place, monkeypatch):
+    monkeypatch.setenv("HOME", str(place))
+    result = invoke("evaluate", "~/run/adapter-inherited", "--dataset", "~/task", "--model", "~/vit")
+    assert result.exit_code == 0, result.output

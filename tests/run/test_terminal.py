@@ -1,0 +1,56 @@
+"""A broken display, or a terminal that can only do ASCII, costs no result."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_model
+from test_run import SMALL, write_task
+
+from peft_noah.cli.encoding import _spell
+from peft_noah.results.report import RunReport
+
+ROOT = Path(__file__).parents[2]
+ASCII = {"PYTHONIOENCODING": "ascii"}
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def command(*words, **environment):
+    variables = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
+    variables |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "peft_noah", *map(str, words)], env=variables, capture_output=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    make_model().save_pretrained(folder / "vit")
+    return ("--model", folder / "vit", "--dataset", write_task(folder / "task"), *SMALL)
+
+
+@pytest.mark.parametrize("encoding", [ASCII, C_LOCALE], ids=["ascii", "C"])
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline_that_is_missing", "nonsense", "TkAgg"])
+def test_a_whole_run_ends_with_its_results(encoding, backend, job, tmp_path):
+    if (encoding is C_LOCALE) != (backend == "nonsense"):
+        pytest.skip("each once is enough")
+    done = command("run", *job, "--baselines", "linear", "--output", tmp_path / "run", **encoding, MPLBACKEND=backend)
+    assert done.returncode == 0, done.stderr
+    assert len(RunReport.load(tmp_path / "run" / "results.json").results) == 4
+    assert b"linear" in done.stdout and done.stdout.isascii()
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {"architecture.png", "search.png"}
+    assert "±" in (tmp_path / "run" / "results.md").read_text(encoding="utf-8")
+    assert "±" in (tmp_path / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
+    words = ("evaluate", tmp_path / "run" / "adapter", "--dataset", job[3])
+    done = command(*words, **encoding)
+    assert done.returncode == 0 and b" % +/- " in done.stdout, done
+
+
+def test_letters_that_an_encoding_lacks_are_spelled():
+    error = UnicodeEncodeError("ascii", "1 ± 2 ─ é", 2, 3, "")
+    assert _spell(error) == ("+/-", 3)
+    assert _spell(UnicodeEncodeError("ascii", "─", 0, 1, "")) == ("-", 1)
+    assert _spell(UnicodeEncodeError("ascii", "é", 0, 1, "")) == ("\\xe9", 1)
