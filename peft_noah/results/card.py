@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 
 import yaml
-from huggingface_hub import ModelCard
 
 from peft_noah.architecture import Architecture
 from peft_noah.formatting import architecture_table, code, escape, facts, one_line, percent, table
-from peft_noah.jsonfile import MAX_COUNT, check_int, write_atomically
+from peft_noah.jsonfile import MAX_COUNT, check_int
 from peft_noah.results.statistics import standard_error
+from peft_noah.tuner.card import MAX_LABELS, TAGS
 
-TAGS = ("peft", "noah", "image-classification")
-MAX_LABELS = 100_000
 _INLINE_LABELS = 100  # more would hide the snippet they stand in
 
 # What a Hub id may look like: owner/name, or a name alone.
@@ -153,39 +151,6 @@ def model_card(data: CardData) -> str:
     versions = "\n".join(f"- {escape(_PACKAGES.get(name, name))} {escape(v)}" for name, v in data.versions.items())
     ending = f"\n\n### Framework versions\n\n{versions}" if versions else ""
     return f"---\n{metadata}---\n\n{title}\n\n{body}{ending}\n"
-
-
-def complete_card(folder: str | os.PathLike[str], base_model: str | None, architecture: object) -> None:
-    """Make the card that PEFT has just written beside an adapter say how to load it and what it is.
-
-    PEFT's own card knows nothing of NOAH, and PEFT drops the tags of a card that was there before. A README.md that is
-    no card of PEFT is left alone.
-    """
-    path = os.path.join(folder, "README.md")
-    if architecture is None or not os.path.isfile(path):
-        return
-    card = ModelCard.load(path, ignore_metadata_errors=True)
-    if card.data.library_name != "peft":
-        return
-    card.data.tags = list(dict.fromkeys([*TAGS, *(card.data.tags or ())]))
-    card.data.pipeline_tag = card.data.pipeline_tag or "image-classification"
-    if "import peft_noah" not in card.text:
-        snippet = f"""```python
-import peft_noah  # registers the method NOAH with PEFT
-
-from peft import PeftModel
-from transformers import AutoModelForImageClassification
-
-model = AutoModelForImageClassification.from_pretrained(
-    {one_line(base_model or "path/to/the/backbone")!r},
-    num_labels=...,  # as many as the adapter was trained on: its classifier comes with it
-    ignore_mismatched_sizes=True,
-)
-model = PeftModel.from_pretrained(model, "path/to/this/folder").eval()
-```"""
-        table_of_dims = architecture_table(architecture)
-        card.text = f"\n# NOAH adapter\n\n{snippet}\n\n## Architecture\n\n{table_of_dims}\n\n{card.text.lstrip()}"
-    write_atomically(path, str(card))
 
 
 _PACKAGES = {"peft": "PEFT"}

@@ -17,7 +17,7 @@ from peft_noah.architecture import MAX_BLOCKS, Architecture, SearchSpace
 from peft_noah.architecture import MODULES as PAPER_MODULES
 from peft_noah.jsonfile import check_int, check_number, read_json
 from peft_noah.plugins import read_plugins
-from peft_noah.results.card import MAX_LABELS, complete_card
+from peft_noah.tuner.card import MAX_LABELS, complete_card
 from peft_noah.version import __version__
 
 #: what the paper says and what its released code does, where they differ in what a model computes

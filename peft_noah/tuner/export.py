@@ -8,19 +8,27 @@ only carry stochastic depth do not matter.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+import torch
+from peft import LoraConfig
 
 from peft_noah.architecture import Architecture
+from peft_noah.tuner.config import NoahConfig
+from peft_noah.tuner.layer import NoahLayer
 from peft_noah.tuner.prompts import Lora
 
-if TYPE_CHECKING:
-    from peft_noah.tuner.model import NoahModel
 
+def as_peft_lora(
+    layers: Mapping[str, NoahLayer], config: NoahConfig, architecture: Architecture, adapter_name: str
+) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """What `NoahModel.export_lora` builds an adapter of: its config, and its LoRA weights by saved key.
 
-def export_lora(model: NoahModel, architecture: Architecture, adapter_name: str) -> PeftModel:
-    """Build what `NoahModel.export_lora` describes.
+    Args:
+        layers: the wrapped leaves by their names in the backbone.
+        config: of the adapter.
+        architecture: the subnet.
+        adapter_name: the adapter that holds its weights.
 
     Raises:
         ValueError: if the architecture is not LoRA alone, or empty.
@@ -32,26 +40,20 @@ def export_lora(model: NoahModel, architecture: Architecture, adapter_name: str)
             "with a 'lora' row alone, or keep the adapter as it is with extract()."
         )
     loras = {
-        key: (layer.noah_lora[adapter_name], architecture[Lora.name][layer.noah_lora[adapter_name].block])
-        for key, layer in model.noah_layers()
-        if adapter_name in layer.noah_lora and Lora.name in architecture
+        key: (module, architecture[module.name][module.block])
+        for key, layer in layers.items()
+        for module in layer.prompt_modules(adapter_name)
+        if isinstance(module, Lora) and module.name in architecture and architecture[module.name][module.block]
     }
-    loras = {key: (lora, rank) for key, (lora, rank) in loras.items() if rank}
     if not loras:
         raise ValueError("all LoRA dims of this architecture are 0, so there is nothing to export.")
-    config = _lora_config(model, {key: rank for key, (_, rank) in loras.items()}, adapter_name)
-    state = {
-        key: value
-        for key, value in get_peft_model_state_dict(model, adapter_name=adapter_name).items()
-        if ".noah_" not in key
-    }
+    weights = {}
     for key, (lora, rank) in loras.items():
-        state.update({f"model.{key}.{name}": value for name, value in lora.as_peft_lora(rank).items()})
-    return model._with_weights(config, state)
+        weights.update({f"model.{key}.{name}": value for name, value in lora.as_peft_lora(rank).items()})
+    return _lora_config(config, {key: rank for key, (_, rank) in loras.items()}), weights
 
 
-def _lora_config(model: NoahModel, ranks: dict[str, int], adapter_name: str) -> LoraConfig:
-    config = model.peft_config[adapter_name]
+def _lora_config(config: NoahConfig, ranks: Mapping[str, int]) -> LoraConfig:
     rank = Counter(ranks.values()).most_common(1)[0][0]
     uneven = {key: value for key, value in ranks.items() if value != rank}
     return LoraConfig(

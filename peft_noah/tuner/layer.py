@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -213,6 +214,11 @@ class NoahLayer(nn.Module, BaseTunerLayer):
 
 class NoahLinear(NoahLayer):
     """A wrapped Linear: PEFT's ``target_modules="all-linear"`` knows wrapped Linears by their class name alone."""
+
+
+def noah_layers(model: nn.Module) -> Iterator[tuple[str, NoahLayer]]:
+    """The wrapped leaves in ``model`` with their names."""
+    return ((key, module) for key, module in model.named_modules() if isinstance(module, NoahLayer))
 
 
 def check_one_vpt(adapter_names: list[str]) -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from peft_noah.tuner.layer import is_quantised, not_mergeable
+from peft.tuners.tuners_utils import BaseTuner
 
-if TYPE_CHECKING:
-    from peft_noah.tuner.model import NoahModel
+from peft_noah.tuner.layer import is_quantised, noah_layers, not_mergeable
 
 
-def check_mergeable(model: NoahModel, adapter_names: Sequence[str] | None, safe_merge: bool) -> None:
+def check_mergeable(tuner: BaseTuner, adapter_names: Sequence[str] | None, safe_merge: bool) -> None:
     """Refuse to merge what no weight can express, before any weight has changed.
 
     Args:
-        model: whose adapters are to be merged.
+        tuner: whose adapters are to be merged.
         adapter_names: which ones; None: those that are active, layer by layer.
         safe_merge: whether to compute the merged weights once, and look for infinite values.
 
@@ -27,12 +25,13 @@ def check_mergeable(model: NoahModel, adapter_names: Sequence[str] | None, safe_
     """
     if isinstance(adapter_names, str):
         raise TypeError(f"adapter_names should be a list of strings, got {adapter_names!r}.")
-    layers = dict(model.noah_layers())
+    layers = dict(noah_layers(tuner.model))
     asked = {key: layer.active_adapters if adapter_names is None else adapter_names for key, layer in layers.items()}
     for name in dict.fromkeys(itertools.chain.from_iterable(asked.values())):
-        if name not in model.peft_config:
-            raise ValueError(f"adapter {name!r} does not exist (known: {', '.join(model.peft_config)}).")
-        nonlinear = {m.name for m in model.prompt_modules(name) if m.dim and not m.is_linear}
+        if name not in tuner.peft_config:
+            raise ValueError(f"adapter {name!r} does not exist (known: {', '.join(tuner.peft_config)}).")
+        modules = (module for layer in layers.values() for module in layer.prompt_modules(name))
+        nonlinear = {module.name for module in modules if module.dim and not module.is_linear}
         if nonlinear:
             raise ValueError(not_mergeable(name, sorted(nonlinear)))
     for key, layer in layers.items():

@@ -5,31 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
-if TYPE_CHECKING:
-    from peft_noah.tuner.model import NoahModel
+from peft_noah.tuner.layer import noah_layers
 
 #: the name of "no adapter"
 BASE = "__base__"
 
 
 @contextmanager
-def adapter_per_sample(model: NoahModel, names: Sequence[str]) -> Iterator[None]:
+def adapter_per_sample(tuner: BaseTuner, names: Sequence[str]) -> Iterator[None]:
     """Run what is inside with adapter ``names[i]`` for sample i, and ``"__base__"`` for none.
 
     Raises:
         ValueError: in training mode, for unknown or merged adapters, or where token counts differ: one batch has one
             length, so that VPT adapters go only with others of as many tokens in every block.
     """
-    _check(model, names)
-    layers = [layer for _, layer in model.noah_layers()]
+    _check(tuner, names)
+    layers = [layer for _, layer in noah_layers(tuner.model)]
     handles = [
         module.register_forward_pre_hook(partial(_pass_names, names=names), with_kwargs=True)
-        for module in model.modules()
+        for module in tuner.modules()
         if isinstance(module, AuxiliaryTrainingWrapper)
     ]
     try:
@@ -48,25 +47,25 @@ def _pass_names(wrapper: nn.Module, args: tuple, kwargs: dict, names: Sequence[s
     return args, {**kwargs, "adapter_names": [name if name in wrapper._adapters else BASE for name in names]}
 
 
-def _check(model: NoahModel, names: Sequence[str]) -> None:
-    if model.training:
+def _check(tuner: BaseTuner, names: Sequence[str]) -> None:
+    if tuner.training:
         raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"adapter_names must be a list with one adapter name per sample, got {names!r}.")
-    unknown = sorted({name for name in names if name != BASE and name not in model.peft_config})
+    unknown = sorted({name for name in names if name != BASE and name not in tuner.peft_config})
     if unknown:
         raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
-    if any(layer.merged for _, layer in model.noah_layers()):
+    if any(layer.merged for _, layer in noah_layers(tuner.model)):
         raise ValueError(
             "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
         )
     first, *others = dict.fromkeys(names) or [BASE]
     for other in others:
-        _check_equal_tokens(model, first, other)
+        _check_equal_tokens(tuner, first, other)
 
 
-def _check_equal_tokens(model: NoahModel, first: str, other: str) -> None:
-    ours, theirs = (_tokens(model, name) for name in (first, other))
+def _check_equal_tokens(tuner: BaseTuner, first: str, other: str) -> None:
+    ours, theirs = (_tokens(tuner, name) for name in (first, other))
     for block in sorted(ours.keys() | theirs.keys()):
         here, there = ours.get(block, (0, 0, None)), theirs.get(block, (0, 0, None))
         if here != there:
@@ -77,6 +76,6 @@ def _check_equal_tokens(model: NoahModel, first: str, other: str) -> None:
             )
 
 
-def _tokens(model: NoahModel, name: str) -> dict[int, tuple[int, int, str]]:
-    modules = ((layer.noah_vpt[name]) for _, layer in model.noah_layers() if name in layer.noah_vpt)
+def _tokens(tuner: BaseTuner, name: str) -> dict[int, tuple[int, int, str]]:
+    modules = ((layer.noah_vpt[name]) for _, layer in noah_layers(tuner.model) if name in layer.noah_vpt)
     return {vpt.block: (vpt.dim, vpt.stream[0], vpt.position) for vpt in modules if vpt.passing}

@@ -15,9 +15,9 @@ from torch import nn
 
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.tuner.config import NoahConfig
-from peft_noah.tuner.export import export_lora
+from peft_noah.tuner.export import as_peft_lora
 from peft_noah.tuner.fixed_shapes import chosen_by_masks, write_choices
-from peft_noah.tuner.layer import NoahLayer, NoahLinear, check_one_vpt
+from peft_noah.tuner.layer import NoahLayer, NoahLinear, check_one_vpt, noah_layers
 from peft_noah.tuner.merging import check_mergeable
 from peft_noah.tuner.mixed_batch import adapter_per_sample
 from peft_noah.tuner.placement import Layout, Placement, check_rows, plan, resolve_config, unwrap
@@ -227,7 +227,10 @@ class NoahModel(BaseTuner):
         """
         name = self._adapter(adapter_name)
         self._check_unmerged(*self.peft_config)
-        return export_lora(self, self._rows(architecture, name), name)
+        layers, config = dict(self.noah_layers()), self.peft_config[name]
+        lora_config, weights = as_peft_lora(layers, config, self._rows(architecture, name), name)
+        others = get_peft_model_state_dict(self, adapter_name=name).items()
+        return self._with_weights(lora_config, {k: value for k, value in others if ".noah_" not in k} | weights)
 
     def _sliced_state(self, rows: Architecture, name: str, drop_from: dict) -> dict[str, torch.Tensor]:
         """Sliced weights by saved key; the full ones are taken out of ``drop_from``."""
@@ -296,7 +299,7 @@ class NoahModel(BaseTuner):
 
     def noah_layers(self) -> Iterator[tuple[str, NoahLayer]]:
         """The wrapped leaves with their names in the backbone."""
-        return ((key, module) for key, module in self.model.named_modules() if isinstance(module, NoahLayer))
+        return noah_layers(self.model)
 
     def prompt_modules(self, name: str) -> Iterator[PromptModule]:
         """All prompt modules of an adapter."""

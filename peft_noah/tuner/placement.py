@@ -96,7 +96,7 @@ class Layout:
         """Path inside a block of the one leaf that is a site; None for projections, which ``target_modules`` names."""
         if self.backbone is None:
             return None
-        return {"mlp_output": self.backbone.mlp_output, "block": self.backbone.norm}.get(name)
+        return {"mlp_output": self.backbone.mlp_output, "norm": self.backbone.norm}.get(name)
 
     @property
     def modules(self) -> tuple[str, ...]:

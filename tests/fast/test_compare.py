@@ -79,7 +79,7 @@ class OtherDropout(Own):
     """Token by token, with dropout that is not an attribute called ``dropout``."""
 
     name = "other_dropout"
-    site = "block"
+    site = "norm"
     is_tokenwise = True
 
     def _configure(self, config):
@@ -93,7 +93,7 @@ class OwnNoise(Own):
     """Token by token, with noise that it draws itself and does not speak of."""
 
     name = "own_noise"
-    site = "block"
+    site = "norm"
     is_tokenwise = True
 
     def forward(self, x, y):

@@ -86,7 +86,7 @@ class Shift(PromptModule):
     """Adds to the first features of the block's normed input."""
 
     name = "shift"
-    site = "block"
+    site = "norm"
     is_tokenwise = True
 
     def shapes(self, dim):
@@ -306,7 +306,7 @@ def test_what_cannot_be_registered_is_refused():
         register_prompt_module(nn.Linear)
     with pytest.raises(ValueError, match="Nameless.name is None; give the word"):
         register_prompt_module(type("Nameless", (Parallel,), {"name": None}))
-    with pytest.raises(ValueError, match="Elsewhere.site is 'head'; give one of 'projection', 'mlp_output', 'block'"):
+    with pytest.raises(ValueError, match="Elsewhere.site is 'head'; give one of 'projection', 'mlp_output', 'norm'"):
         register_prompt_module(type("Elsewhere", (Parallel,), {"name": "elsewhere", "site": "head"}))
     with pytest.raises(
         ValueError, match="prompt module 'lora' is registered already: peft_noah.tuner.prompts.lora.Lora"

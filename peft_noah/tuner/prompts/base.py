@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 #: where a prompt module may sit: on each Linear that ``target_modules`` names, on the leaf whose output is added to the
 #: residual after the MLP, on the block's first norm
-SITES = ("projection", "mlp_output", "block")
+SITES = ("projection", "mlp_output", "norm")
 
 
 class PromptModule(nn.Module):

@@ -32,7 +32,7 @@ class Vpt(PromptModule):
     """
 
     name = "vpt"
-    site = "block"
+    site = "norm"
     is_tokenwise = True
 
     def _configure(self, config) -> None:

@@ -1,0 +1,47 @@
+"""What the card that PEFT writes beside an adapter does not say: how to load it, and what it is."""
+
+from __future__ import annotations
+
+import os
+
+from huggingface_hub import ModelCard
+
+from peft_noah.formatting import architecture_table, one_line
+from peft_noah.jsonfile import write_atomically
+
+TAGS = ("peft", "noah", "image-classification")
+#: most classes that an adapter or a card names
+MAX_LABELS = 100_000
+
+
+def complete_card(folder: str | os.PathLike[str], base_model: str | None, architecture: object) -> None:
+    """Make the card that PEFT has just written beside an adapter say how to load it and what it is.
+
+    PEFT's own card knows nothing of NOAH, and PEFT drops the tags of a card that was there before. A README.md that is
+    no card of PEFT is left alone.
+    """
+    path = os.path.join(folder, "README.md")
+    if architecture is None or not os.path.isfile(path):
+        return
+    card = ModelCard.load(path, ignore_metadata_errors=True)
+    if card.data.library_name != "peft":
+        return
+    card.data.tags = list(dict.fromkeys([*TAGS, *(card.data.tags or ())]))
+    card.data.pipeline_tag = card.data.pipeline_tag or "image-classification"
+    if "import peft_noah" not in card.text:
+        snippet = f"""```python
+import peft_noah  # registers the method NOAH with PEFT
+
+from peft import PeftModel
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained(
+    {one_line(base_model or "path/to/the/backbone")!r},
+    num_labels=...,  # as many as the adapter was trained on: its classifier comes with it
+    ignore_mismatched_sizes=True,
+)
+model = PeftModel.from_pretrained(model, "path/to/this/folder").eval()
+```"""
+        table_of_dims = architecture_table(architecture)
+        card.text = f"\n# NOAH adapter\n\n{snippet}\n\n## Architecture\n\n{table_of_dims}\n\n{card.text.lstrip()}"
+    write_atomically(path, str(card))

@@ -1,0 +1,70 @@
+"""Imports point one way: between the folders of the package, and between its files."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import peft_noah
+
+ROOT = Path(peft_noah.__file__).parent
+#: each folder imports from those before it alone; files beside the folders are the plain ground
+FOLDERS = ("", "tuner", "fast", "data", "training", "searching", "results", "run", "experiments", "cli")
+#: they hand on names of all folders, or start the command line
+DOORS = ("__init__", "__main__")
+
+
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_of(path): path for path in ROOT.rglob("*.py") if module_of(path) not in DOORS}
+
+
+def imported(path):
+    """The package's modules that a file imports, anywhere in it, also for its types alone."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} has a relative import"
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        yield from {name.removeprefix("peft_noah.") for name in names if name.startswith("peft_noah.")} & FILES.keys()
+
+
+def folder_of(module):
+    return module.split(".")[0] if (ROOT / module.split(".")[0]).is_dir() else ""
+
+
+def test_folders_import_from_those_below_them_alone():
+    wrong = {
+        f"{module} imports {other}"
+        for module, path in FILES.items()
+        for other in imported(path)
+        if FOLDERS.index(folder_of(other)) > FOLDERS.index(folder_of(module))
+    }
+    assert not wrong
+
+
+def test_the_tuner_knows_no_image_and_no_run():
+    known = {
+        folder_of(other) for module, path in FILES.items() if folder_of(module) == "tuner" for other in imported(path)
+    }
+    assert known == {"", "tuner"}
+
+
+def test_no_files_import_each_other():
+    TopologicalSorter({module: set(imported(path)) - {module} for module, path in FILES.items()}).prepare()
+
+
+def test_the_plain_ground_imports_no_torch():
+    for module, path in FILES.items():
+        if folder_of(module) == "":
+            names = {
+                alias.name
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Import)
+                for alias in node.names
+            }
+            names |= {
+                node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
+            }
+            assert not {name.partition(".")[0] for name in names} & {"torch", "peft", "transformers", "numpy"}, module
