@@ -84,10 +84,17 @@ def facts(values: Mapping[str, object]) -> str:
 def _fact(value: object) -> str:
     if isinstance(value, Mapping) and value and all(map(_is_plain, value.values())):
         return ", ".join(f"{escape(name)} {_plain(entry)}" for name, entry in value.items())
+    if isinstance(value, Mapping) and value and all(_is_flat(entry) for entry in value.values()):
+        return "; ".join(f"{escape(name)} ({_fact(entry)})" for name, entry in value.items())
     if isinstance(value, (list, tuple)) and value and all(map(_is_plain, value)):
         more = f", ... ({len(value):,} in all)" if len(value) > _MAX_LISTED else ""
         return ", ".join(map(_plain, value[:_MAX_LISTED])) + more
     return _plain(value) if _is_plain(value) else code(json.dumps(value, ensure_ascii=False))
+
+
+def _is_flat(value: object) -> bool:
+    """Whether a value is a mapping of plain ones."""
+    return isinstance(value, Mapping) and bool(value) and all(map(_is_plain, value.values()))
 
 
 def _is_plain(value: object) -> bool:

@@ -144,3 +144,8 @@ def test_facts_are_a_list_that_a_person_reads():
 def test_accuracies_are_in_percent_with_one_decimal():
     assert percent(0.8449) == "84.5"
     assert percent(0.8449, 0.00321) == "84.5 ± 0.3"
+
+
+def test_facts_of_facts_stand_in_one_line():
+    values = {"images": {"train": {"images": 9, "fewest per class": 3}, "test": {"images": 12_000}}}
+    assert facts(values) == "- images: train (images 9, fewest per class 3); test (images 12,000)"

@@ -36,7 +36,7 @@ def read_image_folders(folder: Path, names: Mapping[str, str | None]) -> Listing
         return _unsplit(folder, unlabelled)
     picked = pick({name: path for name, path in below.items() if not name.startswith(".")}, names, folder)
     found = {name: read_class_folders(path, name) for name, path in picked.items()}
-    return _as_listings(folder, found, _other_folders(below, picked))
+    return _as_listings(folder, found, _not_read(folder, picked))
 
 
 def _unlabelled(below: Mapping[str, Path], names: Mapping[str, str | None]) -> list[str]:
@@ -65,7 +65,9 @@ def _has_images(folder: Path) -> bool:
 
 def _unsplit(folder: Path, unlabelled: list[str]) -> Listings:
     found = read_class_folders(folder, "only", skip=unlabelled)
-    listings = _as_listings(folder, {"train": found}, {name: count_files(folder / name) for name in unlabelled})
+    listings = _as_listings(
+        folder, {"train": found}, {f"the folder {name!r}": count_files(folder / name) for name in unlabelled}
+    )
     return listings.as_unsplit()
 
 
@@ -94,7 +96,7 @@ def _as_listings(folder: Path, found: Mapping[str, ClassFolders], others: Mappin
                 f"the {split} split of {folder} is empty{loose}. Give at least one labelled image, in a folder named as "
                 "its class."
             )
-    notes += [f"the folder {name!r} is no split and was not read ({count:,} files)" for name, count in others.items()]
+    notes += [f"{name} is no split and was not read ({count:,} files)" for name, count in others.items()]
     return Listings(
         *(listings[split] for split in ("train", "validation", "test")),
         label_names=classes,
@@ -116,7 +118,10 @@ def _class_names(folder: Path, found: Mapping[str, ClassFolders]) -> tuple[str, 
     return tuple(sorted(train))
 
 
-def _other_folders(below: Mapping[str, Path], picked: Mapping[str, Path]) -> dict[str, int]:
-    """Number of files of the folders that are no split."""
-    counts = {name: count_files(path) for name, path in below.items() if path not in picked.values()}
+def _not_read(folder: Path, picked: Mapping[str, Path]) -> dict[str, int]:
+    """Number of files of the folders that are no split, and of the images directly in the dataset's folder."""
+    below = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    others = [path for path in below if path.is_dir() and path not in picked.values()]
+    counts = {f"the folder {path.name!r}": count_files(path) for path in others}
+    counts["what lies beside the splits' folders"] = sum(path.suffix.lower() in image_extensions() for path in below)
     return {name: count for name, count in counts.items() if count}

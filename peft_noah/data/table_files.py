@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import defaultdict
@@ -23,6 +24,8 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from peft_noah import sources
 from peft_noah.data.split_names import is_split_name, pick
+
+logger = logging.getLogger(__name__)
 
 #: the config of a folder that has one only
 DEFAULT = "default"
@@ -133,7 +136,8 @@ def parquet_configs(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], str
     `default`, `fine/train-00000-of-00001.parquet` and `fine/train/0000.parquet` of the config `fine`.
     """
     files = sorted(file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}.parquet"))
-    files = [file for file in files if file.name != "metadata.parquet" and not file.name.startswith(".")]
+    hidden = [file for file in files if any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    files = [file for file in files if file.name != "metadata.parquet" and file not in hidden]
     if not files:
         return {}, None
     if card_configs := _card_configs(folder):
@@ -170,8 +174,15 @@ def _card_configs(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], str |
 
 
 def _card(folder: Path) -> DatasetCardData:
+    """What the YAML in README.md says; nothing where there is none, or where it cannot be read, which is logged."""
     path = folder / "README.md"
-    return DatasetCard.load(path, ignore_metadata_errors=True).data if path.is_file() else DatasetCardData()
+    if not path.is_file():
+        return DatasetCardData()
+    try:
+        return DatasetCard.load(path, ignore_metadata_errors=True).data
+    except Exception as error:  # whatever a YAML or text decoder raises
+        logger.warning("%s: the YAML in it cannot be read and is left out (%s)", path, str(error).split("\n")[0])
+        return DatasetCardData()
 
 
 def _check_patterns(folder: Path, patterns: Mapping[str, Sequence[str]]) -> None:

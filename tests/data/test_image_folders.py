@@ -268,3 +268,12 @@ def test_the_fingerprint_of_a_plain_folder_is_what_datasets_order_gave(tmp_path,
     paths = [os.path.relpath(image["path"], folder) for image in read_listings(folder).train.images]
     assert paths == ["train/ant-b/0.png", "train/ant-b/1.png", "train/ant/0.png", "train/ant/1.png"]
     assert isinstance(preprocessing, Preprocessing)
+
+
+def test_what_lies_beside_the_splits_is_said(tmp_path):
+    folder = put(tmp_path, *BOTH, "test1/1.png", "test1/2.png", "sample.png", "labels.csv", "__MACOSX/x.png")
+    assert read_listings(folder).notes == (
+        "the folder '__MACOSX' is no split and was not read (1 files)",
+        "the folder 'test1' is no split and was not read (2 files)",
+        "what lies beside the splits' folders is no split and was not read (1 files)",
+    )

@@ -148,6 +148,14 @@ def test_a_hub_dataset_is_read_in_its_config(monkeypatch, preprocessing):
     refused("someone/pets:fine", preprocessing, "names the config 'fine'", dataset_config="coarse")
 
 
+@pytest.mark.parametrize("text", [b"---\nconfigs: [\n---\n", b"\xff\xfe", b"no YAML at all", b"---\nconfigs: 3\n"])
+def test_a_readme_that_cannot_be_read_is_left_out(tmp_path, text):
+    for split in ("train", "test"):
+        put_parquet(tmp_path, f"{split}.parquet", 0, (0, 1, 2) * 2)
+    (tmp_path / "README.md").write_bytes(text)
+    assert read_listings(tmp_path).label_names == ("cat", "dog", "owl")
+
+
 # --- save_to_disk -----------------------------------------------------------------------------------------------------
 
 
