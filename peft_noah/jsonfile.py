@@ -197,6 +197,7 @@ def read_json(path: str | os.PathLike[str]) -> object:
     Raises:
         ValueError: the file cannot be read, or :func:`parse_json` refuses what it holds; the message names the file.
     """
+    path = os.path.expanduser(path)
     # to open a pipe would wait for whoever writes into it
     if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"cannot read {os.fspath(path)}: it is no regular file.")
@@ -267,7 +268,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     Raises:
         OSError: the folder does not exist, cannot be written, or is full.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     draft = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         with open(draft, "xb") as file:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from peft import PeftModel
 from torch import nn
 
-from peft_noah.data import bundled_backbone
 from peft_noah.data.preprocessing import Normalizer
 from peft_noah.data.splits import Splits
 from peft_noah.results.statistics import standard_error
@@ -18,6 +17,7 @@ from peft_noah.run.context import read_splits
 from peft_noah.run.folder import SETTINGS, RunFolder
 from peft_noah.run.inputs import class_changes
 from peft_noah.run.methods import load_backbone
+from peft_noah.run.saved_adapter import backbone_of
 from peft_noah.run.settings import RunSettings
 from peft_noah.sources import stored_path
 from peft_noah.training import make_accelerator
@@ -46,11 +46,8 @@ def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[f
     adapter = stored_path(adapter)
     folder = find_folder(adapter)
     config = read_config(folder)
-    own = _own_backbone(config)
-    if settings.model is None:
-        settings = replace(settings, model=own)
-        if own is None:
-            raise ValueError(f"{adapter!r} does not name its backbone. Give it by --model.")
+    own = config.base_model_name_or_path if settings.model is not None else None
+    settings = replace(settings, model=backbone_of(adapter, config.base_model_name_or_path, settings.model))
     splits = read_splits(_as_its_run(adapter, settings))
     _check_classes(adapter, config.label_names or _labels_of_its_run(folder), splits)
     images = getattr(splits, split)
@@ -65,16 +62,6 @@ def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[f
     )
     accuracy = evaluate(model.to(accelerator.device), images, Normalizer(splits.preprocessing), accelerator)
     return accuracy, standard_error(accuracy, len(images)), len(images)
-
-
-def _own_backbone(config: NoahConfig) -> str | None:
-    """The backbone that an adapter names; the bundled one wherever the package is installed now."""
-    name = config.base_model_name_or_path
-    if name is None:
-        return None
-    bundled = bundled_backbone()
-    is_bundled = not os.path.isdir(name) and PurePath(name).parts[-3:] == bundled.parts[-3:]
-    return str(bundled) if is_bundled else stored_path(name)
 
 
 def _check_classes(adapter: str, known: Sequence[str] | None, splits: Splits) -> None:
@@ -92,7 +79,7 @@ def _labels_of_its_run(folder: Path) -> Sequence[str] | None:
 
 
 def _on_backbone(adapter: str, config: NoahConfig, own: str | None, name: str, backbone: nn.Module) -> PeftModel:
-    """The adapter on a backbone: its own, or another copy of the same weights."""
+    """The adapter on the backbone ``name``, which is another copy of ``own``, the one it names; own None: it is that one."""
     if own is None or _where(own) == _where(name):
         return load_adapter(backbone, adapter)
     refusal = f"{adapter!r} was trained on {own!r}, and {name!r} is another backbone"

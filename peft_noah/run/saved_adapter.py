@@ -60,7 +60,7 @@ class SavedAdapter:
         """
         folder = find_folder(adapter)
         config = read_config(folder)
-        backbone = _find_backbone(adapter, config.base_model_name_or_path, model)
+        backbone = backbone_of(adapter, config.base_model_name_or_path, model)
         backbone_config = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
         classes = stored_classes(folder, find_backbone(backbone_config.model_type).head)
         names = None if classes is None else _label_names(folder, config.label_names, classes)
@@ -78,7 +78,17 @@ class SavedAdapter:
         return load_adapter(backbone, self.folder).eval()
 
 
-def _find_backbone(adapter: str | os.PathLike[str], saved: str | None, given: str | None) -> str:
+def backbone_of(adapter: str | os.PathLike[str], saved: str | None, given: str | None) -> str:
+    """Where the backbone of an adapter is.
+
+    Args:
+        adapter: a folder, or a Hub id, for messages.
+        saved: what its config names.
+        given: what a user names; None: nothing.
+
+    Raises:
+        ValueError: if nothing is named, or there is no such folder and no such Hub id.
+    """
     if given is not None:
         return find_source(given, "model", "Give a folder with config.json, or a Hub id.")
     if not saved:

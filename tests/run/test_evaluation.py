@@ -8,7 +8,6 @@ from conftest import make_model
 from datasets import ClassLabel, Dataset, Features, Image
 from test_run import SMALL, invoke, rows, write_task
 
-from peft_noah import NoahConfig
 from peft_noah.results.report import RunReport
 
 
@@ -106,10 +105,10 @@ def test_a_dataset_of_other_classes_is_refused(names, message, old, place, tmp_p
 
 def test_the_bundled_backbone_is_found_wherever_the_package_is_installed(place):
     from peft_noah.data import bundled_backbone
-    from peft_noah.run.evaluation import _own_backbone
+    from peft_noah.run.saved_adapter import backbone_of
 
     moved = "/old/site-packages/peft_noah/assets/vit-tiny-64"
-    assert _own_backbone(NoahConfig(base_model_name_or_path=moved)) == str(bundled_backbone())
+    assert backbone_of("adapter", moved, None) == str(bundled_backbone())
 
 
 @pytest.mark.parametrize("adapter", ["adapter", "./adapter", "a/b/c", "~/adapter"])
