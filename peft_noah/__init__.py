@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from peft_noah.architecture import Architecture, SearchSpace
 
 # not on first use like the rest: the module's name would hide the function's
-from peft_noah.searching.evolution import BudgetError, Evolution, RandomSearch, SearchSettings, random_search, search
+from peft_noah.searching.budget import BudgetError
+from peft_noah.searching.evolution import Evolution, RandomSearch, random_search, search
+from peft_noah.searching.result import SearchSettings
 from peft_noah.tuner.registration import register_with_peft
 from peft_noah.version import __version__
 

@@ -15,22 +15,8 @@ from functools import partial
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.jsonfile import MAX_COUNT, check_int
 from peft_noah.searching.algorithm import optimize
-from peft_noah.searching.budget import BudgetError, Count, check_budget, check_count
-from peft_noah.searching.result import Bounds, Candidate, Proposal, SearchResult, SearchSettings
-
-__all__ = [
-    "BudgetError",
-    "Candidate",
-    "Evolution",
-    "RandomSearch",
-    "SearchResult",
-    "SearchSettings",
-    "crossover",
-    "mutate",
-    "random_search",
-    "search",
-    "shrink",
-]
+from peft_noah.searching.budget import Count, check_budget, check_count
+from peft_noah.searching.result import Bounds, Proposal, SearchResult, SearchSettings
 
 TRIES = 100  # draws for one place in a generation before it is filled in another way
 RESTARTS = 10  # random architectures that are shrunk below the budget before a place stays empty
@@ -141,15 +127,14 @@ class Evolution:
         """
         if most is not None:
             check_int(most, "most", 1, MAX_COUNT)
-        if not self._waiting:
+        if not self._waiting and self._generation < self.result.settings.generations:
             if self._asked:
                 raise ValueError(
                     f"{len(self._asked)} proposals of generation {self._generation - 1} have not been told: "
                     "tell their scores before you ask for the next generation."
                 )
-            if self._generation < self.result.settings.generations:
-                self._waiting = self._breed()
-                self._generation += 1
+            self._waiting = self._breed()
+            self._generation += 1
         proposals = self._waiting[:most]
         del self._waiting[: len(proposals)]
         self._asked.update(proposals)
@@ -172,12 +157,8 @@ class Evolution:
 
     def _breed(self) -> list[Proposal]:
         """The next generation; empty when the space has nothing new to offer."""
-        settings, space, history, rng = (
-            self.result.settings,
-            self.result.space,
-            self.result.candidates,
-            self._proposer.rng,
-        )
+        settings, space = self.result.settings, self.result.space
+        history, rng = self.result.candidates, self._proposer.rng
         parents = self.result.ranking()[: settings.num_parents]
 
         def cross() -> tuple[Architecture, tuple[int, ...]]:

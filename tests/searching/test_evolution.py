@@ -17,8 +17,8 @@ from test_architecture import Script, spaces, unhurried
 
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.searching.bounding import search_with_bounds
+from peft_noah.searching.budget import BudgetError
 from peft_noah.searching.evolution import (
-    BudgetError,
     Evolution,
     RandomSearch,
     SearchResult,
@@ -359,6 +359,15 @@ def test_a_new_generation_needs_the_scores_of_the_one_before():
         evolution.ask()
     evolution.tell(first[-1], 0.5)
     assert {proposal.generation for proposal in evolution.ask()} == {1}
+
+
+def test_the_search_ends_for_who_asks_while_others_still_score():
+    control = RandomSearch(SearchSpace.vtab(), total, 180, 5)
+    proposals = control.ask()
+    assert control.ask() == []
+    for proposal in proposals[::-1]:
+        control.tell(proposal, 0.5)
+    assert len(control.result.candidates) == 5
 
 
 @pytest.mark.parametrize("most", [0, -1, 1.5])
