@@ -38,14 +38,14 @@ class RankCorrelation:
 def rank_correlation(inherited: Sequence[float], retrained: Sequence[float]) -> RankCorrelation:
     """Kendall's tau-b between two scores of the same architectures, such as inherited and retrained accuracy.
 
-    ``tau_b = (C - D) / sqrt((P - T_x) (P - T_y))`` over all ``P = n (n - 1) / 2`` pairs: C are ordered alike by both
-    scores, D oppositely, T_x and T_y tied in one of them (Kendall 1945). Accuracies over few images tie often, so
-    ties are corrected for.
+    ``tau_b = (C - D) / sqrt((P - T_x) (P - T_y))`` over all ``P = n (n - 1) / 2`` pairs (Kendall 1945). C pairs are ordered
+    alike by both scores, D pairs oppositely; T_x pairs tie in the first score, T_y in the second. The formula corrects for
+    ties because accuracies over few images tie often.
 
     The standard error is the jackknife's, ``sqrt((n - 1) / n * sum((tau_(i) - mean)^2))``, where ``tau_(i)`` leaves out
-    architecture i. It needs no assumption about ties and, unlike a bootstrap, makes no new ones; it has no random part.
-    It is an estimate for ten architectures or more; where the rankings agree in full it is 0, and only n says how
-    little that may mean. The p-value is exact where nothing ties, else that of the normal approximation with ties.
+    architecture i. It assumes nothing about ties and has no random part; a bootstrap would make new ties. Use it for ten
+    architectures or more. It is 0 where the rankings agree in full, however small n is. The p-value is exact where nothing
+    ties; else it is that of the normal approximation with ties.
 
     Args:
         inherited: n scores, one per architecture, n at least 3.

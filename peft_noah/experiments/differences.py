@@ -1,8 +1,8 @@
 """Paired differences between methods with confidence intervals: over the seeds of each task, and over tasks.
 
-The seeds of a task are repeats of one experiment; what a method is worth on tasks nobody has tried shows in how its
-difference varies from task to task. So the interval over all tasks is over one value per task, the mean over its seeds,
-and n is the number of tasks: three seeds on six tasks are six, not eighteen.
+The seeds of a task are repeats of one experiment. How a difference varies from task to task says what to expect of a task
+that nobody has tried. The interval over all tasks therefore has one value per task, the mean over its seeds. Its n is the
+number of tasks: three seeds on six tasks are 6 values, not 18.
 """
 
 from __future__ import annotations
@@ -31,17 +31,20 @@ def pair_differences(cells: Iterable[Cell], method: str, other: str) -> dict[str
     Only what both have done is paired: the same task, shots and seed. A few-shot task has one value per seed, the mean
     over the shots that both have.
     """
-    pairs: dict[tuple[str, int], dict[int | None, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    tests: dict[tuple[str, int, int | None], dict[str, float]] = defaultdict(dict)
     for cell in cells:
         if cell.method in (method, other) and cell.result.test is not None:
-            pairs[cell.task, cell.seed][cell.shots][cell.method] = cell.result.test
-    differences: dict[str, dict[int, float]] = defaultdict(dict)
-    for (task, seed), by_shots in sorted(pairs.items()):
-        both = [tests[method] - tests[other] for tests in by_shots.values() if len(tests) == 2]
-        if both:
-            differences[task][seed] = statistics.fmean(both)
-    few_shot = any(shots is not None for by_shots in pairs.values() for shots in by_shots)
-    return {task: differences[task] for task in (sorted if few_shot else order_tasks)(differences)}
+            tests[cell.task, cell.seed, cell.shots][cell.method] = cell.result.test
+    differences: dict[str, dict[int, list[float]]] = {}
+    for (task, seed, _), by_method in tests.items():
+        if len(by_method) == 2:
+            by_seed = differences.setdefault(task, {})
+            by_seed.setdefault(seed, []).append(by_method[method] - by_method[other])
+    few_shot = any(shots is not None for _, _, shots in tests)
+    tasks = sorted(differences) if few_shot else order_tasks(differences)
+    return {
+        task: {seed: statistics.fmean(values) for seed, values in sorted(differences[task].items())} for task in tasks
+    }
 
 
 def differences_over_tasks(cells: Iterable[Cell], name: str = "differences", what: str = "tasks") -> Table | None:

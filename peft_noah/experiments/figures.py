@@ -286,9 +286,11 @@ def _draw_points(axes: Axes, method: str, points: Sequence[tuple[float, Estimate
 
 def _look(method: str) -> tuple[str, str]:
     """Colour and marker: fixed for known methods, by the letters of its name for any other."""
-    place = METHODS.index(method) if method in METHODS else sum(map(ord, method))
-    beyond = len(METHODS) if method not in METHODS else 0
-    return _COLORS[place % len(_COLORS)], _MARKERS[(beyond + place % (len(_MARKERS) - beyond)) % len(_MARKERS)]
+    if method in METHODS:
+        place, markers = METHODS.index(method), _MARKERS
+    else:
+        place, markers = sum(map(ord, method)), _MARKERS[len(METHODS) :]
+    return _COLORS[place % len(_COLORS)], markers[place % len(markers)]
 
 
 def _draw_differences(axes: Axes, points: Sequence[Sequence[float | None]], decimals: int = 0) -> None:

@@ -1,7 +1,7 @@
 """Accuracies by row and method, and their means over rows: what tables and figures have in common.
 
-A row is a task, or a test set of domain generalisation. A mean is given only where all of its rows are there, so that
-two means always compare like with like.
+A row is a task, or a test set of domain generalisation. A mean is given only where all of its rows are there: two means
+always compare like with like.
 """
 
 from __future__ import annotations

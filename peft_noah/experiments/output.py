@@ -50,8 +50,8 @@ def write_tables(
 ) -> list[Path]:
     """Write every table (``.md``, ``.tex``, ``.csv``) and figure (``.png``) that the cells of a suite allow.
 
-    ``tables.md`` holds all of them. The same cells give the same bytes. Nothing is written before all has been read
-    and computed; files of the same names are replaced, others left alone.
+    ``tables.md`` holds all of them. The same cells give the same bytes. Everything is read and computed before the first
+    file is written. Files of the same names are replaced; others stay.
 
     Args:
         sources: the folder of a suite or of a run, a JSON-lines file of results, or a sequence of them.

@@ -1,8 +1,8 @@
 """What a suite is asked to do: tasks x methods x seeds as plain data, and what each cell of it costs.
 
-Cost is counted in fine-tunes: one is a training of one module alone, ``epochs`` epochs on the training images. A
-training image costs a forward and a backward pass, two units of work (three where the backbone's own weights train, one
-for a linear probe, which has nothing to go back through); an image that is only classified costs one.
+The unit of cost is a fine-tune: a training of one module alone for ``epochs`` epochs on the training images. An image that
+is classified costs one pass. An image that is trained on costs two: forward and backward. It costs three where the
+backbone's own weights train, and one for a linear probe, which has no backward pass through the backbone.
 """
 
 from __future__ import annotations

@@ -235,16 +235,18 @@ class Suite:
         return {task.full_name: task.check(seed, **reading) for task in self.plan.tasks}
 
     def _seconds_left(self, states: list[tuple[Cell, str]]) -> float | None:
+        """Cost of the open cells times seconds per cost, those of their method where it has been run."""
         spent, cost, sizes = defaultdict(float), defaultdict(float), {}
         for cell, state in states:
             if state == DONE:
                 report = read_json(self.files(cell).result_path(cell.method))
                 sizes[cell.full_task] = report["task"]["sizes"]
-                for method in (cell.method, ""):  # the latter stands for all methods
-                    spent[method] += report["results"][0]["seconds"]
-                    cost[method] += self.plan.cost(cell, sizes[cell.full_task])
-        if not cost[""]:
+                spent[cell.method] += report["results"][0]["seconds"]
+                cost[cell.method] += self.plan.cost(cell, sizes[cell.full_task])
+        if not any(cost.values()):
             return None
+        rate = sum(spent.values()) / sum(cost.values())
+        rates = {method: spent[method] / cost[method] for method in cost if cost[method]}
         typical = next(iter(sizes.values()))
         seconds, shared = 0.0, set()
         for cell, state in states:
@@ -252,6 +254,6 @@ class Suite:
                 first = cell.run_folder not in shared and not (self.files(cell) / SEARCH).exists()
                 if first and cell.method in NOAH:
                     shared.add(cell.run_folder)
-                rate = spent[cell.method] / cost[cell.method] if cost[cell.method] else spent[""] / cost[""]
-                seconds += rate * self.plan.cost(cell, sizes.get(cell.full_task, typical), shared=first)
+                left = self.plan.cost(cell, sizes.get(cell.full_task, typical), shared=first)
+                seconds += rates.get(cell.method, rate) * left
         return seconds

@@ -77,9 +77,10 @@ def plot_architecture(
         ValueError: the path ends otherwise.
         OSError: the file cannot be written.
     """
-    count = [] if parameters is None else [f"{parameters:,} prompt parameters"]
-    heading = "  ·  ".join([one_line(title)] * bool(title) + count)
-    _plot_rows({heading: {name: list(row) for name, row in architecture.items()}}, path)
+    heading = [one_line(title)] if title else []
+    if parameters is not None:
+        heading.append(f"{parameters:,} prompt parameters")
+    _plot_rows({"  ·  ".join(heading): {name: list(row) for name, row in architecture.items()}}, path)
 
 
 def plot_mean_architecture(groups: Mapping[str, Sequence[Architecture]], path: str | os.PathLike[str]) -> None:

@@ -86,9 +86,9 @@ class Estimate:
     def combine(cls, parts: Sequence[Estimate]) -> Estimate:
         """The plain mean of ``k`` estimates, such as the tasks of a group.
 
-        Where all have the same two or more seeds, the parts are averaged seed by seed, and the error is the standard
-        error of these averages: whatever a seed does to several tasks at once is in it. Else the errors are propagated
-        as those of independent parts, ``sqrt(sum(e^2)) / k``.
+        Where all parts have the same two or more seeds, they are averaged seed by seed. The error is the standard error of
+        these averages, so it holds what a seed does to several tasks at once. Else the errors are propagated as those of
+        independent parts, ``sqrt(sum(e^2)) / k``.
 
         Raises:
             ValueError: there are no parts.

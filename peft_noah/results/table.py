@@ -114,7 +114,9 @@ class Table:
         lines += [rf"\begin{{tabular}}{{{''.join(alignments)}}}", r"\toprule"]
         lines += [_latex_row(self.header), r"\midrule"]
         for index, row in enumerate(self.rows):
-            lines += [r"\midrule"] * (index in self.rules and index > 0) + [_latex_row(row)]
+            if index > 0 and index in self.rules:
+                lines.append(r"\midrule")
+            lines.append(_latex_row(row))
         lines += [r"\bottomrule", r"\end{tabular}"]
         lines += [rf"\par\smallskip{{\footnotesize {latex(note)}\par}}" for note in self.notes]
         return "\n".join([*lines, r"\end{table}"]) + "\n"
@@ -124,14 +126,16 @@ class Table:
 
         A text that a spreadsheet would run as a formula gets an apostrophe before it.
         """
-        width = range(len(self.header))
-        errors = [any(isinstance(row[i], Number) and row[i].error is not None for row in self.rows) for i in width]
+        columns: list[list[str]] = []
+        for column, name in enumerate(self.header):
+            entries = [row[column] for row in self.rows]
+            columns.append([_csv_text(name), *map(_csv_value, entries)])
+            errors = [entry.error if isinstance(entry, Number) else None for entry in entries]
+            if any(error is not None for error in errors):
+                shown = ("" if error is None else f"{error:.6g}" for error in errors)
+                columns.append([_csv_text(f"{name} s.e."), *shown])
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        header = [_csv_text(name) for name in self.header]
-        writer.writerow([cell for i in width for cell in [header[i], f"{header[i]} s.e."][: 1 + errors[i]]])
-        for row in self.rows:
-            writer.writerow([cell for i in width for cell in _csv_cells(row[i])[: 1 + errors[i]]])
+        csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
         return text.getvalue()
 
     def to_rich(self) -> rich.table.Table:
@@ -231,9 +235,8 @@ def _csv_text(text: str) -> str:
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 
-def _csv_cells(entry: Entry) -> list[str]:
-    """What stands in the column of an entry, and in that of its standard error."""
+def _csv_value(entry: Entry) -> str:
+    """What stands in the column of an entry; its standard error has a column of its own."""
     if isinstance(entry, Number):
-        error = "" if entry.error is None else f"{entry.error:.6g}"
-        return [f"{entry.value:.10g}", error]
-    return ["" if entry is None else _csv_text(entry), ""]
+        return f"{entry.value:.10g}"
+    return "" if entry is None else _csv_text(entry)

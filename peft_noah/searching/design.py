@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from peft_noah.architecture import Architecture
-from peft_noah.jsonfile import MAX_TEXT, check_keys, check_number, dump_json, read_json, write_atomically
+from peft_noah.jsonfile import check_keys, check_number, dump_json, load_json, write_atomically
 
 _KEYS = ("name", "dims", "options", "head_start", "prior")
 
@@ -102,8 +102,4 @@ class Design:
         Raises:
             ValueError: the file cannot be read, or describes something else; the message names it.
         """
-        data = read_json(path)
-        try:
-            return cls.from_dict(data)
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)} does not hold a design: {error}"[:MAX_TEXT]) from error
+        return load_json(path, cls.from_dict, "a design")

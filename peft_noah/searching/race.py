@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from peft_noah.jsonfile import check_keys, check_number, dump_json, read_json, write_atomically
+from peft_noah.jsonfile import check_keys, check_number, dump_json, load_json, write_atomically
 from peft_noah.searching.design import Design
 
 KIND = "race"
@@ -310,11 +310,7 @@ class Race:
         Raises:
             ValueError: the file cannot be read, or holds something else; the message names it.
         """
-        data = read_json(path)
-        try:
-            return cls.from_dict(data)
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)} does not hold a race: {error}") from error
+        return load_json(path, cls.from_dict, "a race")
 
 
 def race(
