@@ -3,10 +3,13 @@
 from dataclasses import replace
 
 import pytest
+from cell_files import make_report
 
 from peft_noah import Architecture
 from peft_noah.experiments.plan import Plan
+from peft_noah.experiments.suite import Suite
 from peft_noah.experiments.tasks import Task
+from peft_noah.jsonfile import dump_json
 from peft_noah.run.settings import RunSettings
 
 TASKS = (Task("a", "data/a", "one"), Task("b", "data/b", "two", other_num_classes=(3,), other_tests={"far": "x"}))
@@ -112,3 +115,17 @@ def test_a_broken_plan_is_named(tmp_path, text):
     (tmp_path / "suite.json").write_text(text)
     with pytest.raises(ValueError, match=r"suite\.json"):
         Plan.load(tmp_path)
+
+
+def test_the_time_left_is_the_cost_of_open_cells_at_the_rate_of_their_method_or_else_of_all(tmp_path):
+    a_plan = plan(methods=("linear", "lora"), seeds=(0,))
+    suite = Suite(tmp_path / "suite", a_plan)
+    assert suite.progress().seconds_left is None
+    report = make_report(TASKS[0].name, "linear")
+    report.task["sizes"] = SIZES
+    path = suite.files(TASKS[0].cell("linear", 0)).result_path("linear")
+    path.parent.mkdir(parents=True)
+    path.write_text(dump_json(report.to_dict()))
+    done = a_plan.cost(TASKS[0].cell("linear", 0), SIZES)
+    left = sum(a_plan.cost(cell, SIZES) for cell in suite.cells) - done
+    assert suite.progress().seconds_left == pytest.approx(report.results[0].seconds / done * left)
