@@ -16,7 +16,7 @@ from peft_noah.fast.packed import FrozenLinears, Stamp, is_frozen_linear, stacke
 from peft_noah.tuner.backbones import Backbone
 from peft_noah.tuner.layer import NoahLayer
 from peft_noah.tuner.prompts import PromptModule
-from peft_noah.tuner.prompts.vpt import FAST_CALL, insert_tokens, strip_tokens
+from peft_noah.tuner.prompts.vpt import FAST_CALL, insert_all, insert_tokens, strip_all, strip_tokens
 
 #: where bfloat16 is multiplied in tiles, PyTorch's fused attention does so too, in its forward alone
 _HAS_AMX = has_amx()
@@ -145,10 +145,15 @@ class BlockPlan:
     def _enter(self, block: nn.Module, norm: nn.Module, hidden: torch.Tensor, call: FastCall) -> _Entered:
         reads = call.reads if self.last else None
         first = None if reads is None else lambda x: x[:, :reads]
-        vpt = norm.active_vpt() if isinstance(norm, NoahLayer) else None
-        if vpt is None or not vpt.passing:
+        vpts = norm.active_vpts() if isinstance(norm, NoahLayer) else []
+        if not vpts:
             return _Entered(hidden, rows=first)
-        prefix, (entering, leaving) = self.backbone.prefix_tokens, vpt.flow
+        prefix = self.backbone.prefix_tokens
+        if len(vpts) > 1:  # tokens of several adapters are tokens like all others
+            leave = functools.partial(strip_all, vpts, prefix=prefix)
+            stream = insert_all(vpts, hidden, prefix)
+            return _Entered(stream, rows=first, after=leave if first is None else None)
+        (vpt,), (entering, leaving) = vpts, vpts[0].flow
         strip = functools.partial(vpt.strip, prefix=prefix, count=vpt.passing)
         either = vpt.chosen is not None and entering > 0  # own tokens or an earlier block's, by what is chosen
         if leaving or either or not self.options.prompts_as_keys:

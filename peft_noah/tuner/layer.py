@@ -79,22 +79,14 @@ class NoahLayer(nn.Module, BaseTunerLayer):
             return []
         return [module for name in self.active_adapters for module in self.prompt_modules(name) if module.live]
 
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Activate adapters, of which at most one has VPT tokens; transformers calls this without the tuner around it.
-
-        Raises:
-            ValueError: if two of them carry VPT.
-        """
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        check_one_vpt([name for name in names if name in self.noah_vpt])
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
-
-    def active_vpt(self) -> Vpt | None:
-        """The VPT module whose tokens the block reads now, if any; in a mixed batch, one that stands for all."""
+    def active_vpts(self) -> list[Vpt]:
+        """The VPT modules whose tokens the block reads now, in order of activation; in a mixed batch, one that stands for
+        all."""
         if self.disable_adapters:
-            return None
-        names = self.active_adapters if self.batch_adapters is None else self.batch_adapters
-        return next((self.noah_vpt[name] for name in names if name in self.noah_vpt), None)
+            return []
+        names = dict.fromkeys(self.active_adapters if self.batch_adapters is None else self.batch_adapters)
+        vpts = [self.noah_vpt[name] for name in names if name in self.noah_vpt]
+        return [vpt for vpt in (vpts if self.batch_adapters is None else vpts[:1]) if vpt.passing]
 
     def batch_vpts(self, size: int) -> list[Vpt] | None:
         """In a mixed batch of ``size`` samples, the VPT module of each."""
@@ -219,19 +211,6 @@ class NoahLinear(NoahLayer):
 def noah_layers(model: nn.Module) -> Iterator[tuple[str, NoahLayer]]:
     """The wrapped leaves in ``model`` with their names."""
     return ((key, module) for key, module in model.named_modules() if isinstance(module, NoahLayer))
-
-
-def check_one_vpt(adapter_names: list[str]) -> None:
-    """Refuse several adapters with VPT at a time.
-
-    Raises:
-        ValueError: if there are two or more.
-    """
-    if len(adapter_names) > 1:
-        raise ValueError(
-            f"adapters {', '.join(map(repr, adapter_names))} all carry VPT tokens, which would replace each other: "
-            "activate one of them at a time."
-        )
 
 
 def not_mergeable(adapter_name: str, modules: list[str]) -> str:

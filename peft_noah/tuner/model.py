@@ -17,7 +17,7 @@ from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.export import as_peft_lora
 from peft_noah.tuner.fixed_shapes import chosen_by_masks, write_choices
-from peft_noah.tuner.layer import NoahLayer, NoahLinear, check_one_vpt, noah_layers
+from peft_noah.tuner.layer import NoahLayer, NoahLinear, noah_layers
 from peft_noah.tuner.merging import check_mergeable
 from peft_noah.tuner.mixed_batch import adapter_per_sample
 from peft_noah.tuner.placement import Layout, Placement, check_rows, plan, resolve_config, unwrap
@@ -122,10 +122,15 @@ class NoahModel(BaseTuner):
             adapter_name: which adapter; None: the active one.
 
         Raises:
-            ValueError: where blocks store different numbers of VPT tokens.
+            ValueError: where blocks store different numbers of VPT tokens, or several active adapters have tokens.
         """
         name = self._adapter(adapter_name)
         self._check_unmerged(name)
+        if any(len(layer.active_vpts()) > 1 for _, layer in self.noah_layers()):
+            raise ValueError(
+                f"shapes cannot be fixed: adapters {', '.join(map(repr, self.active_adapters))} are active, and more than "
+                "one has VPT tokens. Activate one of them."
+            )
         modules = list(self.prompt_modules(name))
         with chosen_by_masks(modules, self.peft_config[name], name):
             self._fixed = name, modules
@@ -307,16 +312,6 @@ class NoahModel(BaseTuner):
             yield from layer.prompt_modules(name)
 
     # ------------------------------------------------------------------ several adapters, merging, unloading
-
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Activate one adapter, or several of which at most one has VPT tokens.
-
-        Raises:
-            ValueError: if two of them carry VPT: their tokens would replace each other. Nothing has changed then.
-        """
-        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        check_one_vpt([name for name in names if any(isinstance(module, Vpt) for module in self.prompt_modules(name))])
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; where it was the only active one, the first of the others by name becomes active.

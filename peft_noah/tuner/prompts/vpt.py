@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ class Vpt(PromptModule):
     tokens leave the stream, so that ``last_hidden_state`` and all hidden states but the first, which is what block 0
     reads, keep their usual length. With ``config.vpt_past_depth = "carry"`` (the released code) tokens run on through
     blocks that have none of their own, and the hidden states between those are longer too.
+    Tokens of several active adapters stand side by side, in the order of activation.
     Source: NOAH, section 3.1, after VPT-deep (arXiv 2203.12119).
 
     The module's site is the block's first norm, a leaf that PEFT can wrap; `insert_tokens` and `strip_tokens` hook the
@@ -131,13 +133,49 @@ def plan_streams(dims: list[int], past_depth: str) -> list[Stream]:
     return streams
 
 
+def insert_all(vpts: Sequence[Vpt], hidden: torch.Tensor, prefix: int, batch: list[Vpt] | None = None) -> torch.Tensor:
+    """Put a block's tokens into ``hidden`` (B, T, D), those of several adapters side by side in the order of ``vpts``."""
+    ahead, behind = 0, sum(vpt.flow[0] for vpt in vpts if vpt.position == "last")
+    for vpt in vpts:
+        if vpt.position == "last":
+            behind -= vpt.flow[0]  # tokens of later adapters, which entered
+            hidden = _before(hidden, behind, lambda part, vpt=vpt: vpt.insert(part, prefix, batch))
+        else:
+            hidden = vpt.insert(hidden, prefix + ahead, batch)
+            ahead += vpt.passing
+    return hidden
+
+
+def strip_all(vpts: Sequence[Vpt], hidden: torch.Tensor, prefix: int) -> torch.Tensor:
+    """Take the tokens that do not run on out of a block's output ``hidden`` (B, T, D)."""
+    ahead = behind = 0
+    for vpt in [vpt for vpt in vpts if vpt.position != "last"]:
+        if vpt.flow[1]:
+            ahead += vpt.passing
+        else:
+            hidden = vpt.strip(hidden, prefix + ahead, vpt.passing)
+    for vpt in [vpt for vpt in reversed(vpts) if vpt.position == "last"]:
+        if vpt.flow[1]:
+            behind += vpt.passing
+        else:
+            hidden = _before(hidden, behind, lambda part, vpt=vpt: vpt.strip(part, prefix, vpt.passing))
+    return hidden
+
+
+def _before(hidden: torch.Tensor, count: int, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """``hidden`` (B, T, D) with all but its last ``count`` tokens changed."""
+    if not count:
+        return change(hidden)
+    return torch.cat([change(hidden[:, :-count]), hidden[:, -count:]], dim=1)
+
+
 def insert_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], *, site: str, prefix: int) -> Any:
     """Forward pre-hook of a block. A plain function that looks its layer up: a copied model finds its own weights."""
     layer = block.get_submodule(site)
-    vpt = layer.active_vpt()
-    if FAST_CALL in kwargs or vpt is None or not vpt.passing:
+    vpts = layer.active_vpts()
+    if FAST_CALL in kwargs or not vpts:
         return None
-    if vpt.chosen is not None:
+    if any(vpt.chosen is not None for vpt in vpts):
         raise RuntimeError(
             "while shapes are fixed, a model with VPT runs in `peft_noah.fast.fast_forward` alone, which is off for this model "
             "or call: its `reason` says why. Train without compiling, or remove the reason."
@@ -145,25 +183,26 @@ def insert_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], *, site
     args, kwargs = list(args), dict(kwargs)
     # shape[0], not len: torch.export would take a length for a constant
     if args:
-        args[0] = vpt.insert(args[0], prefix, layer.batch_vpts(args[0].shape[0]))
+        args[0] = insert_all(vpts, args[0], prefix, layer.batch_vpts(args[0].shape[0]))
     else:
         hidden = kwargs["hidden_states"]
-        kwargs["hidden_states"] = vpt.insert(hidden, prefix, layer.batch_vpts(hidden.shape[0]))
-    if len(args) > 1 and args[1] is not None:
-        args[1] = vpt.grow_mask(args[1], prefix)
-    elif kwargs.get("attention_mask") is not None:
-        kwargs["attention_mask"] = vpt.grow_mask(kwargs["attention_mask"], prefix)
+        kwargs["hidden_states"] = insert_all(vpts, hidden, prefix, layer.batch_vpts(hidden.shape[0]))
+    for vpt in vpts:
+        if len(args) > 1 and args[1] is not None:
+            args[1] = vpt.grow_mask(args[1], prefix)
+        elif kwargs.get("attention_mask") is not None:
+            kwargs["attention_mask"] = vpt.grow_mask(kwargs["attention_mask"], prefix)
     return tuple(args), kwargs
 
 
 def strip_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any, *, site: str, prefix: int) -> Any:
     """Forward hook of a block: takes out the tokens that do not run on."""
-    vpt = block.get_submodule(site).active_vpt()
-    if FAST_CALL in kwargs or vpt is None or not vpt.passing or vpt.stream[1]:
+    vpts = block.get_submodule(site).active_vpts()
+    if FAST_CALL in kwargs or all(vpt.flow[1] for vpt in vpts):
         return None
     if isinstance(output, torch.Tensor):
-        return vpt.strip(output, prefix, vpt.passing)
-    return (vpt.strip(output[0], prefix, vpt.passing), *output[1:])
+        return strip_all(vpts, output, prefix)
+    return (strip_all(vpts, output[0], prefix), *output[1:])
 
 
 def is_vpt_hook(hook: Any) -> bool:
