@@ -8,7 +8,7 @@ from pathlib import Path
 from peft_noah.data.class_folders import ClassFolders, count_files, is_not_data, read_class_folders
 from peft_noah.data.images import image_extensions
 from peft_noah.data.listings import Listing, Listings
-from peft_noah.data.split_names import find_name, is_split_name, pick
+from peft_noah.data.split_names import find_name, is_split_name, looks_like_test, looks_like_training, pick
 
 
 def read_image_folders(folder: Path, names: Mapping[str, str | None]) -> Listings:
@@ -41,8 +41,9 @@ def read_image_folders(folder: Path, names: Mapping[str, str | None]) -> Listing
 
 def _unlabelled(below: Mapping[str, Path], names: Mapping[str, str | None]) -> list[str]:
     """Folders named as the validation or test split that hold images of no class."""
-    found = (find_name(below, ours, names) for ours in ("validation", "test"))
-    return [name for name in found if name is not None and not _has_folders(below[name])]
+    named = {find_name(below, ours, names) for ours in ("validation", "test")}
+    found = [name for name in below if name in named or looks_like_test(name)]
+    return [name for name in found if not _has_folders(below[name])]
 
 
 def _is_unsplit(below: Mapping[str, Path], names: Mapping[str, str | None], unlabelled: list[str]) -> bool:
@@ -52,7 +53,7 @@ def _is_unsplit(below: Mapping[str, Path], names: Mapping[str, str | None], unla
     if splits == [find_name(below, "train", names)] and not _has_folders(below[splits[0]]):
         # Images of trains, beside those of cars: a training split would have class folders.
         return any(_has_images(path) for name, path in below.items() if name not in (*splits, *unlabelled))
-    return not splits
+    return not splits and not any(looks_like_training(name) and _has_folders(path) for name, path in below.items())
 
 
 def _has_folders(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,16 @@ BOTH = "train800val200"
 def is_split_name(name: str) -> bool:
     """Whether a folder or file of this name is taken for a split."""
     return name.lower() in (BOTH, *(alias for aliases in ALIASES.values() for alias in aliases))
+
+
+def looks_like_training(name: str) -> bool:
+    """Whether a folder may be meant as a training split under a name of its own, such as `seg_train` or `training_set`."""
+    return re.search(r"(^|[-._ 0-9])train(ing)?([-._ 0-9]|$)", name.lower()) is not None
+
+
+def looks_like_test(name: str) -> bool:
+    """Whether a folder may be meant as the test split under a name of its own, such as `test1` or `test_images`."""
+    return re.fullmatch(r"test(ing)?[-._ ]?([0-9]+|set|data|images?|imgs?)?", name.lower()) is not None
 
 
 def check_names(names: Mapping[str, str | None]) -> None:

@@ -277,3 +277,21 @@ def test_what_lies_beside_the_splits_is_said(tmp_path):
         "the folder 'test1' is no split and was not read (2 files)",
         "what lies beside the splits' folders is no split and was not read (1 files)",
     )
+
+
+@pytest.mark.parametrize("names", [("seg_train", "seg_test"), ("training_set", "test_set"), ("train2017", "val2017")])
+def test_splits_under_names_of_their_own_are_no_classes_and_can_be_named(tmp_path, preprocessing, names):
+    folder = put(
+        tmp_path / "task", *(f"{split}/{c}/{i}.png" for split in names for c in ("cat", "dog") for i in (1, 2))
+    )
+    refused(folder, preprocessing, f"has no split 'train'; it has {', '.join(sorted(names))}.*train_split")
+    listings = read_listings(folder, train_split=names[0], test_split=names[1])
+    assert listings.label_names == ("cat", "dog") and len(listings.test) == 4
+
+
+@pytest.mark.parametrize("name", ["test1", "test_images", "Test"])
+def test_a_flat_folder_of_test_images_is_no_class_whatever_it_is_called(tmp_path, name):
+    put(tmp_path, *(f"{folder}/{index}.png" for folder in ("cat", "dog", name) for index in range(5)))
+    listings = read_listings(tmp_path)
+    assert listings.label_names == ("cat", "dog")
+    assert f"the folder {name!r} is no split and was not read (5 files)" in listings.notes
