@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from peft_noah.jsonfile import check_int, check_keys, dump_json, load_json, parse_json, read_json, write_atomically
+from peft_noah.plugins import own_dims
 
 MAX_DIM = 65_536
 MAX_BLOCKS = 4_096
@@ -229,7 +230,7 @@ class SearchSpace:
     @classmethod
     def _paper(cls, num_blocks: int, modules: str | Iterable[str], dims: tuple[int, ...]) -> SearchSpace:
         modules = [modules] if isinstance(modules, str) else modules
-        return cls(num_blocks, dict.fromkeys(modules, dims))
+        return cls(num_blocks, {name: own_dims(name) or dims for name in modules})
 
     def __repr__(self) -> str:
         return f"SearchSpace(num_blocks={self.num_blocks}, dims={dict(self.dims)}, depths={dict(self.depths)})"

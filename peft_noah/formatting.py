@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-_MODULE_LABELS = {"lora": "LoRA (rank)", "adapter": "Adapter (width)", "vpt": "VPT (tokens)"}
+from peft_noah.architecture import MODULES
 
 _MAX_LISTED = 30
 
@@ -18,15 +18,9 @@ _MARKDOWN = str.maketrans({char: f"\\{char}" for char in "\\`*_[]~$#!"})
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"})
 
 
-def module_label(name: str) -> str:
-    """A prompt module as figures and tables call it, with what its dim counts; any other name as it is."""
-    return _MODULE_LABELS.get(name, name)
-
-
 def module_order(names: Iterable[str]) -> list[str]:
-    """Prompt modules in the order in which all tables and figures show them: the known ones, then others by name."""
-    known = list(_MODULE_LABELS)
-    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+    """Rows in the order in which all tables and figures show them: those of the paper's modules, then others by name."""
+    return sorted(names, key=lambda name: (MODULES.index(name) if name in MODULES else len(MODULES), name))
 
 
 def one_line(text: object) -> str:
@@ -65,15 +59,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for cells in (zip(line, widths, strict=True) for line in lines)
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
-
-
-def architecture_table(rows: Mapping[str, Sequence[int]]) -> str:
-    """The dims of an architecture as a Markdown table: one row per prompt module, one column per block from 1."""
-    num_blocks = len(next(iter(rows.values())))
-    return table(
-        ["block", *(str(block) for block in range(1, num_blocks + 1))],
-        [[escape(module_label(name)), *(str(dim) for dim in rows[name])] for name in module_order(rows)],
-    )
 
 
 def facts(values: Mapping[str, object]) -> str:

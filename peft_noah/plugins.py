@@ -13,12 +13,18 @@ MAX_PLUGINS = 64
 MAX_NAME = 200
 
 _registered: dict[str, str] = {}
+_dims: dict[str, tuple[int, ...] | None] = {}
 _named_in_files: dict[str, str] = {}
 
 
-def note_plugin(row: str, python_module: str) -> None:
-    """Remember where a prompt module that has just been registered is defined."""
-    _registered[row] = python_module
+def note_plugin(row: str, python_module: str, dims: tuple[int, ...] | None = None) -> None:
+    """Remember where a prompt module that has just been registered is defined, and the dims that it asks for."""
+    _registered[row], _dims[row] = python_module, dims
+
+
+def own_dims(row: str) -> tuple[int, ...] | None:
+    """The dims that a named search space gives a prompt module from outside; None: those of the space."""
+    return _dims.get(row)
 
 
 def plugins_among(rows: Iterable[str]) -> dict[str, str]:

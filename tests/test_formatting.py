@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from peft_noah.formatting import (
-    architecture_table,
     code,
     escape,
     facts,
-    module_label,
     module_order,
     one_line,
     percent,
@@ -93,23 +91,8 @@ def test_one_line_drops_what_would_turn_the_text_around():
     assert one_line("a\u202eb\x1b[31m\nc\ud800") == "a b [31m c"
 
 
-def test_modules_are_shown_in_one_order_with_what_their_dims_count():
+def test_modules_are_shown_in_one_order():
     assert module_order(["ssf", "vpt", "adapter", "lora", "bias"]) == ["lora", "adapter", "vpt", "bias", "ssf"]
-    assert [module_label(name) for name in ("lora", "adapter", "vpt", "ssf")] == [
-        "LoRA (rank)",
-        "Adapter (width)",
-        "VPT (tokens)",
-        "ssf",
-    ]
-
-
-def test_a_table_of_an_architecture_has_a_row_per_module_and_a_column_per_block():
-    assert architecture_table({"vpt": (0, 10), "lora": (8, 4)}).splitlines() == [
-        "| block        |   1 |   2 |",
-        "| ------------ | --: | --: |",
-        "| LoRA (rank)  |   8 |   4 |",
-        "| VPT (tokens) |   0 |  10 |",
-    ]
 
 
 def test_facts_are_a_list_that_a_person_reads():

@@ -18,10 +18,11 @@ from peft_noah.experiments.cells import Cell
 from peft_noah.experiments.grid import Grid, few_shot_cells, order_groups, standard_cells
 from peft_noah.experiments.paper import VTAB_GROUPS, published_groups, vtab_name
 from peft_noah.experiments.tables import count_shots, few_shot_grids, transfers
-from peft_noah.formatting import module_label, module_order, one_line
+from peft_noah.formatting import module_order, one_line
 from peft_noah.results.plotting import INK, figure_file, grid_behind, legend_below, plot_mean_architecture
 from peft_noah.results.statistics import Estimate
 from peft_noah.run.method_names import METHODS, NOAH
+from peft_noah.tuner.labels import module_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

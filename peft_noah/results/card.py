@@ -16,10 +16,11 @@ from urllib.parse import quote
 import yaml
 
 from peft_noah.architecture import Architecture
-from peft_noah.formatting import architecture_table, code, escape, facts, one_line, percent, table
+from peft_noah.formatting import code, escape, facts, one_line, percent, table
 from peft_noah.jsonfile import MAX_COUNT, check_int
 from peft_noah.results.statistics import standard_error
 from peft_noah.tuner.card import MAX_LABELS, TAGS
+from peft_noah.tuner.labels import architecture_table
 
 _INLINE_LABELS = 100  # more would hide the snippet they stand in
 

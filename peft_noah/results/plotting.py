@@ -7,6 +7,7 @@ inch) or an SVG comes out, by the suffix of the path, and the same results give 
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +18,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from peft_noah.architecture import Architecture
-from peft_noah.formatting import module_label, module_order, one_line
+from peft_noah.formatting import module_order, one_line
 from peft_noah.jsonfile import write_atomically
 from peft_noah.searching.result import ORIGINS, Candidate, SearchResult
+from peft_noah.tuner.labels import module_colour, module_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg")
 DPI = 150
 
-# Okabe and Ito's palette, which people with any colour blindness can tell apart; a module keeps its hue everywhere.
-_HUES = {"lora": "#0072B2", "adapter": "#D55E00", "vpt": "#009E73"}
+# Okabe and Ito's palette, which people with any colour blindness can tell apart; a module that has a hue keeps it
+# everywhere, the others get what the three of the paper leave.
 _MORE_HUES = ("#CC79A7", "#E69F00", "#56B4E9")
 INK, _ABSENT = "#222222", (0.95, 0.95, 0.95)
 # Colour, shape and size (points squared) say the same, so that either is enough.
@@ -255,8 +257,9 @@ def _draw_cells(axes: Axes, panel: Mapping[str, Sequence[float]], largest: float
 
 
 def _hues(names: Sequence[str]) -> dict[str, str]:
-    others = [name for name in names if name not in _HUES]
-    return _HUES | {name: _MORE_HUES[index % len(_MORE_HUES)] for index, name in enumerate(others)}
+    hues = {name: module_colour(name) for name in names}
+    free = itertools.cycle(_MORE_HUES)
+    return {name: hue or next(free) for name, hue in hues.items()}
 
 
 def _shade(hue: str, share: float) -> tuple[float, ...]:

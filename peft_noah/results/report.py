@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peft_noah.architecture import Architecture
-from peft_noah.formatting import architecture_table, escape, facts, one_line
+from peft_noah.formatting import escape, facts, one_line
 from peft_noah.jsonfile import (
     MAX_COUNT,
     check_int,
@@ -28,6 +28,7 @@ from peft_noah.jsonfile import (
 )
 from peft_noah.results.statistics import Estimate, clear_winner
 from peft_noah.results.table import Number, Table, bold_note, count_range, one_seed_note
+from peft_noah.tuner.labels import architecture_table
 
 if TYPE_CHECKING:
     import rich.table

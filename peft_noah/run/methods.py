@@ -12,13 +12,14 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
-from peft_noah.architecture import Architecture
+from peft_noah.architecture import MODULES, Architecture
 from peft_noah.data.splits import Splits
 from peft_noah.tuner.backbones import find_backbone
 from peft_noah.tuner.config import NoahConfig
+from peft_noah.tuner.prompts import PROMPT_MODULES
 
-#: dim of a module used alone, as in the paper: LoRA and Adapter 8; VPT 10, the largest of the VTAB-1k space
-SINGLE_MODULES = {"lora": 8, "adapter": 8, "vpt": 10}
+#: the modules that are compared alone, with the dim that each has then
+SINGLE_MODULES = {name: PROMPT_MODULES[name].alone for name in MODULES}
 BASELINES = ("linear", *SINGLE_MODULES, "full")
 
 

@@ -6,8 +6,9 @@ import os
 
 from huggingface_hub import ModelCard
 
-from peft_noah.formatting import architecture_table, one_line
+from peft_noah.formatting import one_line
 from peft_noah.jsonfile import write_atomically
+from peft_noah.tuner.labels import architecture_table
 
 TAGS = ("peft", "noah", "image-classification")
 #: most classes that an adapter or a card names

@@ -12,6 +12,11 @@ from peft_noah.tuner.prompts.vpt import Vpt
 PROMPT_MODULES: dict[str, type[PromptModule]] = {cls.name: cls for cls in (Lora, Adapter, Vpt)}
 
 
+def find_prompt_module(row: str) -> type[PromptModule] | None:
+    """The class of the modules that a row of an architecture has; None where none is registered."""
+    return PROMPT_MODULES.get(row)
+
+
 def register_prompt_module(cls: type[PromptModule]) -> type[PromptModule]:
     """Make a prompt module known by its ``name``; as a decorator it gives the class back.
 
@@ -33,9 +38,9 @@ def register_prompt_module(cls: type[PromptModule]) -> type[PromptModule]:
     if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"a prompt module {name!r} is registered already: {known.__module__}.{known.__qualname__}.")
     if not cls.__module__.startswith("peft_noah."):
-        note_plugin(name, cls.__module__)
+        note_plugin(name, cls.__module__, cls.dims)
     PROMPT_MODULES[name] = cls  # the same one defined again, as when a notebook's cell is run twice
     return cls
 
 
-__all__ = ["PROMPT_MODULES", "Adapter", "Lora", "PromptModule", "Vpt", "register_prompt_module"]
+__all__ = ["PROMPT_MODULES", "Adapter", "Lora", "PromptModule", "Vpt", "find_prompt_module", "register_prompt_module"]

@@ -7,7 +7,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.activations import ACT2FN
 
 from peft_noah.tuner.prompts.base import PromptModule, init_normal
 
@@ -22,9 +21,14 @@ class Adapter(PromptModule):
 
     name = "adapter"
     site = "mlp_output"
+    label = "Adapter (width)"
+    colour = "#D55E00"
+    alone = 8  # as in the paper
     is_tokenwise = True
 
     def _configure(self, config) -> None:
+        from transformers.activations import ACT2FN  # takes seconds, and whoever wants a label needs none
+
         self.activation = ACT2FN[config.adapter_activation]
         self.dropout = nn.Dropout(config.dropout)
 

@@ -43,6 +43,15 @@ class PromptModule(nn.Module):
     name: ClassVar[str]
     site: ClassVar[str]
 
+    #: what tables and figures call it, with what its dim counts; None: its row
+    label: ClassVar[str | None] = None
+    #: its colour in figures, ``#rrggbb``; None: one that is free
+    colour: ClassVar[str | None] = None
+    #: the dims that a named search space gives it; None: those of the space
+    dims: ClassVar[tuple[int, ...] | None] = None
+    #: its dim in every block where it is used alone
+    alone: ClassVar[int] = 8
+
     #: whether all that it does, but for dropout, is to add `delta_weight` to the weight of the Linear at its site
     is_linear: ClassVar[bool] = False
 

@@ -24,6 +24,9 @@ class Lora(PromptModule):
 
     name = "lora"
     site = "projection"
+    label = "LoRA (rank)"
+    colour = "#0072B2"
+    alone = 8  # as in the paper
     is_linear = True
     is_tokenwise = True
 

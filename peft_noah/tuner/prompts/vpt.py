@@ -35,6 +35,9 @@ class Vpt(PromptModule):
 
     name = "vpt"
     site = "norm"
+    label = "VPT (tokens)"
+    colour = "#009E73"
+    alone = 10  # the largest of the VTAB-1k space
     is_tokenwise = True
 
     def _configure(self, config) -> None:

@@ -1,0 +1,35 @@
+"""What tables, figures and cards call the rows of an architecture: their prompt modules say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from peft_noah.formatting import escape, module_order, table
+
+
+def module_label(row: str) -> str:
+    """A row as figures and tables call it, with what its dims count; one of no known prompt module as it is."""
+    cls = _find(row)
+    return row if cls is None or cls.label is None else cls.label
+
+
+def module_colour(row: str) -> str | None:
+    """The colour of a row in figures, ``#rrggbb``; None where its prompt module has none."""
+    cls = _find(row)
+    return None if cls is None else cls.colour
+
+
+def architecture_table(rows: Mapping[str, Sequence[int]]) -> str:
+    """The dims of an architecture as a Markdown table: one row per prompt module, one column per block from 1."""
+    num_blocks = len(next(iter(rows.values())))
+    return table(
+        ["block", *(str(block) for block in range(1, num_blocks + 1))],
+        [[escape(module_label(name)), *(str(dim) for dim in rows[name])] for name in module_order(rows)],
+    )
+
+
+def _find(row: str):
+    # here and not above: the prompt modules import torch, and whoever only wants to plan a table should not wait for it
+    from peft_noah.tuner.prompts import find_prompt_module
+
+    return find_prompt_module(row)
