@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from threading import Barrier
 
 import numpy as np
@@ -13,8 +14,10 @@ import PIL.Image
 import pytest
 import torch
 from conftest import FAMILIES, make_model
+from hub_server import serve
 from image_files import encode, pixels
 from safetensors.torch import load_file, save_file
+from test_hub import client
 from test_saved_adapter import NAMES, edit, save
 from transformers import pipeline
 from typer.testing import CliRunner
@@ -292,3 +295,22 @@ def test_an_adapter_of_a_backbone_given_elsewhere_labels_alike(tmp_path, photos)
     make_model().save_pretrained(tmp_path / "copy")
     edit(adapter, base_model_name_or_path="/nowhere")
     assert invoke(adapter, photos, "--model", tmp_path / "copy").stdout == expected
+
+
+def test_an_adapter_from_the_hub_brings_its_processor_and_names(tmp_path, photos):
+    adapter = save(tmp_path)
+    expected = invoke(adapter, photos).stdout
+    edit(adapter, base_model_name_or_path="someone/vit")
+    with serve() as hub:
+        for name, folder in (("noah", adapter), ("vit", tmp_path / "backbone")):
+            hub.repos[f"someone/{name}"] = {path.name: path.read_bytes() for path in folder.iterdir()}
+        code = f"from peft_noah.cli import app; app(['predict', 'someone/noah', {str(photos)!r}])"
+        assert client(code, hub, tmp_path).stdout == expected
+
+
+def test_loading_tells_nobody_of_the_vocabulary(tmp_path):
+    adapter = save(tmp_path)
+    edit(adapter, base_model_name_or_path="/nowhere")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SavedAdapter.read(adapter, str(tmp_path / "backbone")).load()
