@@ -46,6 +46,15 @@ def stored_paths(sources: Mapping[str, str]) -> dict[str, str]:
     return {name: stored_path(source) for name, source in sources.items()}
 
 
+def same_source(first: str | None, second: str | None) -> bool:
+    """Whether two texts name the same folder, however they were typed, or the same Hub id."""
+    return _where(first) == _where(second)
+
+
+def _where(source: str | None) -> str | None:
+    return os.path.realpath(source) if source is not None and os.path.isdir(source) else source
+
+
 def shown_path(text: str) -> str:
     """A stored source as a card shows it: a folder below the working folder from there, so that no home is told."""
     if not os.path.isabs(text):

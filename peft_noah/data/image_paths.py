@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from peft_noah.data.class_folders import is_not_data
 from peft_noah.data.images import image_extensions
 
 
@@ -14,7 +15,7 @@ def find_images(paths: Iterable[str | os.PathLike[str]], left_out: Counter[str] 
     """Paths of image files: those given, and those at any depth below a given folder, in the order of their names.
 
     A file that is given is taken for an image whatever its name. In a folder, the end of a name decides, such as ``.png``.
-    Hidden files and folders in it are left out, links are followed. No more than the names in the folders on the way to
+    Hidden files and folders in it and folders of thumbnails and the like are left out, links are followed. No more than the names in the folders on the way to
     a file are held in memory.
 
     Args:
@@ -66,7 +67,7 @@ def _why_not(entry: os.DirEntry[str]) -> str | None:
     if entry.name.startswith("."):
         return "hidden folders" if entry.is_dir() else "hidden files"
     if entry.is_dir():
-        return None
+        return f"folders named {entry.name}" if is_not_data(entry.name) else None
     if not entry.is_file():
         return "broken links" if entry.is_symlink() else "files of no regular kind"
     suffix = Path(entry.name).suffix.lower()

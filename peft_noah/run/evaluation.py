@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from peft import PeftModel
-from torch import nn
 
 from peft_noah.data.preprocessing import Normalizer
 from peft_noah.data.splits import Splits
 from peft_noah.results.statistics import standard_error
 from peft_noah.run.context import read_splits
-from peft_noah.run.folder import SETTINGS, RunFolder
+from peft_noah.run.folder import SETTINGS
 from peft_noah.run.inputs import class_changes
 from peft_noah.run.methods import load_backbone
-from peft_noah.run.saved_adapter import backbone_of
+from peft_noah.run.saved_adapter import backbone_of, labels_of_its_run, on_backbone
 from peft_noah.run.settings import RunSettings
-from peft_noah.sources import stored_path
+from peft_noah.sources import same_source, stored_path
 from peft_noah.training import make_accelerator
 from peft_noah.training.evaluation import evaluate
-from peft_noah.tuner.adapter_files import find_folder, load_adapter, read_config
-from peft_noah.tuner.config import NoahConfig
+from peft_noah.tuner.adapter_files import find_folder, read_config
 
 
 def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[float, float, int]:
@@ -49,7 +44,7 @@ def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[f
     own = config.base_model_name_or_path if settings.model is not None else None
     settings = replace(settings, model=backbone_of(adapter, config.base_model_name_or_path, settings.model))
     splits = read_splits(_as_its_run(adapter, settings))
-    _check_classes(adapter, config.label_names or _labels_of_its_run(folder), splits)
+    _check_classes(adapter, config.label_names or labels_of_its_run(folder), splits)
     images = getattr(splits, split)
     if images is None:
         raise ValueError(
@@ -57,7 +52,7 @@ def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[f
             f"score on by {split}_split."
         )
     accelerator = make_accelerator(settings.mixed_precision)
-    model = _on_backbone(
+    model = on_backbone(
         adapter, config, own, settings.backbone, load_backbone(settings.backbone, splits, settings.seed)
     )
     accuracy = evaluate(model.to(accelerator.device), images, Normalizer(splits.preprocessing), accelerator)
@@ -72,38 +67,11 @@ def _check_classes(adapter: str, known: Sequence[str] | None, splits: Splits) ->
         )
 
 
-def _labels_of_its_run(folder: Path) -> Sequence[str] | None:
-    """The class names in the run folder that holds an adapter of an older version; None where there is no such run."""
-    data = RunFolder(folder.parent).data() if (folder.parent / SETTINGS).is_file() else None
-    return None if data is None else data["label_names"]
-
-
-def _on_backbone(adapter: str, config: NoahConfig, own: str | None, name: str, backbone: nn.Module) -> PeftModel:
-    """The adapter on the backbone ``name``, which is another copy of ``own``, the one it names; own None: it is that one."""
-    if own is None or _where(own) == _where(name):
-        return load_adapter(backbone, adapter)
-    refusal = f"{adapter!r} was trained on {own!r}, and {name!r} is another backbone"
-    if not (config.backbone or {}).get("fingerprint"):
-        raise ValueError(
-            f"{refusal}, as far as can be told: the adapter has no fingerprint of its weights. Leave --model out, or move the "
-            "backbone to where the adapter names it."
-        )
-    try:
-        return load_adapter(backbone, adapter)
-    except ValueError as error:
-        raise ValueError(f"{refusal}: {error}") from error
-
-
 def _as_its_run(adapter: str, settings: RunSettings) -> RunSettings:
     """The settings with all that chose the splits of the run whose folder holds the adapter, if this is its dataset."""
     path = Path(adapter).parent / SETTINGS
     run = RunSettings.load(path) if path.is_file() else None
-    if run is None or _where(run.dataset) != _where(settings.dataset):
+    if run is None or not same_source(run.dataset, settings.dataset):
         return settings
     chosen = {"seed": run.seed, "shots": run.shots, "num_classes": run.num_classes}
     return replace(settings, **{**run.reading, **settings.reading, **chosen})
-
-
-def _where(dataset: str | None) -> str | None:
-    """A folder by one name, however it was typed; a Hub id as it is."""
-    return os.path.realpath(dataset) if dataset is not None and os.path.isdir(dataset) else dataset

@@ -5,21 +5,24 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftModel
+from torch import nn
 from transformers import AutoConfig
 
 from peft_noah.data.load import bundled_backbone
 from peft_noah.data.preprocessing import Preprocessing, check_input
-from peft_noah.results.report import RESULTS_JSON, RunReport
+from peft_noah.run.folder import SETTINGS, RunFolder
 from peft_noah.run.methods import load_classifier
-from peft_noah.sources import find_source
+from peft_noah.sources import find_source, same_source
 from peft_noah.tuner.adapter_files import find_folder, load_adapter, read_config, stored_classes
 from peft_noah.tuner.backbones import find_backbone
+from peft_noah.tuner.config import NoahConfig
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +35,18 @@ class SavedAdapter:
 
     Attributes:
         folder: its files, on this machine.
+        config: its adapter_config.json.
         backbone: folder or Hub id of the model it belongs to.
+        own: what the adapter calls that model, where the user gave another place; else None.
         label_names: names of its classes, in the order of the logits; None: those of the backbone's own classifier, which
             the adapter left as it was.
         preprocessing: how images become the model's input.
     """
 
     folder: Path
+    config: NoahConfig
     backbone: str
+    own: str | None
     label_names: tuple[str, ...] | None
     preprocessing: Preprocessing
 
@@ -47,8 +54,8 @@ class SavedAdapter:
     def read(cls, adapter: str | os.PathLike[str], model: str | None = None) -> SavedAdapter:
         """Find an adapter and what belongs to it; nothing of the backbone is loaded but its config.
 
-        Names of classes are those in adapter_config.json; an adapter of an earlier version has the names in the
-        results.json of its run, and else numbers, with a warning. The image processor is the one saved beside the adapter,
+        Names of classes are those in adapter_config.json; an adapter of an earlier version has those of the
+        run that it lies in, and else numbers, with a warning. The image processor is the one saved beside the adapter,
         and else the backbone's, with a warning.
 
         Args:
@@ -66,7 +73,8 @@ class SavedAdapter:
         names = None if classes is None else _label_names(folder, config.label_names, classes)
         preprocessing = _preprocessing(adapter, folder, backbone)
         check_input(backbone_config, preprocessing.size)
-        return cls(folder, backbone, names, preprocessing)
+        own = None if model is None else config.base_model_name_or_path
+        return cls(folder, config, backbone, own, names, preprocessing)
 
     def load(self) -> PeftModel:
         """The backbone with the adapter on it, in evaluation mode and float32, on the CPU.
@@ -75,7 +83,7 @@ class SavedAdapter:
             ValueError: if the two do not belong together.
         """
         backbone = load_classifier(self.backbone, self.label_names, self.preprocessing.size)
-        return load_adapter(backbone, self.folder).eval()
+        return on_backbone(str(self.folder), self.config, self.own, self.backbone, backbone).eval()
 
 
 def backbone_of(adapter: str | os.PathLike[str], saved: str | None, given: str | None) -> str:
@@ -95,9 +103,42 @@ def backbone_of(adapter: str | os.PathLike[str], saved: str | None, given: str |
         raise ValueError(f"{os.fspath(adapter)!r} does not say which backbone it was made for. Give it by --model.")
     bundled = bundled_backbone()
     # by the end of its path: the package lies elsewhere on another machine
-    if Path(saved).parts[-3:] == bundled.parts[-3:] and not os.path.isdir(saved):
+    if PurePath(saved).parts[-3:] == bundled.parts[-3:] and not os.path.isdir(saved):
         return str(bundled)
     return find_source(saved, "the adapter's backbone: its", "Give the place of the same model by --model.")
+
+
+def on_backbone(adapter: str, config: NoahConfig, own: str | None, name: str, backbone: nn.Module) -> PeftModel:
+    """The adapter on a backbone: its own, or another copy of the same weights.
+
+    Args:
+        adapter: a folder, or a Hub id.
+        config: the adapter's.
+        own: the backbone that it names, where the user gave another place; None: the one at hand is found by its name.
+        name: of the backbone at hand.
+        backbone: the backbone at hand.
+
+    Raises:
+        ValueError: if it is another backbone, or nothing tells that it is the same.
+    """
+    if not own or same_source(own, name):
+        return load_adapter(backbone, adapter)
+    refusal = f"{adapter!r} was trained on {own!r}, and {name!r} is another backbone"
+    if not (config.backbone or {}).get("fingerprint"):
+        raise ValueError(
+            f"{refusal}, as far as can be told: the adapter has no fingerprint of its weights. Leave --model out, or move the "
+            "backbone to where the adapter names it."
+        )
+    try:
+        return load_adapter(backbone, adapter)
+    except ValueError as error:
+        raise ValueError(f"{refusal}: {error}") from error
+
+
+def labels_of_its_run(folder: Path) -> Sequence[str] | None:
+    """The class names in the run folder that holds an adapter of an older version; None where there is no such run."""
+    data = RunFolder(folder.parent).data() if (folder.parent / SETTINGS).is_file() else None
+    return None if data is None else data["label_names"]
 
 
 def _label_names(folder: Path, saved: list[str] | None, classes: int) -> tuple[str, ...]:
@@ -108,20 +149,10 @@ def _label_names(folder: Path, saved: list[str] | None, classes: int) -> tuple[s
                 "Save the adapter again."
             )
         return tuple(saved)
-    if (names := _names_of_run(folder.parent)) is not None and len(names) == classes:
-        return names
+    if (names := labels_of_its_run(folder)) is not None and len(names) == classes:
+        return tuple(names)
     logger.warning("%s does not say what its %s classes are called: they are numbered from 0.", folder, f"{classes:,}")
     return tuple(str(index) for index in range(classes))
-
-
-def _names_of_run(folder: Path) -> tuple[str, ...] | None:
-    """The names of classes in a run's results; None where they cannot be read, since the file may be of anything."""
-    try:
-        names = RunReport.load(folder / RESULTS_JSON).task.get("label_names")
-    except ValueError:
-        return None
-    listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(names) if listed else None
 
 
 def _preprocessing(adapter: str | os.PathLike[str], folder: Path, backbone: str) -> Preprocessing:

@@ -26,7 +26,18 @@ def test_images_come_in_the_order_of_their_names_whatever_the_depth(tmp_path):
 
 
 def test_what_is_no_image_or_hidden_is_counted_by_its_kind(tmp_path):
-    touch(tmp_path, "a.png", "a.txt", "b/c.TXT", "d.eps", "Makefile", ".b.png", ".git/e.png", "b/.f/g.png")
+    touch(
+        tmp_path,
+        "a.png",
+        "a.txt",
+        "b/c.TXT",
+        "d.eps",
+        "Makefile",
+        ".b.png",
+        ".git/e.png",
+        "b/.f/g.png",
+        "@eaDir/g.png",
+    )
     (tmp_path / "h.png").symlink_to(tmp_path / "nowhere.png")
     os.mkfifo(tmp_path / "pipe.png")
     assert found(tmp_path) == (
@@ -37,6 +48,7 @@ def test_what_is_no_image_or_hidden_is_counted_by_its_kind(tmp_path):
             "files without an extension": 1,
             "hidden files": 1,
             "hidden folders": 2,
+            "folders named @eaDir": 1,
             "broken links": 1,
             "files of no regular kind": 1,
         },

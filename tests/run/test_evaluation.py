@@ -1,8 +1,11 @@
 """An adapter is scored on its own backbone and its own classes, or not at all."""
 
+import csv
+import io
 import json
 import shutil
 
+import PIL.Image
 import pytest
 from conftest import make_model
 from datasets import ClassLabel, Dataset, Features, Image
@@ -122,3 +125,11 @@ def test_an_adapter_is_found_from_the_home_folder(place, monkeypatch):
     monkeypatch.setenv("HOME", str(place))
     result = invoke("evaluate", "~/run/adapter-inherited", "--dataset", "~/task", "--model", "~/vit")
     assert result.exit_code == 0, result.output
+
+
+def test_the_adapters_of_a_run_label_images_by_the_names_of_their_classes(place, tmp_path):
+    PIL.Image.fromarray(rows(1)["image"][0]).save(tmp_path / "a.png")
+    result = invoke("predict", place / "run" / "adapter-inherited", tmp_path / "a.png", "--top", 3)
+    header, row = csv.reader(io.StringIO(result.stdout))
+    assert result.exit_code == 0 and header[1::2] == ["label", "label_2", "label_3"]
+    assert sorted(row[1::2]) == ["class 0", "class 1", "class 2"]

@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import FAMILIES, make_model
 from hub_server import serve
 from image_files import encode, pixels
@@ -95,6 +96,19 @@ def test_the_batch_size_changes_no_answer(batch_size, adapter, photos):
     for one, (expected,) in zip(found, (list(predict(adapter, [file])) for file in files), strict=True):
         assert one.labels == expected.labels
         assert one.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+def test_half_precision_is_close_and_leaves_the_probabilities_in_float32(adapter, photos):
+    files = files_of(photos)
+    full_precision = list(predict(adapter, files, top=5))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        pairs = list(zip(full_precision, predict(adapter, files, top=5, mixed_precision="bf16"), strict=True))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    for full, half in ((dict(zip(p.labels, p.probabilities, strict=True)) for p in pair) for pair in pairs):
+        assert half != full and sum(half.values()) == pytest.approx(1, abs=1e-5)
+        assert half == pytest.approx(full, abs=0.1)
 
 
 def test_the_likeliest_classes_come_first_and_all_sum_to_one(adapter, photos):
@@ -312,5 +326,5 @@ def test_loading_tells_nobody_of_the_vocabulary(tmp_path):
     adapter = save(tmp_path)
     edit(adapter, base_model_name_or_path="/nowhere")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message=".*vocabulary")
         SavedAdapter.read(adapter, str(tmp_path / "backbone")).load()

@@ -12,7 +12,9 @@ from transformers import AutoImageProcessor, ViTImageProcessor
 
 from peft_noah import Architecture, NoahConfig
 from peft_noah.data import bundled_backbone
+from peft_noah.run.inputs import write_inputs
 from peft_noah.run.saved_adapter import SavedAdapter
+from peft_noah.run.settings import RunSettings
 
 NAMES = ("cat", "dog", "owl", "ant", "bee")
 
@@ -65,17 +67,19 @@ def test_the_backbone_may_lie_elsewhere(tmp_path):
 def test_another_model_is_refused(tmp_path):
     adapter = save(tmp_path)
     make_model(seed=1).save_pretrained(tmp_path / "twin")
-    with pytest.raises(ValueError, match="made for other weights"):
+    with pytest.raises(ValueError, match="backbone', and '.*twin' is another backbone: .*made for other weights"):
         SavedAdapter.read(adapter, str(tmp_path / "twin")).load()
     with pytest.raises(ValueError, match="model folder '.*nothing' does not exist"):
         SavedAdapter.read(adapter, str(tmp_path / "nothing"))
 
 
-def test_an_adapter_that_names_no_backbone_asks_for_it(tmp_path):
+@pytest.mark.parametrize("name", [None, ""])
+def test_an_adapter_that_names_no_backbone_asks_for_it(name, tmp_path):
     adapter = save(tmp_path)
-    edit(adapter, base_model_name_or_path=None)
+    edit(adapter, base_model_name_or_path=name)
     with pytest.raises(ValueError, match="which backbone it was made for. Give it by --model"):
         SavedAdapter.read(adapter)
+    SavedAdapter.read(adapter, str(tmp_path / "backbone")).load()
 
 
 def test_the_bundled_backbone_of_another_machine_is_the_bundled_one_here(tmp_path):
@@ -84,25 +88,24 @@ def test_the_bundled_backbone_of_another_machine_is_the_bundled_one_here(tmp_pat
     assert SavedAdapter.read(adapter).backbone == str(bundled_backbone())
 
 
-def results(names):
-    task = {"name": "pets", "group": "", "shots": None, "label_names": names}
-    sections = {"backbone": {}, "preprocessing": {}, "settings": {}, "versions": {}}
-    return {"results": [], "task": task, **sections, "architecture": None, "notes": []}
+def put_in_a_run(adapter, names):
+    RunSettings().save(adapter.parent / "settings.json")
+    sizes = {"train": 1, "validation": 1, "test": 1}
+    data = {"source": "pets", "sizes": sizes, "label_names": names, "fingerprint": "0" * 64, "preprocessing": {}}
+    write_inputs(adapter.parent, data, None)
 
 
 def test_an_adapter_without_names_has_those_of_the_run_it_lies_in(tmp_path):
     adapter = save(tmp_path, names=None)
-    (adapter.parent / "results.json").write_text(json.dumps(results(list(NAMES))))
+    put_in_a_run(adapter, list(NAMES))
     assert SavedAdapter.read(adapter).label_names == NAMES
 
 
-@pytest.mark.parametrize(
-    "beside", [None, "{", "[]", json.dumps(results(["too", "few"])), json.dumps(results([1] * 5))]
-)
+@pytest.mark.parametrize("beside", [None, ["too", "few"]])
 def test_else_its_classes_are_numbered_and_a_warning_says_so(beside, tmp_path, caplog):
     adapter = save(tmp_path, names=None)
     if beside is not None:
-        (adapter.parent / "results.json").write_text(beside)
+        put_in_a_run(adapter, beside)
     with caplog.at_level(logging.WARNING):
         assert SavedAdapter.read(adapter).label_names == ("0", "1", "2", "3", "4")
     assert "does not say what its 5 classes are called: they are numbered from 0" in caplog.text
