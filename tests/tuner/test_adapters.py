@@ -137,6 +137,23 @@ def test_wrapped_layers_tell_their_widths_norms_and_scales_too(family):
         assert [layer.in_features, layer.out_features] == expected
 
 
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_a_state_dict_goes_from_one_bare_model_into_another_with_the_default_config(low_cpu_mem_usage, pixels):
+    def inject(seed, **options):
+        torch.manual_seed(seed)
+        return inject_adapter_in_model(
+            NoahConfig(init_weights=False), make_model(), adapter_name="a", **options
+        ).eval()
+
+    model = inject(3)
+    model.classifier.modules_to_save["a"].weight.data.normal_()
+    state = get_peft_model_state_dict(model, adapter_name="a")
+    other = inject(5, low_cpu_mem_usage=low_cpu_mem_usage, state_dict=state)
+    loaded = set_peft_model_state_dict(other, state, adapter_name="a", low_cpu_mem_usage=low_cpu_mem_usage)
+    assert not loaded.unexpected_keys and not any("noah_" in key for key in loaded.missing_keys)
+    assert torch.equal(forward(other, pixels), forward(model, pixels))
+
+
 # ---------------------------------------------------------------------- several adapters
 
 
