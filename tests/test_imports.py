@@ -68,3 +68,14 @@ def test_the_plain_ground_imports_no_torch():
                 node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
             }
             assert not {name.partition(".")[0] for name in names} & {"torch", "peft", "transformers", "numpy"}, module
+
+
+def test_no_file_but_its_own_knows_a_prompt_module_by_name():
+    names = {"Lora", "Adapter", "Vpt"}
+    for module, path in FILES.items():
+        if not module.startswith("tuner.prompts"):
+            used = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+            used |= {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+            assert not {name for name in used if name in names or name in ("noah_lora", "noah_adapter", "noah_vpt")}, (
+                path
+            )

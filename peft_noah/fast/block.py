@@ -16,7 +16,7 @@ from peft_noah.fast.packed import FrozenLinears, Stamp, is_frozen_linear, stacke
 from peft_noah.tuner.backbones import Backbone
 from peft_noah.tuner.layer import NoahLayer
 from peft_noah.tuner.prompts import PromptModule
-from peft_noah.tuner.prompts.vpt import FAST_CALL, insert_all, insert_tokens, strip_all, strip_tokens
+from peft_noah.tuner.prompts.tokens import FAST_CALL, insert_all, insert_tokens, strip_all, strip_tokens
 
 #: where bfloat16 is multiplied in tiles, PyTorch's fused attention does so too, in its forward alone
 _HAS_AMX = has_amx()
@@ -145,7 +145,7 @@ class BlockPlan:
     def _enter(self, block: nn.Module, norm: nn.Module, hidden: torch.Tensor, call: FastCall) -> _Entered:
         reads = call.reads if self.last else None
         first = None if reads is None else lambda x: x[:, :reads]
-        vpts = norm.active_vpts() if isinstance(norm, NoahLayer) else []
+        vpts = norm.token_modules() if isinstance(norm, NoahLayer) else []
         if not vpts:
             return _Entered(hidden, rows=first)
         prefix = self.backbone.prefix_tokens

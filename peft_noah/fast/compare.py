@@ -19,7 +19,7 @@ from peft_noah.fast.block import FastCall, plain_class
 from peft_noah.tuner.backbones import Backbone, is_built_in
 from peft_noah.tuner.layer import NoahLayer
 from peft_noah.tuner.prompts import PromptModule
-from peft_noah.tuner.prompts.vpt import FAST_CALL
+from peft_noah.tuner.prompts.tokens import FAST_CALL
 
 #: packages whose modules work token by token wherever they stand in a block, or are turned away for other reasons
 _KNOWN_PACKAGES = ("peft_noah.", "peft.", "transformers.activations", "torch.nn.modules.activation", "bitsandbytes.")

@@ -42,7 +42,8 @@ from peft_noah.fast.packed import FrozenLinears, PackedLinear, is_frozen_linear
 from peft_noah.fast.patches import PatchProduct, is_patch_embedding
 from peft_noah.tuner.backbones import BACKBONES, Backbone
 from peft_noah.tuner.layer import NoahLayer
-from peft_noah.tuner.prompts.vpt import FAST_CALL, is_vpt_hook
+from peft_noah.tuner.prompts import is_own_hook
+from peft_noah.tuner.prompts.tokens import FAST_CALL
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +208,7 @@ def _needs_all_tokens(modules: list[nn.Module], options: FastOptions) -> str | N
     for module in (module for layer in modules if isinstance(layer, NoahLayer) for module in layer.active_modules()):
         leaves_out = options.prompts_as_keys or options.head_tokens_only or module.chosen is not None
         if leaves_out and not module.is_tokenwise:
-            return f"prompt module {module.name!r} does not say that it works token by token (is_tokenwise = True)"
+            return f"prompt module {module.row!r} does not say that it works token by token (is_tokenwise = True)"
     return None
 
 
@@ -220,7 +221,7 @@ def _is_foreign(hook: Any) -> bool:
     recorder = (
         getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
     )  # idle until asked for outputs
-    return not (recorder or is_vpt_hook(hook))
+    return not (recorder or is_own_hook(hook))
 
 
 def _is_active(hook: Any) -> bool:

@@ -97,7 +97,7 @@ def attach(backbone: nn.Module, method: str | Architecture, recipe: str, search_
     """Make a backbone trainable in the way of a method.
 
     Args:
-        method: ``"full"``, ``"linear"``, a single module (``"lora"``, ``"adapter"``, ``"vpt"``), ``"supernet"``, or an
+        method: ``"full"``, ``"linear"``, a single module (``"lora"``, ``"adapter"``, ``"vpt"``, or one that was registered), ``"supernet"``, or an
             architecture.
         recipe: of NOAH's modules.
         search_space: of a supernet; None: VTAB-1k's.
@@ -109,9 +109,9 @@ def attach(backbone: nn.Module, method: str | Architecture, recipe: str, search_
         return get_peft_model(backbone, NoahConfig(recipe=recipe, architecture=method))
     if method == "supernet":
         return get_peft_model(backbone, NoahConfig(recipe=recipe, search_space=search_space or "vtab"))
-    if method in SINGLE_MODULES:
+    if method in PROMPT_MODULES:
         blocks = len(find_backbone(backbone.config.model_type).block_names(backbone))
-        return attach(backbone, Architecture.uniform(blocks, **{method: SINGLE_MODULES[method]}), recipe)
+        return attach(backbone, Architecture.uniform(blocks, **{method: PROMPT_MODULES[method].alone}), recipe)
     if method not in BASELINES:
         raise ValueError(f"method {method!r} is not known (known: {', '.join(BASELINES)}).")
     backbone.requires_grad_(method == "full")

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from peft_noah.architecture import Architecture
 from peft_noah.tuner.backbones import BACKBONES
-from peft_noah.tuner.prompts import Vpt
+from peft_noah.tuner.prompts import find_prompt_module
 
 SHARERS = 10  # candidates whose prefixes must fit beside each other: the parents
 
@@ -67,7 +67,8 @@ class PrefixCache:
         self._embeddings = None if embeddings is None else root.get_submodule(embeddings)
         if self._embeddings is None or "forward" in self._embeddings.__dict__:
             return "the model's embeddings are not known, or have a forward of their own"
-        self._looks_ahead = self.model.peft_config[self.model.active_adapter].vpt_past_depth == "carry"
+        config = self.model.peft_config[self.model.active_adapter]
+        self._runs_on = [row for row in sorted(config.architecture) if find_prompt_module(row).runs_on(config)]
         return None
 
     # ------------------------------------------------------------------ running the model
@@ -89,9 +90,9 @@ class PrefixCache:
         """For each block the choices that its input depends on; the first block's input depends on none."""
         count, rows = len(self._blocks), [architecture[name] for name in sorted(architecture)]
         keys = [tuple(row[:end] for row in rows) for end in range(count)]
-        if self._looks_ahead:  # tokens run on into a block that has none of its own
-            vpt = architecture.get(Vpt.name, (0,) * count)
-            keys = [(*key, end > 0 and vpt[end] == 0) for end, key in enumerate(keys)]
+        for row in self._runs_on:  # what leaves a block depends on whether the next one has some of its own
+            dims = architecture.get(row, (0,) * count)
+            keys = [(*key, end > 0 and dims[end] == 0) for end, key in enumerate(keys)]
         return keys
 
     def _shared(self, keys: list[tuple], rows: torch.Tensor) -> int | None:

@@ -16,7 +16,6 @@ from peft import LoraConfig
 from peft_noah.architecture import Architecture
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.layer import NoahLayer
-from peft_noah.tuner.prompts import Lora
 
 
 def as_peft_lora(
@@ -33,24 +32,24 @@ def as_peft_lora(
     Raises:
         ValueError: if the architecture is not LoRA alone, or empty.
     """
-    others = [name for name, row in architecture.items() if name != Lora.name and any(row)]
+    ranks, weights, others = {}, {}, set()
+    for key, layer in layers.items():
+        for module in layer.prompt_modules(adapter_name):
+            dim = architecture[module.row][module.block] if module.row in architecture else 0
+            lora = module.as_peft_lora(dim) if dim else {}
+            if lora is None:
+                others.add(module.row)
+            elif lora:
+                ranks[key] = dim
+                weights.update({f"model.{key}.{name}": value for name, value in lora.items()})
     if others:
         raise ValueError(
-            f"a LoraConfig cannot express {' and '.join(others)}: only LoRA-only architectures can be exported. Give one "
-            "with a 'lora' row alone, or keep the adapter as it is with extract()."
+            f"a LoraConfig cannot express {' and '.join(row for row in architecture if row in others)}: only LoRA-only "
+            "architectures can be exported. Give one with a 'lora' row alone, or keep the adapter as it is with extract()."
         )
-    loras = {
-        key: (module, architecture[module.name][module.block])
-        for key, layer in layers.items()
-        for module in layer.prompt_modules(adapter_name)
-        if isinstance(module, Lora) and module.name in architecture and architecture[module.name][module.block]
-    }
-    if not loras:
+    if not ranks:
         raise ValueError("all LoRA dims of this architecture are 0, so there is nothing to export.")
-    weights = {}
-    for key, (lora, rank) in loras.items():
-        weights.update({f"model.{key}.{name}": value for name, value in lora.as_peft_lora(rank).items()})
-    return _lora_config(config, {key: rank for key, (_, rank) in loras.items()}), weights
+    return _lora_config(config, ranks), weights
 
 
 def _lora_config(config: NoahConfig, ranks: Mapping[str, int]) -> LoraConfig:

@@ -9,28 +9,19 @@ from contextlib import contextmanager
 import torch
 
 from peft_noah.tuner.config import NoahConfig
-from peft_noah.tuner.prompts import PromptModule, Vpt
-from peft_noah.tuner.prompts.vpt import plan_streams
+from peft_noah.tuner.prompts import PromptModule, by_row
 
 
 @contextmanager
-def chosen_by_masks(modules: list[PromptModule], config: NoahConfig, adapter_name: str) -> Iterator[None]:
+def chosen_by_masks(modules: list[PromptModule], config: NoahConfig) -> Iterator[None]:
     """Let an adapter's ``modules`` compute with all that they store for a while, and read from one tensor what is active.
 
     Raises:
-        ValueError: where blocks store different numbers of VPT tokens.
+        ValueError: where modules cannot keep one shape, as tokens of which blocks store different numbers.
     """
-    vpts = [module for module in modules if isinstance(module, Vpt)]
-    blocks = len(next(iter(config.architecture.values())))
-    stored = [vpt.max_dim for vpt in vpts] + [0] * (blocks - len(vpts))
-    if len({*stored}) > 1:
-        raise ValueError(
-            f"shapes cannot be fixed: adapter {adapter_name!r} stores {stored} VPT tokens, and all blocks must store "
-            "equally many. Choose a search space in which every block may carry VPT, or train without compiling."
-        )
-    streams = plan_streams([stored[0], *[0] * (blocks - 1)], config.vpt_past_depth)
-    for vpt in vpts:
-        vpt.largest_stream = streams[vpt.block]
+    num_blocks = len(next(iter(config.architecture.values())))
+    for cls, group in by_row(modules):
+        cls.fix_shapes(group, num_blocks, config)
     counts = [len(module.choice()) for module in modules]
     numbers = torch.zeros(sum(counts), dtype=torch.int64, device=next(modules[0].parameters()).device)
     try:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from peft_noah.tuner.placement import Placement
-from peft_noah.tuner.prompts import PROMPT_MODULES, Lora, PromptModule, Vpt
+from peft_noah.tuner.prompts import PromptModule, find_prompt_module, in_order
 from peft_noah.tuner.prompts.base import keep_in_graph
 
 
@@ -28,8 +28,10 @@ def drop_path(y: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
 class NoahLayer(nn.Module, BaseTunerLayer):
     """A wrapped leaf: ``y = base(x)``, then each prompt module ``y = module(x, y)`` of each active adapter.
 
+    The modules of a row stand in ``noah_<row>``, by adapter; a layer has that only for rows that it carries.
+
     Args:
-        base_layer: the leaf, frozen: a projection for LoRA, the MLP's last layer for Adapter, the first norm for VPT.
+        base_layer: the leaf, frozen: a site of prompt modules, or a branch's end with stochastic depth alone.
         in_features, out_features: widths of the leaf, which every PEFT layer tells; a norm's are the stream's.
     """
 
@@ -40,33 +42,39 @@ class NoahLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.in_features, self.out_features = in_features, out_features
         self.adapter_layer_names: tuple[str, ...] = ()
-        for name in PROMPT_MODULES:
-            self._container(name)
         self.drop_path_rates: dict[str, float] = {}
         self.batch_adapters: tuple[str, ...] | None = None  # one per sample, set by mixed_batch while a batch runs
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
 
-    def update_layer(self, adapter_name: str, placement: Placement, config, shared_down: Lora | None) -> None:
-        """Create the prompt modules of an adapter at this leaf."""
-        for name, dim in placement.dims.items():
-            extra = {"shared_down": shared_down} if name == Lora.name and shared_down is not None else {}
-            module = PROMPT_MODULES[name](
-                placement.in_features, placement.out_features, dim, placement.block, config, **extra
-            )
-            self._container(name)[adapter_name] = module
+    def update_layer(
+        self, adapter_name: str, placement: Placement, config, owners: Mapping[str, PromptModule]
+    ) -> None:
+        """Create the prompt modules of an adapter at this leaf; ``owners`` lend weights, by row."""
+        for row, dim in placement.dims.items():
+            lent = {"owner": owners[row]} if row in owners else {}
+            widths = placement.in_features, placement.out_features
+            module = find_prompt_module(row)(*widths, dim, placement.block, config, **lent)
+            module.row = row
+            self._container(row)[adapter_name] = module
         if placement.drop_path:
             self.drop_path_rates[adapter_name] = placement.drop_path
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
-    def _container(self, name: str) -> nn.ModuleDict:
-        """What holds the modules of one kind, by adapter; made when it is first asked for, since a kind may be registered
-        after the layer was built."""
-        attribute = f"noah_{name}"
-        if attribute not in self.adapter_layer_names:
-            setattr(self, attribute, nn.ModuleDict())
-            self.adapter_layer_names += (attribute,)
-        return getattr(self, attribute)
+    def _container(self, row: str) -> nn.ModuleDict:
+        """What holds the modules of a row, by adapter."""
+        if f"noah_{row}" not in self.adapter_layer_names:
+            setattr(self, f"noah_{row}", nn.ModuleDict())
+            rows = in_order([*(name.removeprefix("noah_") for name in self.adapter_layer_names), row])
+            self.adapter_layer_names = tuple(f"noah_{row}" for row in rows)
+        return getattr(self, f"noah_{row}")
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter's modules, and the containers that are empty then."""
+        super().delete_adapter(adapter_name)
+        for name in [name for name in self.adapter_layer_names if not getattr(self, name)]:
+            delattr(self, name)
+            self.adapter_layer_names = tuple(other for other in self.adapter_layer_names if other != name)
 
     def prompt_modules(self, adapter_name: str) -> list[PromptModule]:
         """The prompt modules of an adapter, in the order in which they act."""
@@ -79,21 +87,23 @@ class NoahLayer(nn.Module, BaseTunerLayer):
             return []
         return [module for name in self.active_adapters for module in self.prompt_modules(name) if module.live]
 
-    def active_vpts(self) -> list[Vpt]:
-        """The VPT modules whose tokens the block reads now, in order of activation; in a mixed batch, one that stands for
+    def token_modules(self) -> list[PromptModule]:
+        """The modules whose tokens the block reads now, in order of activation; in a mixed batch, one that stands for
         all."""
         if self.disable_adapters:
             return []
         names = dict.fromkeys(self.active_adapters if self.batch_adapters is None else self.batch_adapters)
-        vpts = [self.noah_vpt[name] for name in names if name in self.noah_vpt]
-        return [vpt for vpt in (vpts if self.batch_adapters is None else vpts[:1]) if vpt.passing]
+        modules = [module for name in names for module in self.prompt_modules(name)]
+        with_tokens = [module for module in modules if module.passing]
+        return with_tokens if self.batch_adapters is None else with_tokens[:1]
 
-    def batch_vpts(self, size: int) -> list[Vpt] | None:
-        """In a mixed batch of ``size`` samples, the VPT module of each."""
+    def tokens_by_sample(self, size: int) -> list[PromptModule] | None:
+        """In a mixed batch of ``size`` samples, the module with each one's tokens."""
         if self.batch_adapters is None:
             return None
         self._check_batch(size)
-        return [self.noah_vpt[name] for name in self.batch_adapters]
+        modules = {name: self.prompt_modules(name) for name in self.batch_adapters}
+        return [next(module for module in modules[name] if module.passing) for name in self.batch_adapters]
 
     def _check_batch(self, size: int) -> None:
         if size != len(self.batch_adapters):
@@ -156,7 +166,7 @@ class NoahLayer(nn.Module, BaseTunerLayer):
             if module.dim == 0:
                 continue
             if not module.is_linear:
-                raise ValueError(not_mergeable(adapter_name, [module.name]))
+                raise ValueError(not_mergeable(adapter_name, [module.row]))
             updates.append(module.delta_weight().to(weight.device))
         return sum(updates) if updates else torch.zeros(self.out_features, self.in_features, device=weight.device)
 

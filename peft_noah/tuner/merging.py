@@ -31,7 +31,7 @@ def check_mergeable(tuner: BaseTuner, adapter_names: Sequence[str] | None, safe_
         if name not in tuner.peft_config:
             raise ValueError(f"adapter {name!r} does not exist (known: {', '.join(tuner.peft_config)}).")
         modules = (module for layer in layers.values() for module in layer.prompt_modules(name))
-        nonlinear = {module.name for module in modules if module.dim and not module.is_linear}
+        nonlinear = {module.row for module in modules if module.dim and not module.is_linear}
         if nonlinear:
             raise ValueError(not_mergeable(name, sorted(nonlinear)))
     for key, layer in layers.items():

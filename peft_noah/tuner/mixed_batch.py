@@ -11,6 +11,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 from peft_noah.tuner.layer import noah_layers
+from peft_noah.tuner.prompts import PromptModule, by_row
 
 #: the name of "no adapter"
 BASE = "__base__"
@@ -61,21 +62,12 @@ def _check(tuner: BaseTuner, names: Sequence[str]) -> None:
         )
     first, *others = dict.fromkeys(names) or [BASE]
     for other in others:
-        _check_equal_tokens(tuner, first, other)
+        ours, theirs = (_by_row(tuner, name) for name in (first, other))
+        for row in ours | theirs:
+            cls = type((ours | theirs)[row][0])
+            cls.check_batch(ours.get(row, []), theirs.get(row, []), (first, other))
 
 
-def _check_equal_tokens(tuner: BaseTuner, first: str, other: str) -> None:
-    ours, theirs = (_tokens(tuner, name) for name in (first, other))
-    for block in sorted(ours.keys() | theirs.keys()):
-        here, there = ours.get(block, (0, 0, None)), theirs.get(block, (0, 0, None))
-        if here != there:
-            raise ValueError(
-                f"adapters {first!r} and {other!r} cannot share a batch: in block {block} they have {here[0]} and "
-                f"{there[0]} VPT tokens of their own, {here[1]} and {there[1]} that run on, at {here[2]} and {there[2]}. "
-                "Mix adapters with equal tokens, or call the model once per adapter."
-            )
-
-
-def _tokens(tuner: BaseTuner, name: str) -> dict[int, tuple[int, int, str]]:
-    modules = ((layer.noah_vpt[name]) for _, layer in noah_layers(tuner.model) if name in layer.noah_vpt)
-    return {vpt.block: (vpt.dim, vpt.stream[0], vpt.position) for vpt in modules if vpt.passing}
+def _by_row(tuner: BaseTuner, name: str) -> dict[str, list[PromptModule]]:
+    modules = (module for _, layer in noah_layers(tuner.model) for module in layer.prompt_modules(name))
+    return {group[0].row: group for _, group in by_row(modules)}

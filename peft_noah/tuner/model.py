@@ -21,8 +21,7 @@ from peft_noah.tuner.layer import NoahLayer, NoahLinear, noah_layers
 from peft_noah.tuner.merging import check_mergeable
 from peft_noah.tuner.mixed_batch import adapter_per_sample
 from peft_noah.tuner.placement import Layout, Placement, check_rows, plan, resolve_config, unwrap
-from peft_noah.tuner.prompts import PromptModule, Vpt
-from peft_noah.tuner.prompts.vpt import attach_hooks, plan_streams, remove_hooks
+from peft_noah.tuner.prompts import PROMPT_MODULES, PromptModule, by_row, find_prompt_module
 
 
 class NoahModel(BaseTuner):
@@ -60,13 +59,15 @@ class NoahModel(BaseTuner):
             cls = NoahLinear if "Linear" in type(unwrap(target)).__name__ else NoahLayer
             layer = cls(target, placement.in_features, placement.out_features)
             self._replace_module(parent, target_name, layer, target)
-        shared_down = None
-        if placement.shared_down is not None:
-            shared_down = self.model.get_submodule(placement.shared_down).noah_lora[adapter_name]
-        layer.update_layer(adapter_name, placement, peft_config, shared_down)
-        if Vpt.name in placement.dims:
-            backbone, block = self._layout.backbone, self._layout.blocks[placement.block]
-            attach_hooks(self.model.get_submodule(block), backbone.norm, backbone.prefix_tokens)
+        owners = {
+            row: next(m for m in self.model.get_submodule(key).prompt_modules(adapter_name) if m.row == row)
+            for row, key in placement.owners.items()
+        }
+        layer.update_layer(adapter_name, placement, peft_config, owners)
+        if self._layout.backbone is not None:
+            block = self.model.get_submodule(self._layout.blocks[placement.block])
+            for row in placement.dims:
+                find_prompt_module(row).attach(block, self._layout.backbone)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT copies ``weight`` over here, which a LayerScale does not have; a leaf and its wrapper share it anyway, and
@@ -103,9 +104,10 @@ class NoahModel(BaseTuner):
         architecture = self._check_fits(Architecture(architecture), name)
         modules = self._fixed[1] if is_fixed else list(self.prompt_modules(name))
         for module in modules:
-            row = architecture.get(module.name)
+            row = architecture.get(module.row)
             module.set_dim(row[module.block] if row else 0)
-        self._set_streams(name, [module for module in modules if isinstance(module, Vpt)])
+        for cls, group in by_row(modules):
+            cls.connect(group, architecture.num_blocks, self.peft_config[name])
         if is_fixed:
             write_choices(modules)
 
@@ -126,13 +128,13 @@ class NoahModel(BaseTuner):
         """
         name = self._adapter(adapter_name)
         self._check_unmerged(name)
-        if any(len(layer.active_vpts()) > 1 for _, layer in self.noah_layers()):
+        if any(len(layer.token_modules()) > 1 for _, layer in self.noah_layers()):
             raise ValueError(
                 f"shapes cannot be fixed: adapters {', '.join(map(repr, self.active_adapters))} are active, and more than "
                 "one has VPT tokens. Activate one of them."
             )
         modules = list(self.prompt_modules(name))
-        with chosen_by_masks(modules, self.peft_config[name], name):
+        with chosen_by_masks(modules, self.peft_config[name]):
             self._fixed = name, modules
             try:
                 self.set_architecture(self.get_architecture(name), name)
@@ -145,7 +147,7 @@ class NoahModel(BaseTuner):
         name = self._adapter(adapter_name)
         rows = {row: [0] * len(dims) for row, dims in self.peft_config[name].architecture.items()}
         for module in self.prompt_modules(name):
-            rows[module.name][module.block] = module.dim
+            rows[module.row][module.block] = module.dim
         return Architecture(rows)
 
     def get_search_space(self, adapter_name: str | None = None) -> SearchSpace:
@@ -175,7 +177,7 @@ class NoahModel(BaseTuner):
         """
         name = self._adapter(adapter_name)
         rows = self._rows(architecture, name)
-        return sum(m.count(rows[m.name][m.block] if m.name in rows else 0) for m in self.prompt_modules(name))
+        return sum(m.count(rows[m.row][m.block] if m.row in rows else 0) for m in self.prompt_modules(name))
 
     def extract(
         self, architecture: Architecture | Mapping[str, list[int]] | None = None, adapter_name: str | None = None
@@ -242,10 +244,10 @@ class NoahModel(BaseTuner):
         sliced = {}
         for key, layer in self.noah_layers():
             for module in layer.prompt_modules(name):
-                prefix = f"model.{key}.noah_{module.name}"
+                prefix = f"model.{key}.noah_{module.row}"
                 for weight, _ in module.named_parameters():
                     drop_from.pop(f"{prefix}.{weight}")
-                dim = rows[module.name][module.block] if module.name in rows else 0
+                dim = rows[module.row][module.block] if module.row in rows else 0
                 sliced.update({f"{prefix}.{weight}": value for weight, value in module.sliced_state(dim).items()})
         return sliced
 
@@ -291,16 +293,6 @@ class NoahModel(BaseTuner):
                         "a smaller dim, or build the adapter with a larger architecture."
                     )
         return architecture
-
-    def _set_streams(self, name: str, modules: list[Vpt]) -> None:
-        if not modules:
-            return
-        vpts = {module.block: module for module in modules}
-        blocks = len(next(iter(self.peft_config[name].architecture.values())))
-        dims = [vpts[block].dim if block in vpts else None for block in range(blocks)]
-        for block, stream in enumerate(plan_streams(dims, self.peft_config[name].vpt_past_depth)):
-            if block in vpts:
-                vpts[block].stream = stream
 
     def noah_layers(self) -> Iterator[tuple[str, NoahLayer]]:
         """The wrapped leaves with their names in the backbone."""
@@ -363,5 +355,6 @@ class NoahModel(BaseTuner):
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )
         for module in model.modules():
-            remove_hooks(module)
+            for cls in PROMPT_MODULES.values():
+                cls.detach(module)
         return model

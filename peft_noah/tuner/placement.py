@@ -21,7 +21,7 @@ from peft_noah.plugins import import_hint, plugins_among
 from peft_noah.tuner.backbones import BACKBONES, Backbone, find_backbone, how_to_know
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.fingerprint import OtherBackboneWarning, fingerprint_backbone, same_backbone
-from peft_noah.tuner.prompts import PROMPT_MODULES, Lora, Vpt
+from peft_noah.tuner.prompts import PROMPT_MODULES, find_prompt_module, in_order
 
 try:
     from peft.utils.error import NoMatchingPeftModuleError
@@ -29,8 +29,6 @@ except ImportError:  # peft 0.20 raises a plain ValueError, which the later clas
     NoMatchingPeftModuleError = ValueError
 
 
-#: most VPT tokens in one block
-MAX_TOKENS = 4_096
 #: prompt parameters that any backbone may be given, however small it is: 64 MiB in float32
 MIN_LIMIT = 2**24
 
@@ -42,8 +40,8 @@ class Placement:
     Args:
         block: index of the block that the leaf belongs to.
         in_features, out_features: widths of the leaf.
-        dims: stored dim by module name; a VPT of 0 only watches tokens that run on.
-        shared_down: name of the leaf whose LoRA ``down`` serves this one; None: its own.
+        dims: stored dim by row; a module of dim 0 only lets through what runs on from earlier blocks.
+        owners: by row, the name of the leaf whose module lends weights to the one here.
         drop_path: rate of stochastic depth behind the leaf; a probability.
     """
 
@@ -51,7 +49,7 @@ class Placement:
     in_features: int
     out_features: int
     dims: Mapping[str, int] = field(default_factory=dict)
-    shared_down: str | None = None
+    owners: Mapping[str, str] = field(default_factory=dict)
     drop_path: float = 0.0
 
 
@@ -159,7 +157,7 @@ def check_rows(architecture: Architecture, num_blocks: int) -> None:
         ValueError: if a row is of no prompt module, or has not one dim per block.
     """
     for name, row in architecture.items():
-        if name not in PROMPT_MODULES:
+        if find_prompt_module(name) is None:
             known = ", ".join(PROMPT_MODULES)
             raise ValueError(f"unknown prompt module {name!r} (known: {known}). {import_hint(name)}")
         if len(row) != num_blocks:
@@ -231,11 +229,11 @@ def plan(model: nn.Module, config: NoahConfig, layout: Layout) -> dict[str, Plac
     """
     leaves: dict[str, dict] = {}
     rows = {name: row for name, row in config.architecture.items() if any(row)}
-    targeted = {name: rows[name] for name in PROMPT_MODULES if name in rows and _is_targeted(name)}
+    targeted = {name: rows[name] for name in in_order(rows) if _is_targeted(name)}
     if targeted:
         _place_on_targets(leaves, model, config, layout, targeted)
-    for name in PROMPT_MODULES:
-        if name in rows and name not in targeted:
+    for name in in_order(rows):
+        if name not in targeted:
             _place_at_site(leaves, model, config, layout, name)
     if config.drop_path and layout.backbone is not None:
         _place_drop_path(leaves, model, config, layout)
@@ -245,17 +243,13 @@ def plan(model: nn.Module, config: NoahConfig, layout: Layout) -> dict[str, Plac
 
 
 def _is_targeted(name: str) -> bool:
-    return PROMPT_MODULES[name].site == "projection"
+    return find_prompt_module(name).site == "projection"
 
 
 def _check_size(placements: Mapping[str, Placement], model: nn.Module, config: NoahConfig) -> None:
     """Refuse dims whose weights would dwarf the backbone, before a single one is allocated."""
-    tokens = max((placement.dims.get(Vpt.name, 0) for placement in placements.values()), default=0)
-    if tokens > MAX_TOKENS:
-        raise ValueError(
-            f"a block is to read {tokens:,} VPT tokens, and attention costs the square of them: at most {MAX_TOKENS:,} "
-            "are allowed. Choose a smaller dim."
-        )
+    for row, dims in config.architecture.items():
+        find_prompt_module(row).check_stored(max(dims))
     asked = sum(_count_stored(leaf, config) for leaf in placements.values())
     limit = max(MIN_LIMIT, sum(parameter.numel() for parameter in model.parameters()))
     if asked > limit:
@@ -270,8 +264,8 @@ def _count_stored(placement: Placement, config: NoahConfig) -> int:
     widths = placement.in_features, placement.out_features
     with torch.device("meta"):  # shapes alone: nothing is allocated, and no random number drawn
         return sum(
-            PROMPT_MODULES[name](*widths, dim, placement.block, config).count(dim)
-            for name, dim in placement.dims.items()
+            find_prompt_module(row)(*widths, dim, placement.block, config).count(dim)
+            for row, dim in placement.dims.items()
             if dim
         )
 
@@ -280,7 +274,7 @@ def _place_on_targets(
     leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout, rows: Mapping[str, Sequence[int]]
 ) -> None:
     """Place modules, of which ``rows`` has the dims, on what ``target_modules`` names."""
-    owners: dict[int, str] = {}
+    owners: dict[tuple[str, int], str] = {}
     for key, module in _outer_modules(model):
         block = layout.block_of(key)
         dims = {} if block is None else {name: row[block] for name, row in rows.items() if row[block]}
@@ -293,9 +287,9 @@ def _place_on_targets(
             )
         leaf = _leaf(leaves, key, block, model, layout)
         leaf["dims"].update(dims)
-        if Lora.name in dims and config.lora_shared_down and _is_projection(layout.backbone, key):
-            owner = owners.setdefault(block, key)
-            leaf["shared_down"] = None if owner == key else owner
+        for row in dims if _is_projection(layout.backbone, key) else ():
+            if find_prompt_module(row).shares_weights(config) and owners.setdefault((row, block), key) != key:
+                leaf["owners"][row] = owners[row, block]
     if not leaves:
         raise NoMatchingPeftModuleError(
             f"Target modules {config.target_modules} not found in the base model, so {' and '.join(rows)} cannot be "
@@ -324,10 +318,10 @@ def _excluded(config: NoahConfig, key: str) -> bool:
 
 
 def _place_at_site(leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout, name: str) -> None:
-    watch = name == Vpt.name and config.vpt_past_depth == "carry"
+    runs_on = find_prompt_module(name).runs_on(config)
     for block, dim in enumerate(config.architecture[name]):
-        key = f"{layout.blocks[block]}.{layout.site(PROMPT_MODULES[name].site)}"
-        if (dim or watch) and not _excluded(config, key):
+        key = f"{layout.blocks[block]}.{layout.site(find_prompt_module(name).site)}"
+        if (dim or runs_on) and not _excluded(config, key):
             _leaf(leaves, key, block, model, layout)["dims"][name] = dim
 
 
@@ -346,5 +340,5 @@ def _leaf(leaves: dict, key: str, block: int, model: nn.Module, layout: Layout) 
         leaf = unwrap(model.get_submodule(key))
         is_linear = hasattr(leaf, "in_features") and hasattr(leaf, "out_features")
         inputs, outputs = _get_in_out_features(leaf) if is_linear else (layout.width, layout.width)
-        leaves[key] = {"block": block, "in_features": inputs, "out_features": outputs, "dims": {}}
+        leaves[key] = {"block": block, "in_features": inputs, "out_features": outputs, "dims": {}, "owners": {}}
     return leaves[key]

@@ -16,7 +16,7 @@ from peft_noah import NoahConfig
 from peft_noah.fast import fast_forward
 from peft_noah.fast.block import FastCall, FastOptions, matmul_attention
 from peft_noah.fast.packed import FrozenLinears, PackedLinear
-from peft_noah.tuner.prompts.vpt import FAST_CALL
+from peft_noah.tuner.prompts.tokens import FAST_CALL
 
 OPTIONS = list(FastOptions.__dataclass_fields__)
 ARCHITECTURES = [

@@ -111,7 +111,7 @@ def test_vpt_needs_the_fast_forward(pixels):
 
 def test_blocks_that_store_different_numbers_of_tokens_are_refused():
     model = build(architecture={"vpt": [4, 4, 2, 2]})
-    with pytest.raises(ValueError, match=r"stores \[4, 4, 2, 2\] VPT tokens, and all blocks must store equally many"):
+    with pytest.raises(ValueError, match=r"store \[4, 4, 2, 2\] VPT tokens, and all must store equally many"):
         with model.fixed_shapes():
             pass
     with build(architecture={"lora": [4, 4, 2, 0]}).fixed_shapes():  # no tokens: nothing to agree on

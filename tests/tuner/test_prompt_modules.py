@@ -293,6 +293,27 @@ def test_one_registered_after_a_layer_was_built_joins_it(pixels):
     assert isinstance(copy.deepcopy(model).base_model.model.vit.layers[0].attention.q_proj, NoahLayer)
 
 
+def test_a_layer_has_no_container_for_what_it_does_not_carry():
+    config = NoahConfig(architecture={"lora": [2] * 4, "shift": [2, 0, 0, 0]}, drop_path=0.1)
+    model = get_peft_model(make_model(), config)
+    rows = {key: layer.adapter_layer_names for key, layer in model.noah_layers()}
+    assert rows["vit.layers.0.attention.q_proj"] == ("noah_lora",)
+    assert rows["vit.layers.0.layernorm_before"] == ("noah_shift",)
+    assert rows["vit.layers.3.mlp.fc2"] == ()  # stochastic depth alone
+    model.add_adapter("more", NoahConfig(architecture={"parallel": [2] * 4, "lora": [1] * 4}))
+    query = model.base_model.model.vit.layers[0].attention.q_proj
+    assert query.adapter_layer_names == ("noah_lora", "noah_parallel")
+    model.delete_adapter("more")
+    assert query.adapter_layer_names == ("noah_lora",) and not hasattr(query, "noah_parallel")
+
+
+def test_modules_act_in_one_order_whatever_came_first():
+    model = get_peft_model(make_model(), NoahConfig(architecture={"parallel": [2] * 4}))
+    model.add_adapter("more", NoahConfig(architecture={"parallel": [2] * 4, "lora": [1] * 4}))
+    query = model.base_model.model.vit.layers[0].attention.q_proj
+    assert [module.row for module in query.prompt_modules("more")] == ["lora", "parallel"]
+
+
 def test_targets_are_shared_with_lora():
     config = NoahConfig(architecture={"parallel": [3, 0, 3, 3]}, target_modules=["fc1"], layers_to_transform=[0, 1, 2])
     model = get_peft_model(make_model(), config)

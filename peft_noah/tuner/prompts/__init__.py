@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from peft_noah.plugins import note_plugin
 from peft_noah.tuner.prompts.adapter import Adapter
 from peft_noah.tuner.prompts.base import SITES, PromptModule
@@ -15,6 +17,26 @@ PROMPT_MODULES: dict[str, type[PromptModule]] = {cls.name: cls for cls in (Lora,
 def find_prompt_module(row: str) -> type[PromptModule] | None:
     """The class of the modules that a row of an architecture has; None where none is registered."""
     return PROMPT_MODULES.get(row)
+
+
+def in_order(rows: Iterable[str]) -> list[str]:
+    """Rows in the order in which their modules act where several share a site; unknown ones last."""
+    order = {name: place for place, name in enumerate(PROMPT_MODULES)}
+    places = {row: order.get(getattr(find_prompt_module(row), "name", None), len(order)) for row in rows}
+    return sorted(places, key=places.get)
+
+
+def by_row(modules: Iterable[PromptModule]) -> list[tuple[type[PromptModule], list[PromptModule]]]:
+    """The modules of an adapter, those of each row together, with their class."""
+    rows: dict[str, list[PromptModule]] = {}
+    for module in modules:
+        rows.setdefault(module.row, []).append(module)
+    return [(type(group[0]), group) for group in rows.values()]
+
+
+def is_own_hook(hook: object) -> bool:
+    """Whether a hook is one that a prompt module placed on its block."""
+    return any(cls.owns_hook(hook) for cls in PROMPT_MODULES.values())
 
 
 def register_prompt_module(cls: type[PromptModule]) -> type[PromptModule]:
@@ -43,4 +65,15 @@ def register_prompt_module(cls: type[PromptModule]) -> type[PromptModule]:
     return cls
 
 
-__all__ = ["PROMPT_MODULES", "Adapter", "Lora", "PromptModule", "Vpt", "find_prompt_module", "register_prompt_module"]
+__all__ = [
+    "PROMPT_MODULES",
+    "Adapter",
+    "Lora",
+    "PromptModule",
+    "Vpt",
+    "by_row",
+    "find_prompt_module",
+    "in_order",
+    "is_own_hook",
+    "register_prompt_module",
+]

@@ -1,4 +1,8 @@
-"""The contract of a prompt module: an elastic, trainable piece added at one site of one block."""
+"""The contract of a prompt module: an elastic, trainable piece added at one site of one block.
+
+What is special about a kind of module stands on its class: placing, slicing, merging, the fast forward and all else ask it
+and know no kind by name.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,10 @@ class PromptModule(nn.Module):
     says so too, and `fast_forward` leaves out tokens that nobody reads. One that draws random numbers itself, besides in
     dropout layers, overrides `is_random`.
 
+    An instance knows its ``row``, which is the class's ``name`` unless the architecture has several rows of one class.
+    Class methods that do nothing here are for modules that hook their block (`attach`, `detach`), that depend on those of
+    other blocks (`connect`, `runs_on`), or that share weights with others of their block (`shares_weights`).
+
     `forward` computes with `active` weights. While shapes are fixed (`NoahModel.fixed_shapes`) these are the stored ones
     with zeros behind the slice, which must change nothing, and what is computed must not depend on ``dim`` but on `live`.
 
@@ -35,6 +43,7 @@ class PromptModule(nn.Module):
         max_dim: largest dim, the one that is stored.
         block: index of the block that carries the module.
         config: the `NoahConfig`, for the options of the method.
+        owner: the module of another projection of the block whose weights serve this one too; None: it has its own.
 
     Raises:
         ValueError: on `set_dim` outside 0 to ``max_dim``.
@@ -62,8 +71,19 @@ class PromptModule(nn.Module):
     #: while shapes are fixed: what all modules of the adapter chose, in one tensor, and where this one's numbers begin
     chosen: tuple[torch.Tensor, int] | None = None
 
-    def __init__(self, in_features: int, out_features: int, max_dim: int, block: int, config) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        max_dim: int,
+        block: int,
+        config,
+        owner: PromptModule | None = None,
+    ) -> None:
         super().__init__()
+        # a tuple hides the other module from torch: it must not be saved, counted or moved twice
+        self._owner = () if owner is None else (owner,)
+        self.row = self.name
         self.in_features, self.out_features, self.max_dim, self.block = in_features, out_features, max_dim, block
         self._configure(config)
         stored = self.shapes(max_dim)
@@ -88,11 +108,76 @@ class PromptModule(nn.Module):
     def _configure(self, config) -> None:
         """Read the options of the method; before any weight exists."""
 
+    # ------------------------------------------------------------------ how it hangs together with the rest of a model
+
+    @classmethod
+    def check_stored(cls, dim: int) -> None:
+        """Refuse a dim that no backbone should be given.
+
+        Raises:
+            ValueError: says which are allowed.
+        """
+
+    @classmethod
+    def runs_on(cls, config) -> bool:
+        """Whether what it adds to a block runs on into later ones that have none of their own: these carry dim 0."""
+        return False
+
+    @classmethod
+    def shares_weights(cls, config) -> bool:
+        """Whether the module of a block's first projection is the ``owner`` of weights that serve the others too."""
+        return False
+
+    @classmethod
+    def attach(cls, block: nn.Module, backbone) -> None:
+        """Hook a block that carries one, as its `Backbone` describes it; called again for each adapter."""
+
+    @classmethod
+    def detach(cls, block: nn.Module) -> None:
+        """Take away what `attach` has left."""
+
+    @classmethod
+    def owns_hook(cls, hook: object) -> bool:
+        """Whether a hook is one of those that `attach` places."""
+        return False
+
+    @classmethod
+    def connect(cls, modules: Sequence[PromptModule], num_blocks: int, config) -> None:
+        """Tell the modules of an adapter's row of each other, whenever their dims have been set."""
+
+    @classmethod
+    def fix_shapes(cls, modules: Sequence[PromptModule], num_blocks: int, config) -> None:
+        """Prepare the modules of an adapter's row for shapes that stay fixed.
+
+        Raises:
+            ValueError: if they cannot.
+        """
+
+    @classmethod
+    def check_batch(cls, one: Sequence[PromptModule], other: Sequence[PromptModule], names: tuple[str, str]) -> None:
+        """Refuse that samples of one batch go through the modules of different adapters, called ``names``.
+
+        Raises:
+            ValueError: says what differs.
+        """
+
+    @property
+    def owner(self) -> PromptModule | None:
+        """The module whose weights serve this one too."""
+        return self._owner[0] if self._owner else None
+
+    @property
+    def passing(self) -> int:
+        """Number of tokens that it adds to those of its block; a module with any is a `TokenModule`."""
+        return 0
+
+    # ------------------------------------------------------------------ the elastic axis
+
     def set_dim(self, dim: int) -> None:
         """Make ``dim`` the active dim; 0 switches the module off."""
         if not 0 <= dim <= self.max_dim:
             raise ValueError(
-                f"{self.name} in block {self.block} cannot take dim {dim}: it stores dims 0 to {self.max_dim}. "
+                f"{self.row} in block {self.block} cannot take dim {dim}: it stores dims 0 to {self.max_dim}. "
                 "Choose a smaller dim, or build the adapter with a larger architecture."
             )
         self.dim = dim
@@ -155,6 +240,10 @@ class PromptModule(nn.Module):
     def delta_weight(self) -> torch.Tensor:
         """What it adds to a frozen Linear's weight, shape (out, in), where it `is_linear`."""
         raise NotImplementedError(f"{self.name} is not linear in the input of its site")
+
+    def as_peft_lora(self, dim: int) -> dict[str, torch.Tensor] | None:
+        """Copies of the weights at ``dim`` under the names of PEFT's LoRA; None where it cannot express them."""
+        return None
 
     def versions(self) -> tuple[float, ...]:
         """Numbers that change when what `delta_weight` depends on is written to or replaced."""

@@ -17,9 +17,6 @@ class Lora(PromptModule):
     ``y' = y + s * (dropout(x) W_down^T) W_up`` with ``down`` (r, in) and ``up`` (r, out); ``s`` is
     ``config.lora_scale``. Weight decay and initialisation follow the recipe. Source: NOAH, section 3.1 (q and k each
     with a pair of their own); the released code gives q, k and v ONE shared ``down`` and no scale.
-
-    Args:
-        shared_down: the module whose ``down`` serves this one too; None: it holds its own.
     """
 
     name = "lora"
@@ -30,10 +27,10 @@ class Lora(PromptModule):
     is_linear = True
     is_tokenwise = True
 
-    def __init__(self, in_features, out_features, max_dim, block, config, shared_down: Lora | None = None) -> None:
-        # a tuple hides the other module from torch: it must not be saved, counted or moved twice
-        object.__setattr__(self, "_shared_down", () if shared_down is None else (shared_down,))
-        super().__init__(in_features, out_features, max_dim, block, config)
+    @classmethod
+    def shares_weights(cls, config) -> bool:
+        """In the released code, one ``down`` serves all projections of a block."""
+        return config.lora_shared_down
 
     def _configure(self, config) -> None:
         self.scale = config.lora_scale
@@ -41,22 +38,21 @@ class Lora(PromptModule):
 
     def shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
         up = {"up": (dim, self.out_features)}
-        return up if self._shared_down else {"down": (dim, self.in_features), **up}
+        return up if self.owner is not None else {"down": (dim, self.in_features), **up}
 
     def reset_parameters(self, config) -> None:
         if config.init == "normal" or not config.init_weights:
             for weight in self.parameters():
                 init_normal(weight, config.init_weights)
             return
-        if not self._shared_down:
+        if self.owner is None:
             nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
         nn.init.zeros_(self.up)
 
     def _down(self) -> torch.Tensor:
-        if not self._shared_down:
+        if self.owner is None:
             return self.aligned("down")
-        owner = self._shared_down[0]
-        return owner.down[: self.dim] if self.chosen is None else owner.aligned("down")
+        return self.owner.down[: self.dim] if self.chosen is None else self.owner.aligned("down")
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         hidden = F.linear(self.cast(self.dropout(x), self.up), self._down())  # (B, T, r)
@@ -70,13 +66,12 @@ class Lora(PromptModule):
 
     def versions(self) -> tuple[float, ...]:
         """As in every prompt module; a shared ``down`` and the scale count too."""
-        shared = (x for owner in self._shared_down for x in owner.versions())
+        shared = () if self.owner is None else self.owner.versions()
         return self.scale, *super().versions(), *shared
 
-    def as_peft_lora(self, rank: int) -> dict[str, torch.Tensor]:
-        """Copies of the weights at ``rank`` under PEFT's names: ``lora_A`` (r, in) and ``lora_B`` (out, r)."""
-        owner = self._shared_down[0] if self._shared_down else self
-        down, up = owner.down.detach()[:rank].clone(), self.up.detach()[:rank].T.contiguous()
+    def as_peft_lora(self, dim: int) -> dict[str, torch.Tensor]:
+        """Copies of the weights at rank ``dim``: ``lora_A`` (r, in) and ``lora_B`` (out, r)."""
+        down, up = (self.owner or self).down.detach()[:dim].clone(), self.up.detach()[:dim].T.contiguous()
         return {"lora_A.weight": down, "lora_B.weight": up}
 
     def delta_weight(self) -> torch.Tensor:

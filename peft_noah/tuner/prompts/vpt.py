@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
-import torch
 from torch import nn
 
-from peft_noah.tuner.prompts.base import PromptModule, init_normal
+from peft_noah.tuner.prompts.base import init_normal
+from peft_noah.tuner.prompts.tokens import TokenModule, plan_streams
 
-#: keyword argument of a block whose fast forward reads the tokens itself, so that the hooks have nothing to do
-FAST_CALL = "noah_fast_call"
-
-#: tokens in the stream as a block is entered and left: plain data, so that a hook needs no state of its own
-Stream = tuple[int, int]
+#: most tokens in one block
+MAX_TOKENS = 4_096
 
 
-class Vpt(PromptModule):
+class Vpt(TokenModule):
     """m learnable tokens of a block, with elastic m.
 
     The block's input becomes ``[CLS, P, E]`` (``config.vpt_position = "after_cls"``, the paper) or ``[CLS, E, P]``
@@ -26,25 +21,17 @@ class Vpt(PromptModule):
     tokens leave the stream, so that ``last_hidden_state`` and all hidden states but the first, which is what block 0
     reads, keep their usual length. With ``config.vpt_past_depth = "carry"`` (the released code) tokens run on through
     blocks that have none of their own, and the hidden states between those are longer too.
-    Tokens of several active adapters stand side by side, in the order of activation.
     Source: NOAH, section 3.1, after VPT-deep (arXiv 2203.12119).
-
-    The module's site is the block's first norm, a leaf that PEFT can wrap; `insert_tokens` and `strip_tokens` hook the
-    block around it.
     """
 
     name = "vpt"
-    site = "norm"
     label = "VPT (tokens)"
     colour = "#009E73"
     alone = 10  # the largest of the VTAB-1k space
-    is_tokenwise = True
 
     def _configure(self, config) -> None:
         self.position = config.vpt_position
         self.dropout = nn.Dropout(config.dropout)
-        self.stream: Stream = (0, 0)
-        self.largest_stream: Stream = (0, 0)
 
     def shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
         return {"tokens": (dim, self.out_features)}
@@ -52,184 +39,65 @@ class Vpt(PromptModule):
     def reset_parameters(self, config) -> None:
         init_normal(self.tokens, config.init_weights)
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return y  # the tokens enter before the block, see insert_tokens
+    @classmethod
+    def check_stored(cls, dim: int) -> None:
+        """Refuse more tokens than attention should see.
 
-    @property
-    def passing(self) -> int:
-        """Number of tokens that the block processes: its own, else those that run on."""
-        return self.live or self.flow[0]
-
-    @property
-    def flow(self) -> Stream:
-        """The stream as it is computed: while shapes are fixed, the largest one."""
-        return self.stream if self.chosen is None else self.largest_stream
-
-    def choice(self) -> list[int]:
-        """The size of the slice, and how many tokens the block reads."""
-        return [*super().choice(), self.dim or self.stream[0]]
-
-    def visible(self, keys: int, first: int) -> torch.Tensor | None:
-        """Which of the keys a query sees, (1, 1, 1, ``keys``), where the tokens begin at ``first``; None: all."""
-        if self.chosen is None:
-            return None
-        place = torch.arange(keys, device=self.tokens.device) - first
-        return ((place < self.chosen_size(1)) | (place >= self.passing))[None, None, None]
-
-    def own_tokens(self, size: int, batch: list[Vpt] | None = None) -> torch.Tensor:
-        """This block's tokens for ``size`` samples, (size, m, D), each sample with dropout of its own."""
-        if batch is None:
-            return self.dropout(self.active("tokens").expand(size, -1, -1))
-        return self.dropout(torch.stack([vpt.active("tokens") for vpt in batch]))
-
-    def insert(self, hidden: torch.Tensor, prefix: int, batch: list[Vpt] | None = None) -> torch.Tensor:
-        """Put this block's tokens where the previous ones were; ``hidden`` (B, T, D), ``prefix`` class tokens.
-
-        ``batch`` names the module of each sample where they differ; all have this one's dim.
+        Raises:
+            ValueError: if a block would store more than 4,096.
         """
-        if not self.live:
-            return hidden
-        tokens, entering = self.own_tokens(hidden.shape[0], batch).to(hidden.dtype), self.flow[0]
-        if self.chosen is not None and entering:  # as many enter as the block has
-            first = hidden.shape[1] - entering if self.position == "last" else prefix
-            tokens = tokens.where(self.chosen_size(0) > 0, hidden[:, first : first + entering])
-        clean = self.strip(hidden, prefix, entering)
-        if self.position == "last":
-            return torch.cat([clean, tokens], dim=1)
-        return torch.cat([clean[:, :prefix], tokens, clean[:, prefix:]], dim=1)
+        if dim > MAX_TOKENS:
+            raise ValueError(
+                f"a block is to read {dim:,} VPT tokens, and attention costs the square of them: at most {MAX_TOKENS:,} "
+                "are allowed. Choose a smaller dim."
+            )
 
-    def strip(self, hidden: torch.Tensor, prefix: int, count: int) -> torch.Tensor:
-        """Take ``count`` tokens out of ``hidden`` (B, T, D)."""
-        if not count:
-            return hidden
-        if self.position == "last":
-            return hidden[:, :-count]
-        return torch.cat([hidden[:, :prefix], hidden[:, prefix + count :]], dim=1)
+    @classmethod
+    def runs_on(cls, config) -> bool:
+        """In the released code, tokens run on past VPT's depth."""
+        return config.vpt_past_depth == "carry"
 
-    def grow_mask(self, mask: torch.Tensor, prefix: int) -> torch.Tensor:
-        """Let every query see the tokens, and the tokens see what CLS sees.
+    @classmethod
+    def connect(cls, modules: Sequence[Vpt], num_blocks: int, config) -> None:
+        """Tell each block how many tokens enter and leave it."""
+        vpts = {vpt.block: vpt for vpt in modules}
+        dims = [vpts[block].dim if block in vpts else None for block in range(num_blocks)]
+        for block, stream in enumerate(plan_streams(dims, config.vpt_past_depth)):
+            if block in vpts:
+                vpts[block].stream = stream
 
-        ``mask`` is (B, T) or (B, 1, T or 1, T), boolean or integer (True: visible) or additive (0: visible).
+    @classmethod
+    def fix_shapes(cls, modules: Sequence[Vpt], num_blocks: int, config) -> None:
+        """Let each block expect the largest stream.
+
+        Raises:
+            ValueError: where blocks store different numbers of tokens.
         """
-        count = self.passing
-        visible = 0 if mask.is_floating_point() and mask.dim() == 4 else 1
-        at = mask.shape[-1] if self.position == "last" else prefix
-        mask = torch.cat([mask[..., :at], mask.new_full((*mask.shape[:-1], count), visible), mask[..., at:]], dim=-1)
-        if mask.dim() == 4 and mask.shape[-2] > 1:
-            rows = mask[:, :, :1].expand(-1, -1, count, -1)
-            mask = torch.cat([mask[:, :, :at], rows, mask[:, :, at:]], dim=2)
-        return mask
+        stored = [vpt.max_dim for vpt in modules] + [0] * (num_blocks - len(modules))
+        if len({*stored}) > 1:
+            raise ValueError(
+                f"shapes cannot be fixed: the blocks store {stored} VPT tokens, and all must store equally many. Choose a "
+                "search space in which every block may carry VPT, or train without compiling."
+            )
+        streams = plan_streams([stored[0], *[0] * (num_blocks - 1)], config.vpt_past_depth)
+        for vpt in modules:
+            vpt.largest_stream = streams[vpt.block]
 
+    @classmethod
+    def check_batch(cls, one: Sequence[Vpt], other: Sequence[Vpt], names: tuple[str, str]) -> None:
+        """Refuse adapters with different tokens: one batch has one length.
 
-def plan_streams(dims: list[int], past_depth: str) -> list[Stream]:
-    """How many tokens enter and leave each block.
-
-    A block's own tokens replace those that enter. What leaves is stripped, unless ``past_depth`` is ``"carry"`` and the
-    next block has no tokens of its own.
-    """
-    streams, entering = [], 0
-    for block, dim in enumerate(dims):
-        runs_on = past_depth == "carry" and block + 1 < len(dims) and dims[block + 1] == 0
-        leaving = (dim or entering) if runs_on else 0
-        streams.append((entering, leaving))
-        entering = leaving
-    return streams
-
-
-def insert_all(vpts: Sequence[Vpt], hidden: torch.Tensor, prefix: int, batch: list[Vpt] | None = None) -> torch.Tensor:
-    """Put a block's tokens into ``hidden`` (B, T, D), those of several adapters side by side in the order of ``vpts``."""
-    ahead, behind = 0, sum(vpt.flow[0] for vpt in vpts if vpt.position == "last")
-    for vpt in vpts:
-        if vpt.position == "last":
-            behind -= vpt.flow[0]  # tokens of later adapters, which entered
-            hidden = _before(hidden, behind, lambda part, vpt=vpt: vpt.insert(part, prefix, batch))
-        else:
-            hidden = vpt.insert(hidden, prefix + ahead, batch)
-            ahead += vpt.passing
-    return hidden
-
-
-def strip_all(vpts: Sequence[Vpt], hidden: torch.Tensor, prefix: int) -> torch.Tensor:
-    """Take the tokens that do not run on out of a block's output ``hidden`` (B, T, D)."""
-    ahead = behind = 0
-    for vpt in [vpt for vpt in vpts if vpt.position != "last"]:
-        if vpt.flow[1]:
-            ahead += vpt.passing
-        else:
-            hidden = vpt.strip(hidden, prefix + ahead, vpt.passing)
-    for vpt in [vpt for vpt in reversed(vpts) if vpt.position == "last"]:
-        if vpt.flow[1]:
-            behind += vpt.passing
-        else:
-            hidden = _before(hidden, behind, lambda part, vpt=vpt: vpt.strip(part, prefix, vpt.passing))
-    return hidden
-
-
-def _before(hidden: torch.Tensor, count: int, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """``hidden`` (B, T, D) with all but its last ``count`` tokens changed."""
-    if not count:
-        return change(hidden)
-    return torch.cat([change(hidden[:, :-count]), hidden[:, -count:]], dim=1)
-
-
-def insert_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], *, site: str, prefix: int) -> Any:
-    """Forward pre-hook of a block. A plain function that looks its layer up: a copied model finds its own weights."""
-    layer = block.get_submodule(site)
-    vpts = layer.active_vpts()
-    if FAST_CALL in kwargs or not vpts:
-        return None
-    if any(vpt.chosen is not None for vpt in vpts):
-        raise RuntimeError(
-            "while shapes are fixed, a model with VPT runs in `peft_noah.fast.fast_forward` alone, which is off for this model "
-            "or call: its `reason` says why. Train without compiling, or remove the reason."
+        Raises:
+            ValueError: names the block, and what its tokens are in both.
+        """
+        ours, theirs = (
+            {vpt.block: (vpt.dim, vpt.stream[0], vpt.position) for vpt in vpts if vpt.passing} for vpts in (one, other)
         )
-    args, kwargs = list(args), dict(kwargs)
-    # shape[0], not len: torch.export would take a length for a constant
-    if args:
-        args[0] = insert_all(vpts, args[0], prefix, layer.batch_vpts(args[0].shape[0]))
-    else:
-        hidden = kwargs["hidden_states"]
-        kwargs["hidden_states"] = insert_all(vpts, hidden, prefix, layer.batch_vpts(hidden.shape[0]))
-    for vpt in vpts:
-        if len(args) > 1 and args[1] is not None:
-            args[1] = vpt.grow_mask(args[1], prefix)
-        elif kwargs.get("attention_mask") is not None:
-            kwargs["attention_mask"] = vpt.grow_mask(kwargs["attention_mask"], prefix)
-    return tuple(args), kwargs
-
-
-def strip_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any, *, site: str, prefix: int) -> Any:
-    """Forward hook of a block: takes out the tokens that do not run on."""
-    vpts = block.get_submodule(site).active_vpts()
-    if FAST_CALL in kwargs or all(vpt.flow[1] for vpt in vpts):
-        return None
-    if isinstance(output, torch.Tensor):
-        return strip_all(vpts, output, prefix)
-    return (strip_all(vpts, output[0], prefix), *output[1:])
-
-
-def is_vpt_hook(hook: Any) -> bool:
-    """Whether a hook is one of the two that VPT places on a block."""
-    return isinstance(hook, partial) and hook.func in (insert_tokens, strip_tokens)
-
-
-def attach_hooks(block: nn.Module, site: str, prefix: int) -> None:
-    """Hook ``block`` once, whatever the number of adapters."""
-    if not any(map(is_vpt_hook, block._forward_pre_hooks.values())):
-        block.register_forward_pre_hook(partial(insert_tokens, site=site, prefix=prefix), with_kwargs=True)
-        # first of all hooks: whoever records outputs then sees hidden states of the usual length
-        block.register_forward_hook(partial(strip_tokens, site=site, prefix=prefix), prepend=True, with_kwargs=True)
-
-
-def remove_hooks(block: nn.Module) -> None:
-    """Take the hooks off again.
-
-    They are found in the block rather than through stored handles: handles of a deep-copied model point at the original.
-    """
-    for hooks, extra in (
-        (block._forward_pre_hooks, block._forward_pre_hooks_with_kwargs),
-        (block._forward_hooks, block._forward_hooks_with_kwargs),
-    ):
-        for key in [key for key, hook in hooks.items() if is_vpt_hook(hook)]:
-            del hooks[key]
-            extra.pop(key, None)
+        for block in sorted(ours.keys() | theirs.keys()):
+            here, there = ours.get(block, (0, 0, None)), theirs.get(block, (0, 0, None))
+            if here != there:
+                raise ValueError(
+                    f"adapters {names[0]!r} and {names[1]!r} cannot share a batch: in block {block} they have {here[0]} and "
+                    f"{there[0]} VPT tokens of their own, {here[1]} and {there[1]} that run on, at {here[2]} and "
+                    f"{there[2]}. Mix adapters with equal tokens, or call the model once per adapter."
+                )

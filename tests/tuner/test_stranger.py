@@ -1,0 +1,122 @@
+"""A stranger adds a prompt module: SSF, in this file alone, without a change anywhere in the package."""
+
+import random
+
+import pytest
+import torch
+from conftest import make_model
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from peft_noah import Architecture, NoahConfig, PromptModule, SearchSpace, register_prompt_module, search
+from peft_noah.fast import fast_forward
+from peft_noah.run.methods import attach
+from peft_noah.searching.prefixes import PrefixCache
+from peft_noah.tuner.labels import architecture_table, module_colour
+from peft_noah.tuner.prompts import PROMPT_MODULES
+
+
+class Ssf(PromptModule):
+    """Scale and shift of the MLP's output, ``y' = gamma * y + beta`` (arXiv 2210.08823); dim 1: it is there."""
+
+    name = "ssf"
+    site = "mlp_output"
+    label = "SSF (on)"
+    colour = "#882255"
+    dims = (1,)
+    alone = 1
+    is_tokenwise = True
+
+    def shapes(self, dim):
+        return {"gamma": (dim, self.out_features), "beta": (dim, self.out_features)}
+
+    def reset_parameters(self, config):
+        nn.init.ones_(self.gamma)
+        nn.init.zeros_(self.beta)
+        if not config.init_weights:
+            nn.init.normal_(self.gamma, mean=1.0)
+            nn.init.normal_(self.beta)
+
+    def forward(self, x, y):
+        gamma, beta = self.active("gamma"), self.active("beta")
+        return (self.cast(y, gamma) * gamma[0] + beta[0]).to(y.dtype)
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    before = dict(PROMPT_MODULES)
+    register_prompt_module(Ssf)
+    yield
+    PROMPT_MODULES.clear()
+    PROMPT_MODULES.update(before)
+
+
+SPACE = {"modules": ("lora", "vpt", "ssf")}
+
+
+def supernet(**options):
+    config = {"search_space": SearchSpace.vtab(4, **SPACE), "init_weights": False, **options}
+    return get_peft_model(make_model(), NoahConfig(**config)).eval()
+
+
+def logits(model, pixels):
+    with torch.no_grad():
+        return model(pixel_values=pixels).logits
+
+
+def test_a_named_space_gives_it_the_dims_that_it_asks_for():
+    space = SearchSpace.vtab(4, **SPACE)
+    assert space.dims == {"lora": (1, 5, 10), "vpt": (1, 5, 10), "ssf": (1,)}
+
+
+def test_it_computes_its_formula_and_counts(pixels):
+    model = supernet()
+    model.set_architecture({"ssf": [0, 1, 0, 0]})
+    assert model.count_parameters() == 2 * 24
+    fc2 = model.base_model.model.vit.layers[1].mlp.fc2
+    ssf, x = fc2.noah_ssf["default"], torch.randn(2, 5, 48)
+    torch.testing.assert_close(fc2(x), fc2.base_layer(x) * ssf.gamma + ssf.beta)
+
+
+def test_it_is_searched_cut_out_saved_loaded_and_merged_as_the_others_are(pixels, tmp_path):
+    model = supernet()
+    space, target = model.get_search_space(), logits(model, pixels)
+
+    def score(architecture):
+        model.set_architecture(architecture)
+        return float(-(logits(model, pixels) - target).square().mean())
+
+    best = search(space, score, model.count_parameters, budget=2_000).best.architecture
+    assert set(best) == {"lora", "vpt", "ssf"}
+    model.set_architecture(best)
+    model.extract().save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_model(), tmp_path).eval()
+    torch.testing.assert_close(logits(loaded, pixels), logits(model, pixels))
+    model.set_architecture({"ssf": [1] * 4})
+    with pytest.raises(ValueError, match="has active ssf modules"):
+        model.merge_and_unload()
+    with pytest.raises(ValueError, match="a LoraConfig cannot express ssf"):
+        model.export_lora()
+
+
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+def test_it_is_fast_and_shares_prefixes(recipe, pixels):
+    model = supernet(recipe=recipe)
+    cache = PrefixCache(model, 3, 1.0)
+    for seed in range(4):
+        architecture = model.get_search_space().sample(random.Random(seed))
+        model.set_architecture(architecture)
+        expected = logits(model, pixels)
+        with fast_forward(model) as fast:
+            torch.testing.assert_close(logits(model, pixels), expected, atol=1e-5, rtol=1e-5)
+            assert fast.reason is None
+        with torch.inference_mode():
+            torch.testing.assert_close(cache.logits(architecture, range(3), pixels), expected, atol=1e-5, rtol=1e-5)
+    assert cache.reason is None
+
+
+def test_it_is_compared_alone_and_has_its_label_and_colour():
+    model = attach(make_model(), "ssf", "paper")
+    assert model.get_architecture() == Architecture(ssf=[1] * 4)
+    assert architecture_table({"ssf": (1, 0)}).splitlines()[2] == "| SSF (on) |   1 |   0 |"
+    assert module_colour("ssf") == "#882255"
