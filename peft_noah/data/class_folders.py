@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from peft_noah.data.class_names import composed
 from peft_noah.data.images import image_extensions
 
 logger = logging.getLogger(__name__)
@@ -87,11 +88,14 @@ class ClassFolders:
     """The images of one split.
 
     Attributes:
-        files: paths of images by class, classes in order of their names.
+        folder: of the split.
+        files: paths of images by class, classes in order of their folders' names; an accent and its letter are one
+            character in the name, as they are two on macOS only.
         loose: images directly in the split's folder, which belong to no class.
         left_out: what else is not read.
     """
 
+    folder: Path
     files: Mapping[str, list[str]]
     loose: list[str]
     left_out: LeftOut
@@ -99,6 +103,14 @@ class ClassFolders:
     def in_order(self) -> list[tuple[str, str]]:
         """Path and class of every image, in the order of paths."""
         return sorted((path, name) for name, paths in self.files.items() for path in paths)
+
+    def subfolders(self) -> dict[str, set[str]]:
+        """The names of the folders directly in each class folder that hold images; "" for those directly in it."""
+        return {name: {self._subfolder(path) for path in paths} for name, paths in self.files.items()}
+
+    def _subfolder(self, path: str) -> str:
+        parts = Path(path).relative_to(self.folder).parts
+        return parts[1] if len(parts) > 2 else ""
 
 
 def is_not_data(name: str) -> bool:
@@ -138,7 +150,7 @@ def read_class_folders(folder: Path, split: str, skip: Collection[str] = ()) -> 
             continue
         inside = LeftOut()
         if images := list(find_images(entry.path, inside, seen)):
-            files[entry.name] = images
+            files[composed(entry.name)] = files.get(composed(entry.name), []) + images
         elif entry.name.startswith("."):  # of a program; with images it would be a class
             left.add_folder(entry.path)
             continue
@@ -154,7 +166,7 @@ def read_class_folders(folder: Path, split: str, skip: Collection[str] = ()) -> 
             f"the class folder {entry.name!r} of the {split} split, {entry.path}, has no image that can be read: "
             f"{reasons}. Allowed are {', '.join(sorted(image_extensions()))}. Convert its images, or remove the folder."
         )
-    return ClassFolders(files, loose, left)
+    return ClassFolders(folder, files, loose, left)
 
 
 def find_images(folder: str | os.PathLike[str], left_out: LeftOut, seen: set[str]) -> Iterator[str]:

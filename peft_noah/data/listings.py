@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.utils.data import Subset
 
+from peft_noah.data.class_names import twins
 from peft_noah.jsonfile import MAX_COUNT, check_int
 
 logger = logging.getLogger(__name__)
@@ -134,15 +135,22 @@ class Listings:
             )
 
     def warn_of_unseen_classes(self) -> None:
-        """Log, per split, how many of its classes have no training image."""
+        """Log, per split, how many of its classes have no training image, and how many training classes it lacks."""
         seen = set(self.train.labels)
         for name, listing in self.by_name().items():
             if unseen := sorted(set(listing.labels) - seen):
-                shown = ", ".join(self.label_names[label] for label in unseen[:5])
                 logger.warning(
                     "%s: %d classes of the %s split have no training image (%s)",
-                    *(self.source, len(unseen), name, shown),
+                    *(self.source, len(unseen), name, self._named(unseen)),
                 )
+            if listing.classes is None and (lacking := sorted(seen - set(listing.labels))):
+                logger.warning(
+                    "%s: %d classes of the training images have no image in the %s split (%s)",
+                    *(self.source, len(lacking), name, self._named(lacking)),
+                )
+
+    def _named(self, labels: Sequence[int]) -> str:
+        return ", ".join(self.label_names[label] for label in labels[:5]) + (", ..." if len(labels) > 5 else "")
 
     def without_unlabelled(self) -> Listings:
         """The same, without a validation or test split whose labels are all missing or -1, as competitions withhold them."""
@@ -155,6 +163,14 @@ class Listings:
             f"the labels of all {len(listing):,} {name} images are missing or -1" for name, listing in withheld.items()
         ]
         return replace(self, **dict.fromkeys(withheld), notes=(*self.notes, *notes))
+
+    def noting_twins(self) -> Listings:
+        """The same; where names of classes are all but the same, the notes say so."""
+        notes = [
+            f"the classes {' and '.join(map(repr, names))} differ in case, spaces or the coding of accents only"
+            for names in twins(self.label_names)
+        ]
+        return replace(self, notes=(*self.notes, *notes))
 
     def noting_no_test(self) -> Listings:
         """The same; where there is no test split, the notes say what follows from it."""

@@ -133,7 +133,7 @@ def read_listings(
     listings = listings.with_test(TEST_FRACTION, seed)
     if shots is not None and not shots_are_drawn:
         listings = listings.with_shots(shots, seed)
-    return listings.with_validation(validation_fraction, seed).noting_no_test()
+    return listings.with_validation(validation_fraction, seed).noting_twins().noting_no_test()
 
 
 def _read(
@@ -162,15 +162,16 @@ def _read(
 
 
 def _unwrapped(folder: Path) -> Path:
-    """The folder, or the only one in it where that holds the splits, as in an unpacked archive."""
+    """The folder, or the only one in it, however deep, where that holds the splits, as in an unpacked archive."""
+    inner = folder
     while True:
-        below = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        below = [path for path in inner.iterdir() if path.is_dir() and not path.name.startswith(".")]
         below = [path for path in below if not is_not_data(path.name)]
-        if len(below) != 1 or is_split_name(below[0].name):
+        if any(is_split_name(path.name) for path in below):
+            return inner
+        if len(below) != 1:
             return folder
-        if not any(path.is_dir() and is_split_name(path.name) for path in below[0].iterdir()):
-            return folder
-        folder = below[0]
+        inner = below[0]
 
 
 def _from_tables(

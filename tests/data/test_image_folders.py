@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -295,3 +296,82 @@ def test_a_flat_folder_of_test_images_is_no_class_whatever_it_is_called(tmp_path
     listings = read_listings(tmp_path)
     assert listings.label_names == ("cat", "dog")
     assert f"the folder {name!r} is no split and was not read (5 files)" in listings.notes
+
+
+# --- layouts that are easily taken for others -------------------------------------------------------------------------
+
+
+def test_a_split_that_is_a_link_to_nothing_is_named(tmp_path, preprocessing):
+    folder = put(tmp_path / "task", *(name for name in BOTH if not name.startswith("val")))
+    (folder / "val").symlink_to(tmp_path / "gone")
+    refused(folder, preprocessing, "the split .*val is a link to .*gone, which is not there. Repair the link")
+
+
+def test_archives_within_archives_are_looked_into(tmp_path):
+    put(tmp_path, *(f"a/b/c/{name}" for name in BOTH), "__MACOSX/a/._b", "a/readme.txt")
+    assert read_listings(tmp_path).label_names == ("cat", "dog")
+
+
+def test_a_split_within_a_folder_of_the_same_name_is_found(tmp_path):
+    put(tmp_path, *(f"{name.split('/')[0]}/{name}" for name in BOTH if name[0] == "t"), "val/val/1.png")
+    listings = read_listings(tmp_path)
+    assert listings.label_names == ("cat", "dog") and listings.sizes == {"train": 2, "validation": 2, "test": 4}
+    assert "the 1 images of the validation split lie in no class folder, so they have no labels" in listings.notes
+
+
+@pytest.mark.parametrize("layout", ["images/{}/{}.png", "a/b/{}/{}.png", "train/images/{}/{}.png"])
+def test_a_folder_around_those_of_the_classes_is_named(tmp_path, preprocessing, layout):
+    folder = put(tmp_path / "task", *(layout.format(name, index) for name in ("cat", "dog") for index in range(5)))
+    refused(
+        folder,
+        preprocessing,
+        "all images of .* are of one class, '(images|a)'.* If the 2 folders in .* .cat, dog, ...",
+    )
+
+
+def test_images_and_masks_are_no_classes(tmp_path, preprocessing):
+    folder = put(tmp_path / "task", *(f"{name}/{index}.png" for name in ("images", "Masks") for index in range(5)))
+    refused(folder, preprocessing, "are 'Masks', 'images': parts of a dataset are called so, and no classes")
+
+
+def test_splits_within_class_folders_are_refused(tmp_path, preprocessing):
+    names = [f"{name}/{split}/{i}.png" for name in ("cat", "dog") for split in ("train", "test") for i in range(5)]
+    refused(put(tmp_path / "task", *names), preprocessing, "splits within its class folders, .*/test and .*/train")
+
+
+def test_a_class_named_in_the_coding_of_macos_is_the_same_class(tmp_path):
+    both = [unicodedata.normalize(form, "Käse") for form in ("NFC", "NFD")]
+    folder = put(tmp_path, *(f"train/{name}/{i}.png" for name in (both[0], "dog") for i in (1, 2)))
+    put(folder, *(f"test/{name}/3.png" for name in (both[1], "dog")), f"train/{both[1]}/3.png")
+    listings = read_listings(folder)
+    assert listings.label_names == (both[0], "dog")
+    assert by_class(listings, "test") == {both[0]: ["3.png"], "dog": ["3.png"]}
+    assert listings.sizes["train"] + listings.sizes["validation"] == 5
+
+
+def test_a_class_of_another_case_in_the_test_split_is_named_with_the_one_it_resembles(tmp_path, preprocessing):
+    folder = put(tmp_path / "task", *(name for name in BOTH if name.startswith("train")), "test/Cat/1.png")
+    refused(folder, preprocessing, "class folder 'Cat', which the training images lack. It differs from 'cat' in case")
+
+
+def test_classes_that_are_all_but_the_same_are_said(tmp_path):
+    listings = read_listings(put(tmp_path, *BOTH, *splits_of("Cat/1.png", "Cat/2.png")))
+    assert listings.label_names == ("Cat", "cat", "dog")
+    assert listings.notes == ("the classes 'Cat' and 'cat' differ in case, spaces or the coding of accents only",)
+
+
+def test_a_class_that_validation_or_test_lack_is_a_warning(tmp_path, preprocessing, caplog):
+    load_splits(put(tmp_path / "task", *BOTH, "train/owl/1.png", "val/owl/1.png"), preprocessing)
+    assert "1 classes of the training images have no image in the test split (owl)" in caplog.text
+    assert "in the validation split" not in caplog.text
+
+
+def test_loose_images_alone_are_counted_in_the_message(tmp_path, preprocessing):
+    folder = put(tmp_path / "task", "1.png", "2.png", "labels.csv")
+    refused(
+        folder, preprocessing, "neither parquet files nor folders of images, but 2 images in no class folder.*metadata"
+    )
+
+
+def test_a_folder_of_folders_without_images_is_refused(tmp_path, preprocessing):
+    refused(put(tmp_path / "task", "docs/a.md", "src/b.py"), preprocessing, "the train split of .* is empty")
