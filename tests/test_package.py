@@ -1,4 +1,4 @@
-"""What a user installs: the wheel's content, the lower bounds, registration, and the README's commands."""
+"""What a user installs: the wheel's content, the lower bounds, registration, and the committed results."""
 
 import ast
 import copy
@@ -121,14 +121,14 @@ def test_ci_runs_the_test_command_of_the_readme(tmp_path):
         assert (done.returncode, done.stdout.splitlines()) == (code, [told, os.path.realpath(tmp_path)])
 
 
-def test_the_readme_shows_the_committed_results():
-    readme, reports = (ROOT / "README.md").read_text(), load_reports(RESULTS / "fashion_mnist" / "runs.jsonl")
+def test_the_results_page_shows_the_committed_runs():
+    page, reports = (ROOT / "docs" / "results.md").read_text(), load_reports(RESULTS / "fashion_mnist" / "runs.jsonl")
     labels = {"linear": "linear probe", "lora": "LoRA, rank 8", "adapter": "Adapter, width 8", "vpt": "VPT, 10 tokens"}
     labels |= {f"noah {how}": f"NOAH {how}" for how in ("inherited", "retrained", "continued")}
     for method, label in labels.items():
         values = [next(r.test for r in report.results if r.method == method) for report in reports]
         mean, error = mean_and_standard_error([100 * value for value in values])
-        row = next(line for line in readme.splitlines() if line.startswith(f"| {label}"))
+        row = next(line for line in page.splitlines() if line.startswith(f"| {label}"))
         assert f"{mean:.1f} ± {error:.1f}" in row
 
 
@@ -164,9 +164,10 @@ def test_the_committed_table_of_efforts_shows_the_committed_cells():
     assert len(shown) == 11
 
 
-def test_the_readme_shows_the_table_of_the_suite_as_it_came_out():
-    readme = (ROOT / "README.md").read_text()
+def test_the_results_page_shows_the_tables_as_they_came_out():
+    page = (ROOT / "docs" / "results.md").read_text()
     tables = (RESULTS / "tasks_vit_tiny_64" / "tables" / "tables.md").read_text()
     rows = tables.partition("\n## Table 1")[2].partition("\n## ")[0].splitlines()
     rows = [row for row in rows if row.startswith("|")]
-    assert len(rows) == 14 and [row for row in rows if row not in readme] == []
+    assert len(rows) == 14 and [row for row in rows if row not in page] == []
+    assert (RESULTS / "effort" / "effort.md").read_text().partition("\n\n")[0] in page
