@@ -169,13 +169,16 @@ def read_class_folders(folder: Path, split: str, skip: Collection[str] = ()) -> 
     return ClassFolders(folder, files, loose, left)
 
 
-def find_images(folder: str | os.PathLike[str], left_out: LeftOut, seen: set[str]) -> Iterator[str]:
+def find_images(
+    folder: str | os.PathLike[str], left_out: LeftOut, seen: set[str], but: Collection[Path] = ()
+) -> Iterator[str]:
     """The images at any depth below a folder; whatever is none goes to `left_out`.
 
     Args:
         folder: where to look.
         left_out: what is not read is added to it.
         seen: real paths of folders that were read already, which are not read again; grows.
+        but: files that are passed over and not counted.
     """
     waiting = [os.fspath(folder)]
     while waiting:
@@ -189,7 +192,7 @@ def find_images(folder: str | os.PathLike[str], left_out: LeftOut, seen: set[str
             if not entry.is_dir():
                 if (reason := _why_not(entry)) is None:
                     yield entry.path
-                else:
+                elif Path(entry.path) not in but:
                     left_out.add(reason, entry.path)
             elif is_not_data(entry.name) or entry.name.startswith("."):
                 left_out.add_folder(entry.path)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from peft_noah.data.partial_downloads import POINTER, is_pointer
 from peft_noah.data.preprocessing import MAX_PIXELS, Preprocessing
 
 # Pillow also opens formats that start other programs (EPS runs Ghostscript); a photo collection needs none of them.
@@ -56,6 +57,8 @@ def decode_image(encoded: bytes) -> PIL.Image.Image:
 
 def _check_header(encoded: bytes) -> tuple[int, int]:
     """Width and height, after refusing what is no image or too large, before any pixel is decoded."""
+    if is_pointer(encoded):
+        raise ValueError(POINTER)
     PIL.Image.init()
     known = [name for name in _FORMATS if name in PIL.Image.OPEN]
     try:

@@ -62,8 +62,17 @@ def find_lists(folder: Path, shots: int | None = None, seed: int = 0) -> dict[st
         return dict.fromkeys(("train", "validation", "test"), found[0])
     lists = {path.stem: path for path in sorted(folder.glob("*.txt"))}
     # A folder of images by split and class may hold lists of its own, without labels.
-    plain = {"train", "test"} if not all(map(_has_folders, (folder / "train", folder / "test"))) else set()
+    by_folder = _has_folders(folder / "train") and (_has_folders(folder / "test") or not _has_labels(lists))
+    plain = set() if by_folder else {"train", "test"}
     return lists if (plain | {"train800", "train800val200"}) & set(lists) else {}
+
+
+def _has_labels(lists: Mapping[str, Path]) -> bool:
+    """Whether the first line of a training list ends in a number."""
+    if "train" not in lists or not lists["train"].is_file():
+        return False
+    with open(lists["train"], "rb") as file:
+        return re.search(rb"\s-?[0-9]+\s*$", file.readline(MAX_PATH)) is not None
 
 
 def _has_folders(folder: Path) -> bool:
@@ -184,6 +193,8 @@ def _inside(path: str, where: str) -> str:
             f"{where} names {path!r}, which is absolute or leads out of the task's folder: this is refused. Give a path "
             "relative to that folder."
         )
+    if "\\" in path and "/" not in path:  # written on Windows
+        return "/".join(part for part in parts if part not in ("", "."))
     return path if not {"", "."} & set(parts) else "/".join(part for part in parts if part not in ("", "."))
 
 

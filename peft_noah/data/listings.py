@@ -263,9 +263,9 @@ def _check_labels(name: str, labels: Sequence[int | None], label_names: Sequence
         raise ValueError(f"the {name} split of {source} is empty. Give at least one labelled image.")
     for index, label in enumerate(labels):
         if label is None or not 0 <= label < len(label_names):
-            hint = " (-1 usually marks labels that are withheld)" if label == -1 else ""
+            hints = {-1: " (-1 usually marks labels that are withheld)", None: " (an empty cell, NA or null in a CSV)"}
             raise ValueError(
-                f"image {index} of the {name} split of {source} has the label {label}{hint}: allowed are 0 to "
+                f"image {index} of the {name} split of {source} has the label {label}{hints.get(label, '')}: allowed are 0 to "
                 f"{len(label_names) - 1}. Repair the label, or choose another split or label column."
             )
 

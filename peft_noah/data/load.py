@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 
-from peft_noah.data.class_folders import is_not_data
+from peft_noah.data.class_folders import LeftOut, find_images, is_not_data
 from peft_noah.data.image_folders import read_image_folders
 from peft_noah.data.list_files import Entry, find_lists, list_images, name_classes, read_entries
 from peft_noah.data.listings import Listing, Listings, check_shots
@@ -149,16 +149,62 @@ def _read(
     """The listings as they are in the source, and whether they hold no more than the shots that are asked for."""
     folder = Path(source).expanduser()
     if not folder.is_dir() or is_saved_to_disk(folder) or config is not None or parquet_files(folder):
-        listings = _from_tables(read_tables(source, names, config), source, image, label, num_classes)
+        tables, others = read_tables(source, names, config)
+        listings = _from_tables(tables, source, image, label, num_classes)
+        listings = _noting_unread(listings, [*others, *_images_beside(folder)])
         return (listings.as_unsplit() if is_one_table(folder) else listings), False
     if lists := find_lists(folder, shots, seed):
+        _check_no_columns(folder, image, label)
         return _from_lists(folder, lists, names, num_classes), ".num_shot_" in lists.get("train", folder).name
     for place in dict.fromkeys((folder, _unwrapped(folder))):
-        if (found := read_metadata(place, names, label)) is not None:
+        if is_saved_to_disk(place):
+            tables, others = read_tables(place, names)
+            return _noting_unread(_from_tables(tables, source, image, label, num_classes), others), False
+        found = read_metadata(place, names, label)
+        if found is not None and found.tables:
             listings = _from_tables(found.tables, source, image, label, num_classes)
-            listings = replace(listings, left_out=found.left_out)
+            listings = replace(_noting_unread(listings, found.unread), left_out=found.left_out)
             return (listings.as_unsplit() if found.unsplit else listings), False
-    return read_image_folders(place, names), False
+    return _from_folders(place, names, image, label, () if found is None else found.columns), False
+
+
+def _from_folders(
+    folder: Path, names: Mapping[str, str | None], image: str | None, label: str | None, columns: Sequence[str]
+) -> Listings:
+    """The listings of image folders; `columns` are those of a metadata file that gives no labels."""
+    if not columns:
+        _check_no_columns(folder, image, label)
+        return read_image_folders(folder, names)
+    lacking = f"the metadata file has no column {label or 'label'!r} (its columns are {', '.join(columns)})"
+    try:
+        if label is not None:
+            raise ValueError("its column was named")
+        listings = read_image_folders(folder, names)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {lacking}. Name the right one by label_column.") from error
+    return replace(listings, notes=(*listings.notes, f"{lacking}, so the folders are the classes"))
+
+
+def _noting_unread(listings: Listings, others: Sequence[str]) -> Listings:
+    return replace(listings, notes=(*listings.notes, *(f"{name} was not read" for name in others)))
+
+
+def _images_beside(folder: Path) -> list[str]:
+    """Folders with images beside tables, in words: the tables are what is read."""
+    if not folder.is_dir():
+        return []
+    below = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    counts = {path.name: sum(1 for _ in find_images(path, LeftOut(), set())) for path in below}
+    return [f"the folder {name!r} with its {count:,} images" for name, count in counts.items() if count]
+
+
+def _check_no_columns(folder: Path, image: str | None, label: str | None) -> None:
+    for name, column in (("image_column", image), ("label_column", label)):
+        if column is not None:
+            raise ValueError(
+                f"{folder} holds images in folders or lists and no table, so it has no column {column!r}. Leave {name} out, "
+                "or give a folder with parquet files or a metadata.csv that has it."
+            )
 
 
 def _unwrapped(folder: Path) -> Path:

@@ -16,6 +16,7 @@ ALIASES = {
 }
 #: VTAB-1k's train and validation images together
 BOTH = "train800val200"
+_VTAB = (BOTH, "train800", "val200")
 
 
 def is_split_name(name: str) -> bool:
@@ -66,6 +67,12 @@ def pick(available: Mapping[str, Any], names: Mapping[str, str | None], source: 
                 f"another by {ours}_split."
             )
     return picked
+
+
+def unread(available: Mapping[str, Any], picked: Mapping[str, Any]) -> list[str]:
+    """The names of what is available and was not picked; VTAB-1k's are left out, which hold the same images twice."""
+    taken = list(map(id, picked.values()))
+    return [name for name, split in available.items() if id(split) not in taken and name.lower() not in _VTAB]
 
 
 def find_name(available: Mapping[str, Any], ours: str, names: Mapping[str, str | None]) -> str | None:

@@ -23,7 +23,9 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from peft_noah import sources
-from peft_noah.data.split_names import is_split_name, pick
+from peft_noah.data.class_names import look_alike
+from peft_noah.data.partial_downloads import check_files
+from peft_noah.data.split_names import is_split_name, pick, unread
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +33,13 @@ logger = logging.getLogger(__name__)
 DEFAULT = "default"
 _SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")
 _PART = re.compile(r"[-._ ]+\d+$")
+_ENDING = "".join(f"[{letter}{letter.upper()}]" for letter in "parquet")
 
 
 def read_tables(
     source: str | os.PathLike[str], names: Mapping[str, str | None], config: str | None = None
-) -> dict[str, datasets.Dataset]:
-    """The undecoded table of each of our splits that the source has, all needed ones being there.
+) -> tuple[dict[str, datasets.Dataset], list[str]]:
+    """The undecoded table of each of our splits that the source has, all needed ones being there, and what is not read.
 
     A dataset saved by `save_to_disk` that is one table has one split, which is called the training split.
 
@@ -44,11 +47,20 @@ def read_tables(
         ValueError: the source is no folder and no Hub id, cannot be read, or misses a split.
     """
     folder = Path(source).expanduser()
-    if is_saved_to_disk(folder):
-        return pick(read_saved(folder), names, source)
-    if folder.is_dir():
-        return read_parquet(folder, pick(parquet_files(folder, config), names, folder), config)
-    return pick(load_from_hub(source, config), names, source)
+    if folder.is_dir() and not is_saved_to_disk(folder):
+        configs, default = parquet_configs(folder)
+        files = _choose(folder, configs, default, config)
+        picked = pick(files, names, folder)
+        others = [f"the split {name!r}" for name in unread(files, picked)]
+        others += [f"the config {name!r}" for name, splits in configs.items() if splits is not files]
+        return read_parquet(folder, picked, config), others
+    if folder.is_dir() and config is not None:
+        raise ValueError(
+            f"{folder} was saved by save_to_disk and has no configs. Leave dataset_config {config!r} out."
+        )
+    found = read_saved(folder) if folder.is_dir() else load_from_hub(source, config)
+    picked = pick(found, names, source)
+    return picked, [f"the split {name!r}" for name in unread(found, picked)]
 
 
 def load_from_hub(source: str | os.PathLike[str], config: str | None = None) -> Mapping[str, datasets.Dataset]:
@@ -89,8 +101,14 @@ def is_hub_id(source: str | os.PathLike[str]) -> bool:
 
 
 def is_saved_to_disk(folder: Path) -> bool:
-    """Whether a folder was written by `save_to_disk` of a dataset, or of several by split."""
-    return (folder / DATASETDICT_JSON_FILENAME).is_file() or is_one_table(folder)
+    """Whether a folder was written by `save_to_disk` of a dataset or of several by split, or holds such folders by split."""
+    whole = (folder / DATASETDICT_JSON_FILENAME).is_file() or is_one_table(folder)
+    return whole or any(map(is_split_name, _saved_below(folder)))
+
+
+def _saved_below(folder: Path) -> dict[str, Path]:
+    """Folders written by `save_to_disk` of one dataset each, by name."""
+    return {path.name: path for path in sorted(folder.glob("*")) if is_one_table(path)}
 
 
 def is_one_table(folder: Path) -> bool:
@@ -101,8 +119,11 @@ def is_one_table(folder: Path) -> bool:
 def read_saved(folder: Path) -> dict[str, datasets.Dataset]:
     """The tables that `save_to_disk` wrote, by split; a single one is called the training split."""
     with reading(folder):
-        saved = datasets.load_from_disk(os.path.abspath(folder))
-    tables = {"train": saved} if isinstance(saved, datasets.Dataset) else dict(saved)
+        if (folder / DATASETDICT_JSON_FILENAME).is_file() or is_one_table(folder):
+            saved = datasets.load_from_disk(os.path.abspath(folder))
+            tables = {"train": saved} if isinstance(saved, datasets.Dataset) else dict(saved)
+        else:
+            tables = {name: datasets.load_from_disk(path.absolute()) for name, path in _saved_below(folder).items()}
     return {split: table.with_format(None) for split, table in tables.items()}  # it may be saved as torch's
 
 
@@ -117,8 +138,12 @@ def parquet_files(folder: Path, config: str | None = None) -> dict[str, list[Pat
         ValueError: there is no such config, or several and none is the default; they are listed.
     """
     configs, default = parquet_configs(folder)
-    if not configs and config is None:
-        return {}
+    return {} if not configs and config is None else _choose(folder, configs, default, config)
+
+
+def _choose(
+    folder: Path, configs: Mapping[str, dict[str, list[Path]]], default: str | None, config: str | None
+) -> dict[str, list[Path]]:
     chosen = default if config is None else config
     if chosen not in configs:
         asked = "holds several configs" if config is None else f"has no config {config!r}"
@@ -135,9 +160,9 @@ def parquet_configs(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], str
     `train-00000-of-00001.parquet`, `data/train-00000-of-00001-<hash>.parquet` and `train/0000.parquet` are of the config
     `default`, `fine/train-00000-of-00001.parquet` and `fine/train/0000.parquet` of the config `fine`.
     """
-    files = sorted(file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}.parquet"))
-    hidden = [file for file in files if any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    files = [file for file in files if file.name != "metadata.parquet" and file not in hidden]
+    files = sorted(file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}.{_ENDING}"))
+    files = [file for file in files if file.name != "metadata.parquet" and not file.is_dir()]
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     if not files:
         return {}, None
     if card_configs := _card_configs(folder):
@@ -145,6 +170,8 @@ def parquet_configs(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], str
     found: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
         folders = [name for name in file.relative_to(folder).parts[:-1] if name != "data"]
+        if folders and folders[-1].lower().endswith(".parquet"):  # train.parquet/part-0.parquet, as Spark writes
+            folders[-1] = folders[-1][: -len(".parquet")]
         split = _SHARD.sub("", file.stem)
         if folders and (is_split_name(folders[-1]) or split.isdecimal()):  # train/0000.parquet
             split = folders.pop()
@@ -205,14 +232,18 @@ def read_parquet(
     # Split by split: read together, datasets would relabel every split by the label names of the first.
     tables = {}
     for name, files_of_split in shards.items():
-        with reading(folder):
-            empty = not any(pq.read_metadata(file).num_rows for file in files_of_split)
-        if empty:  # datasets cannot make a table without rows
+        check_files(files_of_split)
+        if not any(_count_rows(folder, file) for file in files_of_split):  # datasets cannot make a table without rows
             raise ValueError(f"the {name} split of {folder} is empty. Give at least one labelled image.")
         with reading(folder):
             table = datasets.Dataset.from_parquet([escape(str(file)) for file in files_of_split])
             tables[name] = _with_names(table, class_labels)
     return tables
+
+
+def _count_rows(folder: Path, file: Path) -> int:
+    with reading(folder, os.path.relpath(file, folder)):
+        return pq.read_metadata(file).num_rows
 
 
 def _class_labels(folder: Path, config: str | None) -> dict[str, ClassLabel]:
@@ -233,8 +264,9 @@ def _with_names(table: datasets.Dataset, class_labels: Mapping[str, ClassLabel])
 
 
 @contextmanager
-def reading(source: object) -> Iterator[None]:
-    """Turn whatever reading a dataset raises into one ValueError, and keep datasets' progress bars off our log."""
+def reading(source: object, file: str = "") -> Iterator[None]:
+    """Turn whatever reading a dataset, or one file of it, raises into one ValueError, and keep datasets' progress bars off
+    our log."""
     _check_cache()
     disabled = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
@@ -245,7 +277,7 @@ def reading(source: object) -> Iterator[None]:
         if lines[1:] and "available configs" in lines[1]:
             lines[0] = f"{lines[0]} {lines[1]}. Choose one by dataset_config"
         raise ValueError(
-            f"cannot read the dataset {source}: {lines[0] if lines else type(error).__name__}. Give a folder of "
+            f"cannot read the dataset {source}: {file and f'{file}: '}{lines[0].rstrip('.') if lines else type(error).__name__}. Give a folder of "
             "parquet files or images, or the id of a Hub dataset that is reachable or in the cache."
         ) from error
     finally:
@@ -368,27 +400,31 @@ def encode_labels(
         name: [None] * len(tables[name]) if column is None else tables[name][column][:]
         for name, column in columns.items()
     }
-    values = {name: _known(labels, name) for name, labels in values.items()}
+    values = {name: _known(_cleaned(labels), name) for name, labels in values.items()}
     features = {
         name: tables[name].features[column]
         for name, column in columns.items()
         if name == "train" or any(label is not None for label in values[name])
     }
-    first = features["train"]
+    first, kind = features["train"], _kind(features["train"])
     for name, feature in features.items():
-        if _kind(feature) != _kind(first):
+        if _kind(feature) != kind:
             raise ValueError(
                 f"the labels of the {name} split differ from those of the train split: {_difference(feature, first)}. "
                 "Give all splits the same label names in the same order."
             )
     if isinstance(first, ClassLabel):
         return tuple(first.names), values
-    if _kind(first) not in _KINDS:
-        raise ValueError(
-            f"the label column {columns['train']!r} holds {_type_name(first)}: allowed are class labels, integers and "
-            "strings. Name another by label_column."
+    if kind not in _KINDS:
+        missing = sum(label is None for label in values["train"])
+        why = (
+            f" ({missing:,} are missing, so whole numbers are stored as floats)" if kind in _FLOATS and missing else ""
         )
-    if num_classes is not None and _kind(first) == "integer":
+        raise ValueError(
+            f"the label column {columns['train']!r} holds {_type_name(first)}{why}: allowed are class labels, whole numbers, "
+            "strings and booleans. Name another by label_column."
+        )
+    if num_classes is not None and kind == "integer":
         largest = max((value for labels in values.values() for value in labels if value is not None), default=0)
         return tuple(map(str, range(min(largest + 1, num_classes)))), values
     known = sorted({value for value in values["train"] if value is not None and value != -1})
@@ -397,20 +433,26 @@ def encode_labels(
         unknown = [value for value in dict.fromkeys(labels) if value not in index and value not in (None, -1)]
         if unknown:
             raise ValueError(
-                f"the {name} split has the label {unknown[0]!r}, which no training image has. Add training images of "
-                "it, or remove its images."
+                f"the {name} split has the label {unknown[0]!r}, which no training image has."
+                f"{look_alike(str(unknown[0]), map(str, known))} Add training images of it, or remove its images."
             )
     encoded = {name: [index.get(value, value) for value in labels] for name, labels in values.items()}
     return tuple(map(str, known)), encoded
 
 
+def _cleaned(labels: list[Any]) -> list[Any]:
+    """The labels; None for NaN and for a text without letters."""
+    return [None if label != label or (isinstance(label, str) and not label.strip()) else label for label in labels]
+
+
 def _known(labels: list[Any], split: str) -> list[Any]:
-    """The labels; all None where validation or test have none but missing ones, as NaN in a table of numbers."""
-    missing = (label is None or label == -1 or label != label for label in labels)
+    """The labels; all None where validation or test have none but missing ones."""
+    missing = (label is None or label == -1 for label in labels)
     return [None] * len(labels) if split != "train" and all(missing) else labels
 
 
 _KINDS = ("integer", "text", "bool")
+_FLOATS = ("float16", "float32", "float64")
 
 
 def _kind(feature: Any) -> Any:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Features, Image, Value
-from image_files import NAMES, encode, pixels, refused, rows, whole, write_split
+from image_files import NAMES, encode, pixels, refused, rows, whole, write_image_folder, write_split
 
 from peft_noah.data import load_splits, read_listings
 
@@ -295,3 +295,136 @@ def test_numbers_and_texts_are_not_alike(tmp_path, preprocessing):
         lambda split: pa.array(["1", "2", "2"]) if split == "test" else pa.array([1, 2, 2]),
     )
     refused(tmp_path / "task", preprocessing, "labels of the test split differ .*: string against int64")
+
+
+# --- what a download may lack, and what lies beside a dataset ---------------------------------------------------------
+
+
+def test_a_missing_shard_is_refused(tmp_path, preprocessing):
+    for shard in (0, 2):
+        put_parquet(tmp_path / "task", f"data/train-0000{shard}-of-00003-{HASH}.parquet", shard)
+    refused(tmp_path / "task", preprocessing, "holds 2 of 3 shards of train: the one numbered 1 is missing")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def test_a_pointer_of_git_lfs_is_named_so(tmp_path, preprocessing):
+    put_parquet(tmp_path / "task", "train.parquet", 0)
+    (tmp_path / "task" / "test.parquet").write_bytes(POINTER)
+    refused(tmp_path / "task", preprocessing, "test.parquet cannot be read: it is a pointer of Git LFS")
+    folder = write_image_folder(tmp_path / "folder")
+    (folder / "train" / "ant" / "0.png").write_bytes(POINTER)
+    refused(folder, preprocessing, "0.png. cannot be used: it is a pointer of Git LFS and not the file itself")
+
+
+def test_parquet_files_are_known_in_any_case_and_in_folders_called_so(tmp_path):
+    put_parquet(tmp_path / "a", "Train.Parquet", 0, (0, 1, 2, 0, 1, 2))
+    put_parquet(tmp_path / "a", "TEST.PARQUET", 10)
+    put_parquet(tmp_path / "b", f"train.parquet/part-00000-{HASH}-c000.snappy.parquet", 0, (0, 1, 2, 0, 1, 2))
+    put_parquet(tmp_path / "b", f"test.parquet/part-00000-{HASH}-c000.snappy.parquet", 10)
+    assert read_listings(tmp_path / "a").sizes == read_listings(tmp_path / "b").sizes
+    assert len(read_listings(tmp_path / "a").test) == 3
+
+
+def test_splits_configs_and_images_that_are_not_read_are_said(tmp_path):
+    put_parquet(tmp_path, "train.parquet", 0, (0, 1, 2, 0, 1, 2))
+    put_parquet(tmp_path, "extra.parquet", 10)
+    put_parquet(tmp_path, "fine/train.parquet", 20)
+    write_image_folder(tmp_path)
+    notes = read_listings(tmp_path).notes
+    assert notes[:5] == (
+        "the split 'extra' was not read",
+        "the config 'fine' was not read",
+        "the folder 'test' with its 4 images was not read",
+        "the folder 'train' with its 4 images was not read",
+        "the folder 'val' with its 4 images was not read",
+    )
+
+
+@pytest.mark.parametrize("inside", ["", "archive"])
+def test_splits_that_were_saved_one_by_one_are_read(tmp_path, preprocessing, inside):
+    features = Features({"image": Image(), "label": ClassLabel(names=NAMES)})
+    for split, first in (("train", 0), ("test", 10)):
+        table = datasets.Dataset.from_dict({"image": rows(6, first), "label": [0, 1, 2] * 2}, features=features)
+        table.save_to_disk(tmp_path / "task" / inside / split)
+    listings = read_listings(tmp_path / "task")
+    assert listings.sizes == {"train": 3, "validation": 3, "test": 6} and listings.label_names == tuple(NAMES)
+    if not inside:
+        refused(tmp_path / "task", preprocessing, "has no configs. Leave dataset_config 'x' out", dataset_config="x")
+
+
+@pytest.mark.parametrize("missing", [None, "", " "])
+def test_a_text_without_letters_is_no_label(tmp_path, preprocessing, missing):
+    put_parquet(tmp_path / "task", "train.parquet", 0, ["cat", "dog"] * 3, Value("string"))
+    put_parquet(tmp_path / "task", "test.parquet", 10, [missing] * 3, Value("string"))
+    assert read_listings(tmp_path / "task").test is None
+    put_parquet(tmp_path / "task", "train.parquet", 0, ["cat", "dog", missing], Value("string"))
+    refused(tmp_path / "task", preprocessing, "image 2 of the train split of .* has the label None")
+
+
+def test_whole_numbers_stored_as_floats_for_a_missing_one_are_explained(tmp_path, preprocessing):
+    put_parquet(tmp_path / "task", "train.parquet", 0, [0.0, 1.0, None, 1.0], Value("float64"))
+    refused(
+        tmp_path / "task", preprocessing, r"holds float64 \(1 are missing, so whole numbers are stored as floats\)"
+    )
+
+
+def test_a_label_that_resembles_one_of_the_training_images_is_named_with_it(tmp_path, preprocessing):
+    put_parquet(tmp_path / "task", "train.parquet", 0, ["cat", "dog"] * 2, Value("string"))
+    put_parquet(tmp_path / "task", "test.parquet", 10, ["Cat", "dog"], Value("string"))
+    refused(
+        tmp_path / "task", preprocessing, "label 'Cat', which no training image has. It differs from 'cat' in case"
+    )
+
+
+@pytest.mark.parametrize("option", ["image_column", "label_column"])
+def test_a_column_of_a_folder_that_has_none_is_refused(tmp_path, preprocessing, option):
+    folder = write_image_folder(tmp_path / "folder")
+    refused(folder, preprocessing, f"has no column 'breed'. Leave {option} out", **{option: "breed"})
+
+
+def metadata(folder: Path, lines: list[str]) -> Path:
+    for line in lines[1:]:
+        image = folder / line.split(",")[0]
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(encode(pixels(sum(map(ord, image.name)), 4, 4)))
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    return folder
+
+
+TEN = [f"{index}.png,{'ab'[index % 2]}" for index in range(10)]
+
+
+def test_repeated_rows_of_a_metadata_file_are_counted_and_two_labels_refused(tmp_path, preprocessing):
+    folder = metadata(tmp_path / "task", ["file_name,label", *TEN, TEN[3], f"./{TEN[4]}"])
+    listings = read_listings(folder)
+    assert sum(listings.sizes.values()) == 10
+    assert listings.left_out == {"train": {"rows that repeat another": 2}}
+    metadata(folder, ["file_name,label", *TEN, "3.png,a"])
+    refused(folder, preprocessing, "gives 3.png two labels, 'b' and 'a'. Keep the row that is right")
+
+
+def test_a_metadata_file_without_labels_names_its_columns(tmp_path, preprocessing):
+    folder = metadata(tmp_path / "task", ["file_name,Breed", *TEN])
+    refused(folder, preprocessing, r"no column 'label' \(its columns are file_name, Breed\). Name .* by label_column")
+    refused(folder, preprocessing, r"no column 'breed' \(its columns are file_name, Breed\)", label_column="breed")
+    assert read_listings(folder, label_column="Breed").label_names == ("a", "b")
+
+
+def test_a_metadata_file_without_labels_beside_class_folders_is_said(tmp_path):
+    folder = write_image_folder(tmp_path)
+    (folder / "metadata.csv").write_text("file_name,caption\ntrain/ant/0.png,an ant")
+    listings = read_listings(folder)
+    assert listings.label_names == ("ant", "owl")
+    assert (
+        "no column 'label' (its columns are file_name, caption), so the folders are the classes" in listings.notes[0]
+    )
+
+
+def test_images_without_a_metadata_file_beside_those_with_one_are_said(tmp_path):
+    metadata(tmp_path / "train", ["file_name,label", *TEN])
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "1.png").write_bytes(encode(pixels(1, 4, 4)))
+    listings = read_listings(tmp_path)
+    assert listings.left_out == {"train": {}} and listings.notes[0] == "the folder 'test' was not read"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import datasets
 import pytest
@@ -293,3 +294,16 @@ def test_listed_images_decoded_later_equal_images_kept_in_memory(tmp_path, prepr
     later = load_splits(task, preprocessing, cache_gb=0)
     assert torch.equal(whole(splits.test), whole(later.test))
     assert splits.fingerprint == later.fingerprint
+
+
+def test_a_list_written_on_windows_is_read(tmp_path):
+    task = write_vtab_task(tmp_path / "cifar")
+    (task / "test.txt").write_text((task / "test.txt").read_text().replace("/", "\\"))
+    assert len(read_listings(task).test) == 3
+
+
+def test_a_list_without_labels_stands_back_behind_class_folders(tmp_path):
+    folder = write_image_folder(tmp_path / "pets")
+    shutil.rmtree(folder / "test")
+    (folder / "train.txt").write_text("ant/0.png\nowl/0.png\n")
+    assert read_listings(folder).label_names == ("ant", "owl")
