@@ -2,14 +2,15 @@
 
     python examples/add_backbone.py
 
-One `Backbone` says where the blocks are and which leaves in them are the sites; everything else follows.
+One `Backbone` says where the blocks are and which leaves in them are the sites; everything else follows. `check_backbone`
+tries every site, and says whether `fast_forward` knows the family.
 """
 
 import torch
 from peft import get_peft_model
 from transformers import BeitConfig, BeitForImageClassification
 
-from peft_noah import Backbone, NoahConfig, register_backbone
+from peft_noah import Backbone, NoahConfig, check_backbone, register_backbone
 
 register_backbone(
     "beit",
@@ -35,7 +36,9 @@ config = BeitConfig(
     use_absolute_position_embeddings=True,
     num_labels=3,
 )
-model = get_peft_model(BeitForImageClassification(config), NoahConfig())
+beit = BeitForImageClassification(config)
+print(check_backbone(beit))
+model = get_peft_model(beit, NoahConfig())
 model.print_trainable_parameters()
 print(model.get_architecture())
 print(model(pixel_values=torch.randn(2, 3, 32, 32)).logits.shape)

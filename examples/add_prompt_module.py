@@ -25,6 +25,8 @@ class ParallelAdapter(PromptModule):
 
     name = "parallel"
     site = "projection"
+    label = "Parallel (width)"  # in tables and figures
+    is_tokenwise = True  # each token's output depends on that token alone, so that fast_forward may leave some out
 
     def shapes(self, dim):
         return {"down": (dim, self.in_features), "up": (dim, self.out_features)}  # the elastic axis comes first

@@ -145,31 +145,31 @@ class BlockPlan:
     def _enter(self, block: nn.Module, norm: nn.Module, hidden: torch.Tensor, call: FastCall) -> _Entered:
         reads = call.reads if self.last else None
         first = None if reads is None else lambda x: x[:, :reads]
-        vpts = norm.token_modules() if isinstance(norm, NoahLayer) else []
-        if not vpts:
+        sources = norm.token_modules() if isinstance(norm, NoahLayer) else []
+        if not sources:
             return _Entered(hidden, rows=first)
         prefix = self.backbone.prefix_tokens
-        if len(vpts) > 1:  # tokens of several adapters are tokens like all others
-            leave = functools.partial(strip_all, vpts, prefix=prefix)
-            stream = insert_all(vpts, hidden, prefix)
+        if len(sources) > 1:  # tokens of several adapters are tokens like all others
+            leave = functools.partial(strip_all, sources, prefix=prefix)
+            stream = insert_all(sources, hidden, prefix)
             return _Entered(stream, rows=first, after=leave if first is None else None)
-        (vpt,), (entering, leaving) = vpts, vpts[0].flow
-        strip = functools.partial(vpt.strip, prefix=prefix, count=vpt.passing)
-        either = vpt.chosen is not None and entering > 0  # own tokens or an earlier block's, by what is chosen
+        (source,), (entering, leaving) = sources, sources[0].flow
+        strip = functools.partial(source.strip, prefix=prefix, count=source.passing)
+        either = source.chosen is not None and entering > 0  # own tokens or an earlier block's, by what is chosen
         if leaving or either or not self.options.prompts_as_keys:
-            stream = vpt.insert(hidden, prefix)
-            at = stream.shape[1] - vpt.passing if vpt.position == "last" else prefix
-            visible = vpt.visible(stream.shape[1], at)
+            stream = source.insert(hidden, prefix)
+            at = stream.shape[1] - source.passing if source.position == "last" else prefix
+            visible = source.visible(stream.shape[1], at)
             if leaving:  # the next block reads them: they are tokens like all others
                 return _Entered(stream, visible=visible)
             return _Entered(stream, visible=visible, rows=first, after=strip if first is None else None)
-        if not vpt.live:  # those of an earlier block leave here
+        if not source.live:  # those of an earlier block leave here
             return _Entered(hidden, rows=first or strip)
         # one set of keys and values serves all samples, unless dropout makes them differ
         sites = (norm, *(block.get_submodule(path) for path in self._projections()[1:]))
-        tokens = vpt.own_tokens(len(hidden) if any(map(_is_random, sites)) else 1)
-        stream = vpt.strip(hidden, prefix, entering)
-        visible = vpt.visible(stream.shape[1] + vpt.live, stream.shape[1])
+        tokens = source.own_tokens(len(hidden) if any(map(_is_random, sites)) else 1)
+        stream = source.strip(hidden, prefix, entering)
+        visible = source.visible(stream.shape[1] + source.live, stream.shape[1])
         return _Entered(stream, tokens.to(hidden.dtype), visible, rows=first)
 
     def _projections(self) -> list[str]:

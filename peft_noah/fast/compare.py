@@ -50,7 +50,8 @@ def _is_known(module: nn.Module, packages: tuple[str, ...]) -> bool:
 class Comparison:
     """Compares the first call of each kind with a plain one.
 
-    A kind is what decides how a block is computed: which modules are active in it, whether tokens run on, whether it is
+    A kind is what decides how a block is computed: which modules are active in it, with which dims where shapes are fixed,
+    whether tokens run on, whether it is
     the last one, whether the model trains, and whether there are gradients. For the comparison nothing is random: layers
     that drop multiply by one number instead, and prompt modules with noise are in evaluation mode. The weights of modules
     that are not built in are moved a little, since those that they start with may have no effect. Afterwards all is as
@@ -93,7 +94,7 @@ class Comparison:
         for block in self._blocks:
             layers = [layer for layer in block.modules() if isinstance(layer, NoahLayer)]
             active = [module for layer in layers for module in layer.active_modules()]
-            state = frozenset((type(m), m.chosen is None, *map(bool, getattr(m, "flow", ()))) for m in active)
+            state = tuple((type(m), m.chosen and m.dim, *map(bool, getattr(m, "flow", ()))) for m in active)
             yield *common, state, block is self._blocks[-1]
 
     def _difference(self, args: tuple, kwargs: dict[str, Any], call: FastCall) -> str | None:

@@ -97,8 +97,8 @@ def attach(backbone: nn.Module, method: str | Architecture, recipe: str, search_
     """Make a backbone trainable in the way of a method.
 
     Args:
-        method: ``"full"``, ``"linear"``, a single module (``"lora"``, ``"adapter"``, ``"vpt"``, or one that was registered), ``"supernet"``, or an
-            architecture.
+        method: ``"full"``, ``"linear"``, a prompt module alone (``"lora"``, ``"adapter"``, ``"vpt"`` or another one that is
+            registered), ``"supernet"``, or an architecture.
         recipe: of NOAH's modules.
         search_space: of a supernet; None: VTAB-1k's.
 

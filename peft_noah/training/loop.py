@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader
 from peft_noah.architecture import Architecture
 from peft_noah.data.images import ImageSplit
 from peft_noah.data.preprocessing import Normalizer
-from peft_noah.fast import fast_forward
+from peft_noah.fast import FastForward, fast_forward
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_number
 from peft_noah.training.averaging import WeightAverage
 from peft_noah.training.batches import Shares
@@ -251,7 +251,7 @@ def train(
     compiled = is_compiling(accelerator)
     with fast_forward(model) as fast, _compilable(model, compiled, elastic=sampler is not None):
         if compiled and fast.comparison is not None:
-            fast.compare(pixel_values=normalize(resident.__getitems__([0, len(images) - 1])["pixel_values"]))
+            _compare(fast, model, normalize(resident.__getitems__([0, len(images) - 1])["pixel_values"]), sampler)
         for epoch in range(len(progress.losses), settings.epochs):
             start = progress.step - epoch * shares.steps
             batches = iter(
@@ -314,6 +314,27 @@ def _compilable(model: nn.Module, compiled: bool, elastic: bool) -> Iterator[Non
             yield
     finally:
         torch.compiler.reset()
+
+
+def _compare(fast: FastForward, model: nn.Module, pixels: torch.Tensor, sampler: Callable | None) -> None:
+    """Call what is about to be compiled, where parts of it are not built in: a compiler cannot compare.
+
+    Raises:
+        ValueError: if a supernet's subnets do not keep their outputs in one shape.
+    """
+    fast.compare(pixel_values=pixels)
+    if sampler is None:
+        return
+    stored = model.get_architecture()
+    nothing = {row: [0] * stored.num_blocks for row in stored}
+    for architecture in (nothing, model.get_search_space().smallest(), stored):
+        model.set_architecture(architecture)
+        fast.compare(pixel_values=pixels)
+    if fast.reason is not None:
+        raise ValueError(
+            f"this supernet cannot be compiled: {fast.reason}. Train without compiling, or let zeros behind a module's "
+            "active slice change nothing."
+        )
 
 
 def _stream(sampling: str, step: int, accelerator: Accelerator) -> int:

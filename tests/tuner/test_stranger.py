@@ -4,14 +4,20 @@ import random
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import TorchDynamoPlugin
 from conftest import make_model
 from peft import PeftModel, get_peft_model
 from torch import nn
 
 from peft_noah import Architecture, NoahConfig, PromptModule, SearchSpace, register_prompt_module, search
+from peft_noah.data.images import ImageSplit
 from peft_noah.fast import fast_forward
 from peft_noah.run.methods import attach
 from peft_noah.searching.prefixes import PrefixCache
+from peft_noah.training import TrainingSettings, train
+from peft_noah.training.processes import make_accelerator
+from peft_noah.training.sampling import ArchitectureSampler
 from peft_noah.tuner.labels import architecture_table, module_colour
 from peft_noah.tuner.prompts import PROMPT_MODULES
 
@@ -120,3 +126,39 @@ def test_it_is_compared_alone_and_has_its_label_and_colour():
     assert model.get_architecture() == Architecture(ssf=[1] * 4)
     assert architecture_table({"ssf": (1, 0)}).splitlines()[2] == "| SSF (on) |   1 |   0 |"
     assert module_colour("ssf") == "#882255"
+
+
+class Residual(Ssf):
+    """The same with ``gamma - 1`` stored, so that zeros change nothing: what a supernet of one shape needs."""
+
+    def forward(self, x, y):
+        return y + y * self.active("gamma")[0] + self.active("beta")[0]
+
+
+@pytest.mark.parametrize("cls", [Residual, Ssf])
+def test_a_supernet_is_compiled_only_if_zeros_behind_a_slice_change_nothing(cls, monkeypatch):
+    monkeypatch.setitem(PROMPT_MODULES, "ssf", cls)
+    pixels = torch.randint(0, 256, (7, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+    def fit(compiled):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = make_accelerator()
+        if compiled:
+            accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="aot_eager", fullgraph=True, dynamic=False)
+        model = supernet()
+        train(
+            model,
+            ImageSplit(pixels, torch.arange(7) % 5),
+            lambda images: images.float() / 255 - 0.5,
+            TrainingSettings(epochs=1, batch_size=4),
+            accelerator,
+            sampler=ArchitectureSampler(model.get_search_space()),
+        )
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    if cls is Residual:
+        torch.testing.assert_close(fit(compiled=True), fit(compiled=False), rtol=0, atol=1e-5)
+    else:
+        with pytest.raises(ValueError, match="this supernet cannot be compiled: its outputs differ"):
+            fit(compiled=True)
