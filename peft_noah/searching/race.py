@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from peft_noah.jsonfile import check_keys, check_number, dump_json, load_json, write_atomically
+from peft_noah.plugins import plugins_among, read_plugins
 from peft_noah.searching.design import Design
 
 KIND = "race"
@@ -139,6 +140,7 @@ class Race:
             raise ValueError(f"a race needs designs of different names, got {names}.")
         self.designs, self.settings = tuple(designs), settings or RaceSettings()
         self.provenance, self.versions = dict(provenance or {}), dict(versions or {})
+        self._plugins: dict[str, str] = {}  # as the file says that the race was read from
         self.told: dict[Heat, tuple[float, ...]] = {}
         self.notes: dict[Heat, dict[str, float]] = {}
         self.standings: list[list[Standing]] = []  # of each finished rung, the best first
@@ -258,13 +260,18 @@ class Race:
     # ------------------------------------------------------------------ files
 
     def to_dict(self) -> dict[str, object]:
-        """The race as plain data: what it was asked and told, from which everything else follows."""
+        """The race as plain data: what it was asked and told, from which everything else follows.
+
+        Where a design has rows of modules from outside, ``plugins`` names the Python module of each.
+        """
+        plugins = plugins_among(dict.fromkeys(row for design in self.designs for row in design.dims)) | self._plugins
         return {
             "kind": KIND,
             "versions": self.versions,
             "provenance": self.provenance,
             "settings": asdict(self.settings),
             "designs": [design.to_dict() for design in self.designs],
+            **({"plugins": plugins} if plugins else {}),
             "told": [
                 {**asdict(heat), "notes": self.notes[heat], "scores": list(scores)}
                 for heat, scores in self.told.items()
@@ -278,7 +285,9 @@ class Race:
         Raises:
             ValueError: an entry is missing, unknown or cannot be.
         """
-        check_keys(data, _KEYS, "a race")
+        data = {"plugins": {}, **data} if isinstance(data, Mapping) else data
+        check_keys(data, (*_KEYS, "plugins"), "a race")
+        plugins = read_plugins(data["plugins"])
         if data["kind"] != KIND or not isinstance(data["designs"], list) or not isinstance(data["told"], list):
             raise ValueError("this is not a race: kind, designs or told are others.")
         check_keys(data["settings"], list(RaceSettings.__dataclass_fields__), "the settings of a race")
@@ -291,6 +300,7 @@ class Race:
                 provenance=data["provenance"],
                 versions=data["versions"],
             )
+            race._plugins = plugins
             for entry in data["told"]:
                 check_keys(entry, ("design", "fold", "rung", "notes", "scores"), "a heat of a race")
                 heat = Heat(entry["design"], entry["fold"], entry["rung"])

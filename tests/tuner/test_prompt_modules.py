@@ -14,6 +14,8 @@ from torch import nn
 
 from peft_noah import NoahConfig, PromptModule, SearchSpace, random_search, register_prompt_module, search
 from peft_noah.fast import fast_forward
+from peft_noah.searching.design import Design
+from peft_noah.searching.race import Race, RaceSettings
 from peft_noah.searching.result import SearchResult
 from peft_noah.tuner.adapter_files import load_adapter
 from peft_noah.tuner.layer import NoahLayer
@@ -265,6 +267,14 @@ def test_a_search_made_with_it_says_which_module_to_import(tmp_path):
     assert loaded.plugins == {"elsewhere": "far.away"}
     with pytest.raises(ValueError, match=r"unknown prompt module 'elsewhere' .*import far\.away first"):
         get_peft_model(make_model(), NoahConfig(architecture=loaded.best.architecture))
+
+
+def test_a_race_made_with_it_says_so_too(tmp_path):
+    race = Race([Design("default", {"lora": 8}), Design("shifted", {"shift": 2})], RaceSettings())
+    assert race.to_dict()["plugins"] == {"shift": __name__}
+    again = Race.from_dict(json.loads(json.dumps(race.to_dict())))
+    assert again.to_dict() == race.to_dict()
+    assert "plugins" not in Race([Design("default", {"lora": 8})], RaceSettings()).to_dict()
 
 
 def test_one_that_no_file_names_and_one_of_a_notebook_get_an_advice_too():
