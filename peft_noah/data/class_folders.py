@@ -118,6 +118,13 @@ def is_not_data(name: str) -> bool:
     return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in NOT_DATA)
 
 
+def is_of_a_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a run or a suite of this package, which may lie in the dataset's own folder."""
+    folder = Path(folder)
+    run = (folder / "settings.json").is_file() and (folder / ".locks").is_dir()
+    return run or (folder / "suite.json").is_file()
+
+
 def read_class_folders(folder: Path, split: str, skip: Collection[str] = ()) -> ClassFolders:
     """The images of a split by class.
 
@@ -145,7 +152,7 @@ def read_class_folders(folder: Path, split: str, skip: Collection[str] = ()) -> 
             else:
                 left.add(reason, entry.path)
             continue
-        if is_not_data(entry.name):
+        if is_not_data(entry.name) or is_of_a_run(entry.path):
             left.add_folder(entry.path)
             continue
         inside = LeftOut()

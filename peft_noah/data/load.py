@@ -121,6 +121,9 @@ def read_listings(
     names = {"train": train_split, "validation": validation_split, "test": test_split}
     check_names(names)
     check_shots(shots)
+    for what, given in {"dataset": source, **(other_tests or {})}.items():
+        if not os.fspath(given).strip():  # an empty text would be the working folder
+            raise ValueError(f"the source of {what} is empty. Give a folder, or a Hub id.")
     listings, shots_are_drawn = _read(
         source, names, image_column, label_column, dataset_config, num_classes, shots, seed
     )

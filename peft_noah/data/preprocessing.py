@@ -219,8 +219,9 @@ def _load_processor(backbone: str | os.PathLike[str], size: tuple[int, int] | No
         try:
             processor = AutoImageProcessor.from_pretrained(str(backbone), trust_remote_code=False, **pillow)
         except Exception as error:  # what transformers raises on a value of a wrong type depends on where it meets it
+            where = "" if folder.is_dir() else " (no folder here, so a Hub id)"
             raise ValueError(
-                f"cannot read the image processor of {backbone}: {_first_line(error)}. Give a local folder with "
+                f"cannot read the image processor of {backbone}{where}: {_first_line(error)}. Give a local folder with "
                 "config.json and preprocessor_config.json, or a Hub id that is reachable or in the cache."
             ) from error
         return processor, f"preprocessor_config.json of {backbone}"

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from peft_noah.data.class_folders import is_not_data, is_of_a_run
 from peft_noah.data.list_files import find_lists
 from peft_noah.data.listings import check_shots
 from peft_noah.data.table_files import hub_configs, is_hub_id, is_saved_to_disk, parquet_configs
@@ -301,7 +302,7 @@ def _below(root: str | os.PathLike[str]) -> dict[str, str]:
     folder = Path(root).expanduser()
     if folder.is_dir():
         below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        return {path.name: str(path) for path in below}
+        return {path.name: str(path) for path in below if not (is_not_data(path.name) or is_of_a_run(path))}
     if "/" in str(root) and is_hub_id(root):
         return {config: f"{root}:{config}" for config in hub_configs(str(root))}
     raise ValueError(f"there is no folder {str(root)!r}. Give a folder with one folder per task.")

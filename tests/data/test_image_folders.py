@@ -375,3 +375,24 @@ def test_loose_images_alone_are_counted_in_the_message(tmp_path, preprocessing):
 
 def test_a_folder_of_folders_without_images_is_refused(tmp_path, preprocessing):
     refused(put(tmp_path / "task", "docs/a.md", "src/b.py"), preprocessing, "the train split of .* is empty")
+
+
+def test_a_run_in_the_folder_of_its_dataset_is_no_class(tmp_path):
+    put(tmp_path, *(f"{name}/{index}.png" for name in ("cat", "dog") for index in range(5)))
+    put(
+        tmp_path / "noah-run",
+        "settings.json",
+        ".locks/supernet.lock",
+        "figures/search.png",
+        "adapter/architecture.png",
+    )
+    put(tmp_path / "noah-suite", "suite.json", "cat/seed0/figures/search.png")
+    listings = read_listings(tmp_path)
+    assert listings.label_names == ("cat", "dog") and len(listings.train) == 6
+    assert listings.left_out["train"] == {"in folders named noah-run": 4, "in folders named noah-suite": 2}
+
+
+def test_an_empty_source_is_not_the_working_folder(tmp_path, preprocessing, monkeypatch):
+    monkeypatch.chdir(put(tmp_path / "task", *BOTH))
+    refused("", preprocessing, "the source of dataset is empty")
+    refused(".", preprocessing, "the source of sketch is empty", other_tests={"sketch": ""})

@@ -198,3 +198,12 @@ def test_what_is_no_folder_of_tasks_is_refused(tmp_path):
         detect_tasks(tmp_path / "gone")
     with pytest.raises(ValueError, match="It is a task itself: run it alone"):
         detect_tasks(write_task(tmp_path / "task"))
+
+
+def test_a_suite_among_its_tasks_and_folders_that_no_person_made_are_no_tasks(tmp_path):
+    for name in ("birds", "cars"):
+        write_image_folder(tmp_path / name)
+    (tmp_path / "__MACOSX" / "birds").mkdir(parents=True)
+    (tmp_path / "noah-suite" / "birds").mkdir(parents=True)
+    (tmp_path / "noah-suite" / "suite.json").write_text("{}")
+    assert [task.name for task in detect_tasks(tmp_path)] == ["birds", "cars"]
