@@ -7,8 +7,13 @@ import pytest
 from peft_noah.architecture import Architecture
 from peft_noah.experiments.grid import Grid
 from peft_noah.experiments.paper import published_groups, published_rows, vtab_name
+from peft_noah.results.statistics import Estimate
 
-GRID = Grid.from_values(published_rows(), published_groups())
+GRID = Grid(
+    published_groups(),
+    list(published_rows()),
+    {(row, method): Estimate(value, None) for method, rows in published_rows().items() for row, value in rows.items()},
+)
 
 
 @pytest.mark.parametrize(
