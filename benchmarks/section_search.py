@@ -28,8 +28,9 @@ from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
 from peft_noah.jsonfile import write_atomically
 from peft_noah.run.context import read_splits
-from peft_noah.run.folder import SUPERNET, RunFolder
-from peft_noah.run.methods import attach, load_backbone
+from peft_noah.run.folder import RunFolder
+from peft_noah.run.models import add_supernet, load_backbone
+from peft_noah.run.names import SUPERNET
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.bounding import search_with_bounds
 from peft_noah.searching.budget import scaled_budget
@@ -51,7 +52,7 @@ def run(quick: bool) -> Iterator[Table]:
     settings = RunSettings(recipe="released")
     splits = read_splits(settings)
     normalize, accelerator = Normalizer(splits.preprocessing), make_accelerator()
-    model = attach(load_backbone(settings.backbone, splits, 0), "supernet", settings.recipe, settings.search_space)
+    model = add_supernet(load_backbone(settings.backbone, splits, 0), settings.search_space, settings.recipe)
     train(
         model,
         splits.train,

@@ -29,8 +29,9 @@ from measure import Table, machine
 
 from peft_noah.architecture import Architecture
 from peft_noah.jsonfile import write_atomically
-from peft_noah.run.folder import SEARCH, RunFolder
-from peft_noah.run.method_names import RETRAINED
+from peft_noah.run.folder import RunFolder
+from peft_noah.run.methods import RETRAINED
+from peft_noah.run.names import SEARCH
 from peft_noah.searching.result import SearchResult
 
 WAYS = {
@@ -109,7 +110,7 @@ def one_run(options: Sequence[str]) -> Times:
         return Times(
             supernet=supernet,
             search=search,
-            retraining=files.result(RETRAINED).seconds - supernet - search,
+            retraining=files.result(RETRAINED.name).seconds - supernet - search,
             whole=whole,
             processor=processor,
             best=SearchResult.load(folder / SEARCH).best.architecture,

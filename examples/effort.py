@@ -18,9 +18,8 @@ from pathlib import Path
 from peft_noah.experiments.cells import load_cells
 from peft_noah.formatting import percent, table
 from peft_noah.results.statistics import Estimate
-from peft_noah.run.method_names import INHERITED, NOAH, RETRAINED
+from peft_noah.run.methods import INHERITED, LORA, NOAH, RETRAINED
 
-LORA = "lora"
 TRAINED = "{}-on-train-validation.jsonl"
 
 
@@ -44,7 +43,7 @@ def least_seconds(runs):
     """Of supernet, search and retraining on train + validation, each the least over the runs."""
     stages = [json.loads((run / "stages.json").read_text()) for run in runs]
     found = [min(stage[name]["seconds"] for stage in stages) for name in ("supernet", "search")]
-    return [*found, min(training_seconds(run, RETRAINED) for run in runs)]
+    return [*found, min(training_seconds(run, RETRAINED.name) for run in runs)]
 
 
 def line(folder, method, effort, cost):
@@ -57,17 +56,18 @@ def report(folder, efforts, lora_efforts, epochs):
     first = folder / efforts[0]
     runs = sorted(path.parent.relative_to(first) for path in first.glob("*/seed*/stages.json"))
     seconds = {
-        effort: min(training_seconds(folder / LORA / effort / run, LORA) for run in runs) for effort in lora_efforts
+        effort: min(training_seconds(folder / LORA.name / effort / run, LORA.name) for run in runs)
+        for effort in lora_efforts
     }
     unit = seconds["1"]
-    rows = [line(folder / LORA / effort, LORA, effort, seconds[effort] / unit) for effort in lora_efforts]
+    rows = [line(folder / LORA.name / effort, LORA.name, effort, seconds[effort] / unit) for effort in lora_efforts]
     costs = {}
     for effort in efforts:
         costs[effort] = [part / unit for part in least_seconds([folder / effort / run for run in runs])]
         for method in NOAH:
-            measured = sum(costs[effort][:2] if method == INHERITED else costs[effort])
+            measured = sum(costs[effort][:2] if method == INHERITED.name else costs[effort])
             rows.append(line(folder / effort, method, effort, measured))
-    header = ["method", "--effort", "measured cost", *estimates(first, INHERITED)]
+    header = ["method", "--effort", "measured cost", *estimates(first, INHERITED.name)]
     supernet, search, again = costs[efforts[0]]
     return (
         f"{table(header, rows)}\n\nTest accuracy (%), mean over {len({run.name for run in runs})} seeds ± standard error. The "
@@ -93,7 +93,7 @@ def main():
     efforts, lora_efforts = arguments.efforts.split(","), arguments.lora_efforts.split(",")
     if "1" not in lora_efforts:
         parser.error("--lora-efforts needs a 1, the unit of all costs")
-    suites = {f"{LORA}/{effort}": ([LORA], arguments.epochs * float(effort), []) for effort in lora_efforts}
+    suites = {f"{LORA.name}/{effort}": ([LORA.name], arguments.epochs * float(effort), []) for effort in lora_efforts}
     suites |= {effort: (NOAH, arguments.epochs, ["--effort", effort]) for effort in efforts}
     for folder, (methods, epochs, options) in suites.items():
         command = [sys.executable, "-m", "peft_noah", "suite", arguments.root, *others, *options]

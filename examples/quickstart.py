@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model
 from peft_noah import NoahConfig, SearchSettings, search
 from peft_noah.data import bundled_backbone, bundled_task, load_splits
 from peft_noah.data.preprocessing import Normalizer, Preprocessing
-from peft_noah.run.methods import load_backbone
+from peft_noah.run.models import load_backbone
 from peft_noah.training import ArchitectureSampler, TrainingSettings, make_accelerator, train
 from peft_noah.training.evaluation import evaluate
 

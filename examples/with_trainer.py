@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 from peft_noah import NoahConfig
 from peft_noah.data import bundled_backbone, bundled_task, load_splits
 from peft_noah.data.preprocessing import Normalizer, Preprocessing
-from peft_noah.run.methods import load_backbone
+from peft_noah.run.models import load_backbone
 from peft_noah.training import SampleArchitectureCallback
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

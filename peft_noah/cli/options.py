@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from peft_noah.run.registry import Method
+
 
 @dataclass
 class Commands:
@@ -30,6 +32,11 @@ class Commands:
 
 def option(kind: Any, default: Any, help: str) -> tuple[Any, Any]:
     return Annotated[kind, typer.Option(help=help)], default
+
+
+def help_on(methods: Sequence[Method]) -> str:
+    """The names of methods, and what each does."""
+    return "; ".join(f"{method.option} ({method.help})" for method in methods) + "."
 
 
 #: what data and model are read, shared by several commands

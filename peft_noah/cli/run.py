@@ -14,12 +14,15 @@ from peft_noah.cli.options import (
     RUN_OPTIONS,
     Commands,
     clear_errors,
+    help_on,
     option,
     quiet,
     run_settings,
     with_options,
 )
-from peft_noah.run.method_names import CONTINUED, INHERITED, RETRAINED, TRANSFER
+from peft_noah.run.methods import CONTINUED, INHERITED, LORA, RETRAINED, SEARCH, SUPERNET
+from peft_noah.run.registry import baselines as known_baselines
+from peft_noah.run.registry import find_baseline, transfer
 
 commands = Commands()
 
@@ -35,9 +38,9 @@ LogWith = Annotated[str | None, typer.Option(help="A tracker for losses and rate
 
 def _open(folder: Path, settings: Any = None, **options: Any):
     quiet()
-    from peft_noah.run.stages import Run
+    from peft_noah.run.context import RunContext
 
-    return Run(folder, settings, **options)
+    return RunContext(folder, settings, **options)
 
 
 def _show(run: Any) -> None:
@@ -64,15 +67,20 @@ def run(
     shard: Shard = False,
     **options: Any,
 ) -> None:
-    """The whole job: supernet, search, subnet, baselines, table and figures.
+    """The whole job: supernet, search, subnet, baselines, table and figures, and the best adapter in best/.
 
     With no option it uses the bundled ViT and task, needs no network, and takes a few minutes on two CPU cores.
     """
+    from peft_noah.run.best import find_best
+    from peft_noah.run.stages import run_everything
+
     folder, settings = options.pop("output"), run_settings(baselines=baselines, **options)
     job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with, shard=shard)
-    job.everything()
+    run_everything(job)
     _show(job)
-    job.reporter.say(f"adapter, table and figures are in {job.folder}")
+    job.reporter.say(f"adapters, table and figures are in {job.folder}")
+    if (best := find_best(job.folder)) is not None:
+        job.reporter.say(best.sentence())
 
 
 @commands.add("peft-noah supernet --dataset my-images/ --output runs/mine")
@@ -86,21 +94,23 @@ def supernet(
     **options: Any,
 ) -> None:
     """Start a run folder and train its supernet."""
+    from peft_noah.run.stages import do_stages
+
     folder, settings = options.pop("output"), run_settings(**options)
     job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with, shard=shard)
-    with job.alone():
-        job.supernet()
+    do_stages(job, SUPERNET)
 
 
 @commands.add("peft-noah search runs/mine")
 @clear_errors
 def search(run_folder: RunFolder) -> None:
     """Search the trained supernet; writes search.json and the inherited adapter."""
+    from peft_noah.run.stages import do_stages, run_method_alone
+
     job = _open(run_folder)
-    with job.alone():
-        best = job.search().best
-    with job.alone(INHERITED):
-        job.finish(INHERITED, best.architecture)
+    do_stages(job, SEARCH)
+    run_method_alone(job, INHERITED)
+    best = SEARCH.run(job).best
     job.reporter.say(f"best: {100 * best.score:.1f} % with {best.parameters:,} prompt parameters\n{best.architecture}")
 
 
@@ -121,21 +131,15 @@ def subnet(
 ) -> None:
     """Train the architecture found on train + validation; writes its adapter and its row of the table."""
     from peft_noah.run.architecture_source import read_architecture, source_label
+    from peft_noah.run.stages import run_method_alone
 
     if inherit and architecture is not None:
         raise ValueError("--inherit starts from the supernet's own weights: leave --architecture out.")
-    chosen = None if architecture is None else read_architecture(architecture)
+    method = CONTINUED if inherit else RETRAINED
+    if architecture is not None:
+        method = transfer(source_label(architecture), read_architecture(architecture))
     job = _open(run_folder)
-    if chosen is None:
-        method = CONTINUED if inherit else RETRAINED
-        with job.alone():
-            chosen = job.search().best.architecture
-        with job.alone(method):
-            job.finish(method, chosen)
-    else:
-        label = source_label(architecture)
-        with job.alone(f"{TRANSFER}{label}"):
-            job.transfer(label, chosen)
+    run_method_alone(job, method)
     _show(job)
 
 
@@ -143,12 +147,14 @@ def subnet(
 @clear_errors
 def baseline(
     run_folder: RunFolder,
-    method: Annotated[str, typer.Option(help="linear, lora, adapter, vpt or full.")] = "lora",
+    method: Annotated[str, typer.Option(help=help_on(known_baselines()))] = LORA.option,
 ) -> None:
     """Train a baseline on the run's data; writes its row of the table."""
+    from peft_noah.run.stages import run_method_alone
+
+    chosen = find_baseline(method)
     job = _open(run_folder)
-    with job.alone(method):
-        job.baseline(method)
+    run_method_alone(job, chosen)
     _show(job)
 
 

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peft_noah.cli.options import RUN_OPTIONS, Commands, clear_errors, quiet, run_settings, whole_numbers, with_options
-from peft_noah.run.method_names import METHODS
+from peft_noah.cli.options import (
+    RUN_OPTIONS,
+    Commands,
+    clear_errors,
+    help_on,
+    quiet,
+    run_settings,
+    whole_numbers,
+    with_options,
+)
+from peft_noah.run.registry import all_methods, find_method
 
 if TYPE_CHECKING:
     from peft_noah.architecture import Architecture
@@ -20,7 +29,7 @@ if TYPE_CHECKING:
 
 commands = Commands()
 
-ALL_METHODS = ",".join(method.replace(" ", "-") for method in METHODS)
+ALL_METHODS = ",".join(method.option for method in all_methods())
 #: for tasks of a user's own, unless asked otherwise: sized so that six small tasks, all methods and three seeds end
 #: within three hours on two CPU cores
 QUICK = {"epochs": 10, "effort": 3.0}
@@ -40,7 +49,7 @@ def suite(
     ],
     *,
     methods: Annotated[
-        str, typer.Option(help="Methods, separated by commas; 'none' for transfers only.")
+        str, typer.Option(help=f"Methods, separated by commas; 'none' for transfers only. {help_on(all_methods())}")
     ] = ALL_METHODS,
     seeds: Annotated[str, typer.Option(help="Repeats, separated by commas.")] = "0,1,2",
     tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. Default: all that are found.")] = None,
@@ -89,7 +98,6 @@ def _plan(
 ) -> Plan:
     from peft_noah.experiments.plan import Plan
     from peft_noah.experiments.protocols import detect_tasks, read_groups
-    from peft_noah.run.method_names import find_method
 
     found = detect_tasks(
         root,
@@ -102,7 +110,7 @@ def _plan(
         options = {**options, **QUICK, **({"effort": options["effort"]} if searched else {})}
     return Plan(
         tasks=found,
-        methods=() if methods == "none" else tuple(find_method(method) for method in methods.split(",")),
+        methods=() if methods == "none" else tuple(find_method(method).name for method in methods.split(",")),
         seeds=whole_numbers(seeds, "seeds"),
         # the dataset of the template stands for the first task's; every cell sets its own
         run=replace(run_settings(dataset=str(root), **options), dataset=None),
@@ -114,7 +122,7 @@ def _plan(
 def _named(sources: list[str]) -> dict[str, Architecture]:
     """Architectures by what tables and files call them, which must tell them apart."""
     from peft_noah.run.architecture_source import read_architecture, source_label
-    from peft_noah.run.folder import slug
+    from peft_noah.run.names import slug
 
     found = {source_label(source): read_architecture(source) for source in sources}
     if len({slug(name) for name in found}) < len(sources):
@@ -178,9 +186,9 @@ def rank(
     """Whether inherited accuracy ranks architectures as retraining does: Kendall's tau; writes ranking.json."""
     quiet()
     from peft_noah.experiments.ranking import correlation, rank_architectures
-    from peft_noah.run.stages import Run
+    from peft_noah.run.context import RunContext
 
-    typer.echo(correlation(rank_architectures(Run(run_folder), architectures)))
+    typer.echo(correlation(rank_architectures(RunContext(run_folder), architectures)))
 
 
 def _show_progress(found: Progress) -> None:

@@ -16,8 +16,8 @@ from peft_noah.experiments.result_files import CELL, FAILED, ResultFile, Sources
 from peft_noah.formatting import one_line
 from peft_noah.jsonfile import build_named, check_int
 from peft_noah.results.report import MAX_NAME, MethodResult, RunReport
-from peft_noah.run.folder import SEARCH
-from peft_noah.run.method_names import TRANSFER
+from peft_noah.run.names import SEARCH
+from peft_noah.run.registry import transfer_source
 from peft_noah.searching.result import SearchResult
 
 MAX_SHOTS = 1_000_000
@@ -67,7 +67,7 @@ class Cell:
     @property
     def source(self) -> str | None:
         """What a transfer takes its architecture from, a task or a given architecture; None for any other method."""
-        return self.method.removeprefix(TRANSFER) if self.method.startswith(TRANSFER) else None
+        return transfer_source(self.method)
 
     def __str__(self) -> str:
         return f"{self.full_task}, {self.method}, seed {self.seed}"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from peft_noah.experiments.cells import Cell
-from peft_noah.run.method_names import FROM_SUPERNET, SINGLE, TRANSFER
-from peft_noah.run.methods import BASELINES, SINGLE_MODULES, attach, count_trainable
+from peft_noah.run.models import count_trainable
+from peft_noah.run.registry import Method, find_method, method_of_row, transfer
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.budget import scaled_budget
 
@@ -42,33 +44,41 @@ def cell_costs(suite: Suite) -> list[CellCost]:
         ValueError: if a task is not what the plan says, or the backbone's family is unknown.
     """
     plan, rows, known = suite.plan, [], {}
-    shared: set[str] = set()
+    done: dict[str, set[str]] = defaultdict(set)
     for cell in suite.cells:
         if cell.seed != plan.seeds[0]:
             continue
         listings = suite.listings[cell.full_task]
-        classes = len(listings.label_names)
-        first = cell.method in FROM_SUPERNET and cell.run_folder not in shared
-        if first:
-            shared.add(cell.run_folder)
-        key = (cell.method, classes)
+        method = method_of_row(cell.method)
+        if method.source in plan.architectures:
+            method = transfer(method.source, plan.architectures[method.source])
+        key = (method.name, len(listings.label_names))
         if key not in known:
-            known[key] = _parameters(plan.settings(cell), cell, classes, plan.architectures)
-        cost = plan.cost(cell, listings.sizes, shared=first)
-        rows.append(CellCost(cell, *known[key], cost))
+            known[key] = _parameters(plan.settings(cell), method, len(listings.label_names))
+        rows.append(CellCost(cell, *known[key], plan.cost(cell, listings.sizes, done[cell.run_folder])))
+        done[cell.run_folder] |= method.parts
     return rows
 
 
-def _parameters(settings: RunSettings, cell: Cell, classes: int, architectures) -> tuple[int, bool]:
-    """Prompt parameters of a cell, and whether the number is exact."""
-    config = AutoConfig.from_pretrained(settings.backbone)
-    budget = settings.budget or scaled_budget(config.hidden_size, config.num_hidden_layers)
-    if cell.method == SINGLE:
-        return max(_parameters(settings, replace(cell, method=m), classes, {})[0] for m in SINGLE_MODULES), False
-    if cell.method not in BASELINES and cell.source not in architectures:
-        return budget, False
-    config.num_labels = classes
-    with torch.device("meta"):  # shapes alone: nothing is allocated
-        model = AutoModelForImageClassification.from_config(config)
-        model = attach(model, architectures.get(cell.method.removeprefix(TRANSFER), cell.method), settings.recipe)
-    return count_trainable(model)[0], True
+def _parameters(settings: RunSettings, method: Method, classes: int) -> tuple[int, bool]:
+    """Prompt parameters of a method, and whether the number is exact."""
+    if method.best_of:
+        return max(_parameters(settings, find_method(name), classes)[0] for name in method.best_of), False
+    shapes = _Shapes(settings, classes)
+    if method.needs is not None or (method.source is not None and method.architecture is None):
+        config = shapes.config
+        return settings.budget or scaled_budget(config.hidden_size, config.num_hidden_layers), False
+    with torch.device("meta"):
+        return count_trainable(method.start(shapes))[0], True
+
+
+class _Shapes:
+    """A backbone of shapes alone: nothing is downloaded but its config, and nothing is allocated."""
+
+    def __init__(self, settings: RunSettings, classes: int) -> None:
+        self.settings = settings
+        self.config = AutoConfig.from_pretrained(settings.backbone)
+        self.config.num_labels = classes
+
+    def fresh_backbone(self) -> nn.Module:
+        return AutoModelForImageClassification.from_config(self.config)

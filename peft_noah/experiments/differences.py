@@ -16,7 +16,7 @@ from peft_noah.experiments.cells import Cell
 from peft_noah.experiments.grid import order_methods, order_tasks, untested_note
 from peft_noah.results.statistics import Difference, paired_difference
 from peft_noah.results.table import Entry, Number, Table
-from peft_noah.run.method_names import RETRAINED
+from peft_noah.run.methods import RETRAINED
 
 _INTERVAL = ("n", "difference", "95 % low", "95 % high")
 _STUDENT = (
@@ -96,7 +96,7 @@ def differences_over_seeds(
     methods = order_methods(cell.method for cell in cells)
     if not methods:
         return None
-    reference = reference or (RETRAINED if RETRAINED in methods else methods[-1])
+    reference = reference or (RETRAINED.name if RETRAINED.name in methods else methods[-1])
     rows: list[tuple[Entry, ...]] = []
     rules = []
     for other in methods:

@@ -21,7 +21,8 @@ from peft_noah.experiments.tables import count_shots, few_shot_grids, transfers
 from peft_noah.formatting import module_order, one_line
 from peft_noah.results.plotting import INK, figure_file, grid_behind, legend_below, plot_mean_architecture
 from peft_noah.results.statistics import Estimate
-from peft_noah.run.method_names import METHODS, NOAH
+from peft_noah.run.methods import NOAH
+from peft_noah.run.registry import all_methods
 from peft_noah.tuner.labels import module_label
 
 if TYPE_CHECKING:
@@ -287,10 +288,11 @@ def _draw_points(axes: Axes, method: str, points: Sequence[tuple[float, Estimate
 
 def _look(method: str) -> tuple[str, str]:
     """Colour and marker: fixed for known methods, by the letters of its name for any other."""
-    if method in METHODS:
-        place, markers = METHODS.index(method), _MARKERS
+    known = [each.name for each in all_methods()]
+    if method in known:
+        place, markers = known.index(method), _MARKERS
     else:
-        place, markers = sum(map(ord, method)), _MARKERS[len(METHODS) :]
+        place, markers = sum(map(ord, method)), _MARKERS[len(known) :] or _MARKERS
     return _COLORS[place % len(_COLORS)], markers[place % len(markers)]
 
 

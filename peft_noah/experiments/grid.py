@@ -15,7 +15,7 @@ from functools import cached_property
 from peft_noah.experiments.cells import Cell
 from peft_noah.experiments.paper import VTAB_GROUPS, published_groups, vtab_name
 from peft_noah.results.statistics import Estimate
-from peft_noah.run.method_names import TRANSFER, table_order
+from peft_noah.run.registry import table_order
 
 MEAN_OF_GROUPS, PLAIN_MEAN = "mean of group means", "plain mean"
 
@@ -35,17 +35,17 @@ def untested_note(cells: Iterable[Cell]) -> list[str]:
 
 def standard_cells(cells: Iterable[Cell]) -> list[Cell]:
     """Cells of tasks that are neither few-shot nor tested on further sets, such as VTAB-1k; transfers left out."""
-    return [c for c in cells if c.shots is None and not c.result.tests and not c.method.startswith(TRANSFER)]
+    return [c for c in cells if c.shots is None and not c.result.tests and c.source is None]
 
 
 def few_shot_cells(cells: Iterable[Cell]) -> list[Cell]:
     """Few-shot cells that are not tested on further sets; transfers left out."""
-    return [c for c in cells if c.shots is not None and not c.result.tests and not c.method.startswith(TRANSFER)]
+    return [c for c in cells if c.shots is not None and not c.result.tests and c.source is None]
 
 
 def domain_cells(cells: Iterable[Cell]) -> list[Cell]:
     """Cells that are tested on further sets; transfers left out."""
-    return [cell for cell in cells if cell.result.tests and not cell.method.startswith(TRANSFER)]
+    return [cell for cell in cells if cell.result.tests and cell.source is None]
 
 
 def order_methods(names: Iterable[str]) -> list[str]:

@@ -34,7 +34,7 @@ from peft_noah.experiments.tables import (
 from peft_noah.formatting import escape, facts
 from peft_noah.jsonfile import write_atomically
 from peft_noah.results.table import Table
-from peft_noah.run.method_names import NOAH
+from peft_noah.run.methods import NOAH
 from peft_noah.searching.result import SearchResult
 
 TABLES_MARKDOWN = "tables.md"

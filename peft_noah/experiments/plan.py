@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 
@@ -18,11 +18,8 @@ from peft_noah.experiments.cells import Cell
 from peft_noah.experiments.result_files import PLAN
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, dump_json, load_json, write_atomically
-from peft_noah.run.method_names import FROM_SUPERNET, INHERITED, METHODS, RANDOM, SINGLE, TRANSFER
-from peft_noah.run.methods import SINGLE_MODULES
+from peft_noah.run.registry import Method, all_methods, find_method, method_of_row, table_order, transfer
 from peft_noah.run.settings import RunSettings
-
-_PASSES = {"linear": 1, "full": 3}
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Plan:
 
     Args:
         tasks: what to run on.
-        methods: names of `method_names.METHODS`.
+        methods: names of methods, as tables have them.
         seeds: repeats.
         run: the settings of every run but for its task and seed.
         transfer: also retrain the architecture found on each task on every other one.
@@ -54,9 +51,7 @@ class Plan:
                 raise ValueError(f"a suite needs one or more {name}.")
         for seed in self.seeds:
             check_int(seed, "seed", 0, MAX_COUNT)
-        for method in self.methods:
-            if method not in METHODS:
-                raise ValueError(f"method {method!r} is not known (known: {', '.join(METHODS)}).")
+        object.__setattr__(self, "methods", tuple(find_method(name).name for name in self.methods))
         names = [task.full_name for task in self.tasks]
         for name in names:  # a plan may come from a stranger, and each name becomes a folder inside the suite's
             if not isinstance(name, str) or not name or name.startswith(".") or PureWindowsPath(name).name != name:
@@ -76,11 +71,14 @@ class Plan:
                 yield from (task.cell(method, seed) for method in sorted(self.methods, key=self._order))
         for seed in self.seeds:
             for task in self.tasks:
-                yield from (task.cell(f"{TRANSFER}{source}", seed) for source in self.sources(task))
+                yield from (task.cell(transfer(source).name, seed) for source in self.sources(task))
 
     @staticmethod
-    def _order(method: str) -> tuple[bool, int]:
-        return (method not in FROM_SUPERNET, (FROM_SUPERNET if method in FROM_SUPERNET else METHODS).index(method))
+    def _order(name: str) -> tuple[int, tuple[int, str]]:
+        stages = list(dict.fromkeys(method.needs for method in all_methods() if method.needs is not None))
+        # the search before the random search, and what needs no stage last
+        needs = find_method(name).needs
+        return len(stages) if needs is None else stages.index(needs), table_order(name)
 
     def task(self, full_name: str) -> Task:
         """The task of this name."""
@@ -110,30 +108,26 @@ class Plan:
 
     # ------------------------------------------------------------------ cost
 
-    def cost(self, cell: Cell, sizes: Mapping[str, int], *, shared: bool = True) -> float:
+    def cost(self, cell: Cell, sizes: Mapping[str, int], done: Collection[str] = ()) -> float:
         """Cost of a cell in fine-tunes.
 
         Args:
             cell: which one.
             sizes: number of images by split; a test split may be missing.
-            shared: with the supernet and the search that several methods share.
+            done: names of stages and methods of the cell's run folder that it need not pay.
         """
-        train, validation, test = (sizes.get(name, 0) for name in ("train", "validation", "test"))
-        unit = 2 * self.run.epochs * train
-        search = self.run.search()
-        scoring = search.population_size * search.generations * validation
-        supernet = 2 * self.run.training("supernet").epochs * train
-        if cell.method == SINGLE:
-            singles = (self.cost(replace(cell, method=method), sizes) for method in SINGLE_MODULES)
-            return sum(singles) if shared else 0.0
-        own = validation + test
-        if cell.method != INHERITED:
-            own += _PASSES.get(cell.method, 2) * self.run.epochs * (2 * train + validation)
-        if cell.method == RANDOM:
-            own += scoring
-        if cell.method in FROM_SUPERNET and shared:
-            own += supernet + (0 if cell.method == RANDOM else scoring)
-        return own / unit
+        sizes = {name: sizes.get(name, 0) for name in ("train", "validation", "test")}
+        return self._passes(method_of_row(cell.method), sizes, done) / (2 * self.run.epochs * sizes["train"])
+
+    def _passes(self, method: Method, sizes: Mapping[str, int], done: Collection[str]) -> float:
+        if method.best_of:
+            others = [find_method(name) for name in method.best_of if name not in done]
+            return sum(self._passes(other, sizes, done) for other in others)
+        passes = sizes["validation"] + sizes["test"]
+        if method.training is not None:
+            passes += method.passes * self.run.epochs * (2 * sizes["train"] + sizes["validation"])
+        stages = method.needs.chain if method.needs is not None else ()
+        return passes + sum(stage.passes(self.run, sizes) for stage in stages if stage.name not in done)
 
     # ------------------------------------------------------------------ file
 

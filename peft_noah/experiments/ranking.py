@@ -9,12 +9,17 @@ from __future__ import annotations
 import os
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peft_noah.architecture import Architecture
 from peft_noah.experiments.analysis import RankCorrelation, rank_correlation
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, check_share, dump_json, load_json, write_atomically
-from peft_noah.run.stages import SHARED, Run
+from peft_noah.run.context import RunContext
+from peft_noah.run.names import SHARED
+from peft_noah.run.registry import Method, transfer
+from peft_noah.run.searches import run_budget
+from peft_noah.run.stages import validate_from_scratch
+from peft_noah.run.supernet import load_supernet, train_supernet
 from peft_noah.searching.evolution import random_search
 from peft_noah.training.processes import refuse_launcher
 
@@ -39,7 +44,7 @@ class Ranked:
     retrained: float
 
 
-def rank_architectures(run: Run, architectures: int) -> list[Ranked]:
+def rank_architectures(run: RunContext, architectures: int) -> list[Ranked]:
     """Score a random sample within the run's budget both ways; resumable, architecture by architecture.
 
     Args:
@@ -53,18 +58,18 @@ def rank_architectures(run: Run, architectures: int) -> list[Ranked]:
     refuse_launcher("a ranking")
     check_int(architectures, "architectures", 3, MAX_ARCHITECTURES)
     with run.files.lock(SHARED, wait=True):
-        run.supernet()
-    supernet = run.load_supernet()
+        train_supernet(run)
+    supernet = load_supernet(run)
 
     def inherited(architecture: Architecture) -> float:
         supernet.set_architecture(architecture)
-        return run.validate(supernet)
+        return run.accuracy(supernet, run.splits.validation)
 
     sample = random_search(
         supernet.get_search_space(),
         inherited,
         supernet.count_parameters,
-        run.budget(supernet),
+        run_budget(run, supernet),
         architectures,
         seed=run.settings.seed,
     )
@@ -74,11 +79,18 @@ def rank_architectures(run: Run, architectures: int) -> list[Ranked]:
     for index, candidate in enumerate(sample.candidates):
         found = known.get(candidate.architecture)
         if found is None:
-            retrained = run.validate_from_scratch(candidate.architecture, f"{index + 1} of {architectures}")
+            retrained = validate_from_scratch(
+                run, _from_scratch(candidate.architecture, f"{index + 1} of {architectures}")
+            )
             found = Ranked(candidate.architecture, candidate.parameters, candidate.score, retrained)
         ranked.append(found)
         save_ranking(ranked, path)
     return ranked
+
+
+def _from_scratch(architecture: Architecture, name: str) -> Method:
+    """A method that is no row of a table; its name shows in the progress."""
+    return replace(transfer(name, architecture), name=f"architecture {name}")
 
 
 def correlation(ranked: Sequence[Ranked]) -> RankCorrelation:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from peft_noah.jsonfile import MAX_FILE_BYTES, build_named, check_keys, parse_json, read_json, write_atomically
 from peft_noah.results.report import RESULTS_JSON, RunReport
-from peft_noah.run.folder import RESULTS, SEARCH
+from peft_noah.run.names import RESULTS, SEARCH
 
 MAX_FILES = 50_000
 MAX_BYTES = 512 * 1024**2  # of all files together; a cell has some kilobytes

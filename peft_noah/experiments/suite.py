@@ -25,9 +25,12 @@ from peft_noah.experiments.plan import Plan
 from peft_noah.experiments.result_files import PLAN
 from peft_noah.jsonfile import read_json
 from peft_noah.progress import Reporter
-from peft_noah.run.folder import SEARCH, Busy, RunFolder, slug
-from peft_noah.run.method_names import INHERITED, NOAH
-from peft_noah.run.stages import Run
+from peft_noah.run.context import RunContext
+from peft_noah.run.folder import Busy, RunFolder
+from peft_noah.run.methods import INHERITED, SEARCH
+from peft_noah.run.names import slug
+from peft_noah.run.registry import Method, method_of_row, transfer
+from peft_noah.run.stages import run_method
 from peft_noah.searching.result import SearchResult
 from peft_noah.training.processes import refuse_launcher
 
@@ -89,7 +92,7 @@ class Suite:
         self.folder = Path(folder).expanduser()
         self.plan = self._agree(plan)
         self.reporter = reporter or Reporter()
-        self._run: tuple[str, Run] | None = None
+        self._run: tuple[str, RunContext] | None = None
 
     def _agree(self, plan: Plan | None) -> Plan:
         if plan is None or (self.folder / PLAN).exists():
@@ -161,9 +164,9 @@ class Suite:
 
     def _work(self, files: RunFolder, cell: Cell) -> None:
         try:
-            architecture = self._architecture(cell)
+            method = self._method(cell)
             self.reporter.say(f"{cell} ...")
-            self._run_of(cell).method(cell.method, architecture)
+            run_method(self._run_of(cell), method)
         except _NotYet:
             raise
         except Busy as busy:  # another process trains what this cell needs
@@ -177,22 +180,25 @@ class Suite:
             test = "no labelled test images" if result.test is None else f"test {100 * result.test:.1f} %"
             self.reporter.say(f"{cell}: {test}. {self.progress().sentence()}")
 
-    def _run_of(self, cell: Cell) -> Run:
+    def _run_of(self, cell: Cell) -> RunContext:
         """The run of a cell; kept for the next one, which is mostly on the same decoded images."""
         if self._run is None or self._run[0] != cell.run_folder:
             self._run = None  # lets go of the images before others are decoded
-            self._run = (cell.run_folder, Run(self.folder / cell.run_folder, self.plan.settings(cell), self.reporter))
+            run = RunContext(self.folder / cell.run_folder, self.plan.settings(cell), self.reporter)
+            self._run = (cell.run_folder, run)
         return self._run[1]
 
-    def _architecture(self, cell: Cell) -> Architecture | None:
+    def _method(self, cell: Cell) -> Method:
+        """The method of a cell; a transfer has the architecture that was found by now, or given."""
         if cell.source is None:
-            return None
-        if cell.source in self.plan.architectures:
-            return self.plan.architectures[cell.source]
-        source = self.files(self.plan.task(cell.source).cell(INHERITED, cell.seed))
-        if (source / SEARCH).exists():
-            return SearchResult.load(source / SEARCH).best.architecture
-        if error := source.error(INHERITED):
+            return method_of_row(cell.method)
+        return transfer(cell.source, self.plan.architectures.get(cell.source) or self._found(cell))
+
+    def _found(self, cell: Cell) -> Architecture:
+        source = self.files(self.plan.task(cell.source).cell(INHERITED.name, cell.seed))
+        if (source / SEARCH.file).exists():
+            return SearchResult.load(source / SEARCH.file).best.architecture
+        if error := source.error(INHERITED.name):
             raise ValueError(f"the search on {cell.source} failed: {error}")
         raise _NotYet(f"the search on {cell.source} is not finished.")
 
@@ -236,24 +242,26 @@ class Suite:
 
     def _seconds_left(self, states: list[tuple[Cell, str]]) -> float | None:
         """Cost of the open cells times seconds per cost, those of their method where it has been run."""
-        spent, cost, sizes = defaultdict(float), defaultdict(float), {}
+        spent, cost, sizes, done = defaultdict(float), defaultdict(float), {}, defaultdict(set)
         for cell, state in states:
             if state == DONE:
                 report = read_json(self.files(cell).result_path(cell.method))
                 sizes[cell.full_task] = report["task"]["sizes"]
                 spent[cell.method] += report["results"][0]["seconds"]
                 cost[cell.method] += self.plan.cost(cell, sizes[cell.full_task])
+                done[cell.run_folder].add(cell.method)
         if not any(cost.values()):
             return None
         rate = sum(spent.values()) / sum(cost.values())
         rates = {method: spent[method] / cost[method] for method in cost if cost[method]}
         typical = next(iter(sizes.values()))
-        seconds, shared = 0.0, set()
+        seconds = 0.0
         for cell, state in states:
             if state in (OPEN, RUNNING):
-                first = cell.run_folder not in shared and not (self.files(cell) / SEARCH).exists()
-                if first and cell.method in NOAH:
-                    shared.add(cell.run_folder)
-                left = self.plan.cost(cell, sizes.get(cell.full_task, typical), shared=first)
+                paid, method = done[cell.run_folder], method_of_row(cell.method)
+                stages = method.needs.chain if method.needs is not None else ()
+                paid |= {stage.name for stage in stages if (self.files(cell) / stage.file).exists()}
+                left = self.plan.cost(cell, sizes.get(cell.full_task, typical), paid)
                 seconds += rates.get(cell.method, rate) * left
+                paid |= method.parts
         return seconds

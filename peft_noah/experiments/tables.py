@@ -25,7 +25,8 @@ from peft_noah.experiments.grid import (
 from peft_noah.experiments.paper import published_parameters, published_rows, vtab_name
 from peft_noah.results.statistics import Estimate, clear_winner
 from peft_noah.results.table import Entry, Number, Table, bold_note, count_range, one_seed_note
-from peft_noah.run.method_names import CONTINUED, INHERITED, NOAH, RETRAINED, TRANSFER
+from peft_noah.run.methods import CONTINUED, INHERITED, NOAH, RETRAINED
+from peft_noah.run.registry import transfer
 
 _OF_THE_PAPER = " (paper)"
 
@@ -111,11 +112,12 @@ def retraining_table(cells: Iterable[Cell]) -> Table | None:
     cells = [cell for cell in standard_cells(cells) if cell.method in NOAH]
     if not cells:
         return None
-    further = [CONTINUED] if any(cell.method == CONTINUED for cell in cells) else []
-    grid = replace(Grid.from_cells(cells), methods=[INHERITED, RETRAINED, *further])
+    inherited, retrained, continued = INHERITED.name, RETRAINED.name, CONTINUED.name
+    further = [continued] if any(cell.method == continued for cell in cells) else []
+    grid = replace(Grid.from_cells(cells), methods=[inherited, retrained, *further])
     rows = _Rows([grid])
     for label, means in grid.mean_rows():
-        before, after = means[INHERITED], means[RETRAINED]
+        before, after = means[inherited], means[retrained]
         rows.add(label, means, [None if None in (before, after) else difference_number(*after.minus(before))])
     notes = [
         "The error of a difference is that of its seed-by-seed values where both have several in common.",
@@ -162,8 +164,9 @@ def transfer_table(cells: Iterable[Cell]) -> Table | None:
     sources, tasks, differences = transfers(cells)
     if not sources:
         return None
-    own = Grid.from_cells(replace(cell, task=task_label(cell), group="") for cell in cells if cell.method == RETRAINED)
-    first = [own.at(task, RETRAINED) for task in tasks]
+    cells = [replace(cell, task=task_label(cell), group="") for cell in cells if cell.method == RETRAINED.name]
+    own = Grid.from_cells(cells)
+    first = [own.at(task, RETRAINED.name) for task in tasks]
     rows: list[tuple[Entry, ...]] = [
         ("own search (accuracy)", *(None if e is None else Number.percent(e) for e in first))
     ]
@@ -186,14 +189,14 @@ def transfers(
 ) -> tuple[list[str], list[str], dict[tuple[str, str], tuple[float, float | None]]]:
     """Sources, tasks, and by both the difference (share) to the task's own search with its standard error."""
     cells = [replace(cell, task=task_label(cell), group="") for cell in cells]
-    tried = [cell for cell in cells if cell.method.startswith(TRANSFER)]
-    grid = Grid.from_cells(cell for cell in cells if cell.method == RETRAINED or cell.method.startswith(TRANSFER))
+    tried = [cell for cell in cells if cell.source is not None]
+    grid = Grid.from_cells([*(cell for cell in cells if cell.method == RETRAINED.name), *tried])
     tasks = order_tasks(cell.task for cell in tried)
-    sources = order_tasks(cell.method.removeprefix(TRANSFER) for cell in tried)
+    sources = order_tasks(cell.source for cell in tried)
     differences = {}
     for source in sources:
         for task in tasks:
-            here, own = grid.at(task, TRANSFER + source), grid.at(task, RETRAINED)
+            here, own = grid.at(task, transfer(source).name), grid.at(task, RETRAINED.name)
             if here is not None and own is not None:
                 differences[source, task] = here.minus(own)
     return sources, tasks, differences

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 
 from accelerate import Accelerator
 from peft import PeftModel
@@ -18,27 +20,19 @@ from peft_noah.data.preprocessing import Normalizer, Preprocessing
 from peft_noah.data.splits import Splits
 from peft_noah.jsonfile import refuse_link
 from peft_noah.progress import Reporter
-from peft_noah.run.folder import (
-    CHECKPOINTS,
-    LOGS,
-    SETTINGS,
-    SUPERNET,
-    TRACKING,
-    RunFolder,
-    slug,
-)
+from peft_noah.run.folder import Busy, RunFolder
 from peft_noah.run.inputs import INPUTS, check_backbone, check_data, read_inputs, write_inputs
-from peft_noah.run.methods import attach, load_backbone
+from peft_noah.run.models import add_supernet, load_backbone
+from peft_noah.run.names import CHECKPOINTS, LOGS, SETTINGS, TRACKING, slug
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.budget import check_budget
 from peft_noah.training import TrainingLog, TrainingSettings, make_accelerator, train
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.evaluation import evaluate
 from peft_noah.training.interruption import Interruption
-from peft_noah.training.processes import asked_micro_batches, describe, is_compiling, warn_of_other_precision
+from peft_noah.training.processes import asked_micro_batches, describe, is_compiling, total, warn_of_other_precision
 from peft_noah.training.sharding import shard_backbone
 from peft_noah.training.tracking import StepLog, check_tracker, start_trackers
-from peft_noah.tuner.adapter_files import load_adapter
 from peft_noah.tuner.fingerprint import fingerprint_backbone
 
 
@@ -144,23 +138,26 @@ class RunContext:
                 self._record(self.fresh_backbone())
             return
         self._normalize_training  # noqa: B018 (it checks that what augments is installed)
-        supernet = self._supernet()
+        supernet = self.fresh_supernet()
         if self.settings.budget is not None:
             check_budget(supernet.get_search_space(), supernet.count_parameters, self.settings.budget)
-        self._on_main(self.files.path.mkdir, parents=True, exist_ok=True)
+        self.on_main(self.files.path.mkdir, parents=True, exist_ok=True)
         self._record(supernet.base_model.model)
-        self._on_main(self.files.write_settings, self.settings)
+        self.on_main(self.files.write_settings, self.settings)
         self._prepared = True
 
     def _record(self, backbone: nn.Module) -> None:
         """Keep what was read, for later stages to compare."""
-        self._on_main(write_inputs, self.folder, self.splits.to_dict(), fingerprint_backbone(backbone))
+        self.on_main(write_inputs, self.folder, self.splits.to_dict(), fingerprint_backbone(backbone))
         self._recorded = True
 
-    def _supernet(self) -> PeftModel:
-        return attach(self.fresh_backbone(), "supernet", self.settings.recipe, self.settings.search_space)
+    def fresh_supernet(self) -> PeftModel:
+        """The supernet of the run's search space, untrained."""
+        return add_supernet(self.fresh_backbone(), self.settings.search_space, self.settings.recipe)
 
-    def _train(
+    # ------------------------------------------------------------------ training and accuracy
+
+    def train(
         self,
         name: str,
         model: nn.Module,
@@ -169,7 +166,7 @@ class RunContext:
         sampler: Callable[[int], Architecture] | None = None,
         until: int | None = None,
     ) -> TrainingLog:
-        """Train, going on from a checkpoint if there is one; `_forget` removes it once the result has been saved."""
+        """Train, going on from a checkpoint if there is one; `forget` removes it once the result has been saved."""
         log_file, checkpoint = self.folder / LOGS / f"{slug(name)}.jsonl", self._checkpoint(name)
         for path in (log_file, log_file.parent, checkpoint.folder, checkpoint.folder.parent, self.folder / TRACKING):
             refuse_link(path)
@@ -203,37 +200,57 @@ class RunContext:
     def _checkpoint(self, name: str) -> CheckpointFolder:
         return CheckpointFolder(self.folder / CHECKPOINTS / slug(name), every_seconds=self._checkpoint_seconds)
 
-    def _forget(self, *names: str) -> None:
+    def forget(self, *names: str) -> None:
         """Remove the checkpoints of trainings whose results have been saved."""
         for name in names:
-            self._on_main(self._checkpoint(name).finish)
+            self.on_main(self._checkpoint(name).remove)
 
-    def load_supernet(self) -> PeftModel:
-        """The trained supernet, in evaluation mode on the run's device."""
-        model = load_adapter(self.fresh_backbone(), self.folder / SUPERNET)
-        return model.to(self.accelerator.device).eval()
-
-    def validate(self, model: nn.Module) -> float:
-        """Accuracy on the validation images, a fraction."""
-        return self._accuracy(model, self.splits.validation)
-
-    def validate_from_scratch(self, architecture: Architecture, name: str) -> float:
-        """Validation accuracy of an architecture trained on the training images alone; ``name`` shows in the progress."""
-        model = attach(self.fresh_backbone(), architecture, self.settings.recipe)
-        name = f"architecture {name}, on train"
-        self._train(name, model, self.splits.train, self.settings.training("subnet"))
-        validation = self.validate(model.eval())
-        self._forget(name)
-        return validation
-
-    def _accuracy(self, model: nn.Module, images: ImageSplit) -> float:
+    def accuracy(self, model: nn.Module, images: ImageSplit) -> float:
+        """Share of images that a model classifies right."""
         return evaluate(model, images, self.normalize, self.accelerator)
 
-    def _on_main(self, write: Callable, *args, **kwargs) -> None:
+    # ------------------------------------------------------------------ files and other jobs
+
+    def save_adapter(self, model: PeftModel, name: str) -> None:
+        """Write an adapter folder whole: a folder of that name is always a complete one."""
+
+        def write(folder: Path) -> None:
+            model.save_pretrained(folder)
+            self.splits.preprocessing.processor.save_pretrained(folder)
+            (folder / "README.md").unlink(missing_ok=True)
+
+        self.on_main(self.files.write_adapter, name, write)
+
+    def on_main(self, write: Callable, *args, **kwargs) -> None:
         """Let the main process write, and the others wait for it."""
         if self.accelerator.is_main_process:
             write(*args, **kwargs)
         self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def alone(self, work: str) -> Iterator[None]:
+        """Keep other jobs in the folder off some work; the processes of one job do so together, through the main one.
+
+        Args:
+            work: name of a method, or `folder.SHARED`: the stages that several methods need.
+
+        Raises:
+            ValueError: as `prepare`; nothing is written then.
+            Busy: another job is at it; on all processes.
+        """
+        self.prepare()
+        lock = slug(work)
+        with ExitStack() as stack:
+            busy = None
+            if self.accelerator.is_main_process:
+                try:
+                    stack.enter_context(self.files.lock(lock))
+                except Busy as error:
+                    busy = error
+            (refused,) = total(self.accelerator, busy is not None)
+            if refused:
+                raise busy or Busy(f"another job is at work on {lock!r} in {self.folder}.")
+            yield
 
 
 def read_splits(settings: RunSettings) -> Splits:

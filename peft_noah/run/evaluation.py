@@ -10,9 +10,9 @@ from peft_noah.data.preprocessing import Normalizer
 from peft_noah.data.splits import Splits
 from peft_noah.results.statistics import standard_error
 from peft_noah.run.context import read_splits
-from peft_noah.run.folder import SETTINGS
 from peft_noah.run.inputs import class_changes
-from peft_noah.run.methods import load_backbone
+from peft_noah.run.models import load_backbone
+from peft_noah.run.names import SETTINGS
 from peft_noah.run.saved_adapter import backbone_of, labels_of_its_run, on_backbone
 from peft_noah.run.settings import RunSettings
 from peft_noah.sources import same_source, stored_path

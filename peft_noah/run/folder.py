@@ -10,9 +10,9 @@
     results/<method>.error.json   why a method failed
     log.jsonl                     every step of every training, a line of JSON each; joined from logs/
     results.json, results.md      the table of all results
-    adapter-inherited/            the best architecture, cut out of the supernet
-    adapter/                      the best architecture, trained again on train + validation: the result
-    adapter-continued/            the inherited weights, trained on: on train + validation
+    adapter/                      the architecture that the search found, trained on train + validation
+    adapter-<method>/             what other methods trained: lora, adapter, vpt, inherited, continued, ...
+    best/                         a copy of the one that was best on the validation images
     figures/                      architecture and search, drawn from the files above
     logs/<training>.jsonl         loss, learning rate and time of each step
     checkpoints/<training>/       where an interrupted training goes on; removed when its result is there
@@ -26,7 +26,6 @@ operating system gives back when its process ends, however that happens.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -39,33 +38,17 @@ from filelock import FileLock, Timeout
 from peft_noah.jsonfile import check_keys, check_number, dump_json, make_plain_folder, read_json, write_atomically
 from peft_noah.results.report import RESULTS_JSON, RESULTS_MARKDOWN, MethodResult, RunReport
 from peft_noah.run.inputs import INPUTS, is_data, read_inputs
-from peft_noah.run.method_names import CONTINUED, INHERITED, NOAH, RETRAINED, TRANSFER, table_order
+from peft_noah.run.names import LOCKS, LOG, LOGS, RESULTS, SEARCH, SETTINGS, STAGES, slug
+from peft_noah.run.registry import method_of_row, table_order
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.result import SearchResult
 
-SETTINGS, STAGES, RESULTS, LOCKS = "settings.json", "stages.json", "results", ".locks"
-SUPERNET, SEARCH, RANDOM_SEARCH = "supernet", "search.json", "random-search.json"
-ADAPTER, FIGURES = "adapter", "figures"
-LOG, LOGS, CHECKPOINTS, TRACKING = "log.jsonl", "logs", "checkpoints", "tracking"
 _MAX_ERROR = 10_000
 _A_LOOK = 0.2  # seconds; longer than whoever only looks holds a lock
 
 
-_ADAPTERS = {RETRAINED: ADAPTER, INHERITED: f"{ADAPTER}-inherited", CONTINUED: f"{ADAPTER}-continued"}
-
-
 class Busy(Exception):
     """Another process is at work on this; nothing was done."""
-
-
-def slug(method: str) -> str:
-    """The name of a method as a file is called: small letters and digits, hyphens between."""
-    return re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
-
-
-def adapter_folder(method: str) -> str | None:
-    """Name of the folder that keeps a method's adapter; None where none is kept."""
-    return f"{ADAPTER}-{slug(method)}" if method.startswith(TRANSFER) else _ADAPTERS.get(method)
 
 
 class RunFolder:
@@ -191,7 +174,10 @@ class RunFolder:
         if not reports:
             raise ValueError(f"{self.path} holds no results yet. Run a method first, such as 'peft-noah baseline'.")
         found = {report.results[0].method: report.architecture for report in reports if report.architecture}
-        shown = next((found[method] for method in (*NOAH, *found) if method in found), None)
+        searched = [
+            name for name in found if (method := method_of_row(name)) and method.needs and method.needs.file == SEARCH
+        ]
+        shown = next((found[name] for name in (*searched, *found)), None)
         return replace(
             reports[0],
             results=[result for report in reports for result in report.results],

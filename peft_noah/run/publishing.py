@@ -13,19 +13,15 @@ from peft_noah.results.card import CardData, model_card
 from peft_noah.results.plotting import plot_architecture, plot_search
 from peft_noah.results.report import RESULTS_JSON, MethodResult, RunReport
 from peft_noah.run.architecture_source import read_architecture
-from peft_noah.run.folder import FIGURES, SEARCH, adapter_folder
-from peft_noah.run.method_names import CONTINUED, INHERITED, NOAH, TRANSFER
+from peft_noah.run.best import keep_best
+from peft_noah.run.names import BEST, FIGURES, SEARCH
+from peft_noah.run.registry import Method, all_methods, method_of_row
 from peft_noah.searching.result import SearchResult
 from peft_noah.sources import shown_path
 
 logger = logging.getLogger(__name__)
 
 CARD, PICTURE = "README.md", "architecture.png"
-
-_WEIGHTS = {
-    INHERITED: "inherited from the supernet",
-    CONTINUED: "inherited from the supernet and trained on",
-}
 
 
 def _parameters(folder: Path, method: str) -> int | None:
@@ -52,7 +48,8 @@ def draw_figures(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def publish(folder: str | os.PathLike[str], *, missing_only: bool = False) -> None:
-    """Draw the figures of a run folder, and write a card into each adapter folder; what fails is a warning.
+    """Draw the figures of a run folder, write a card into each adapter folder, and copy the best one; what fails is a
+    warning.
 
     The results are in their files before, and no figure is worth losing them.
 
@@ -66,13 +63,19 @@ def publish(folder: str | os.PathLike[str], *, missing_only: bool = False) -> No
     except Exception as error:
         _warn(folder, error)
         return
+    if missing_only:
+        planned = {path: write for path, write in planned.items() if not _is_whole(path)}
+    planned[folder / BEST] = partial(keep_best, folder)  # last: with its card
     for path, write in planned.items():
-        if missing_only and path.exists() and (path.name != CARD or (path.parent / PICTURE).exists()):
-            continue
         try:
             write()
         except Exception as error:
             _warn(path, error)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a figure is there, or a card with its picture."""
+    return path.exists() and (path.name != CARD or (path.parent / PICTURE).exists())
 
 
 def _warn(path: Path, error: Exception) -> None:
@@ -87,7 +90,8 @@ def _figures(folder: Path) -> dict[Path, Callable[[], None]]:
     planned: dict[Path, Callable[[], None]] = {}
     if (folder / SEARCH).exists():
         planned[folder / FIGURES / "search.png"] = partial(_draw_search, folder)
-    kept = [method for method in NOAH if (folder / adapter_folder(method)).exists()]
+    searched = [m for m in all_methods() if m.needs is not None and m.needs.file == SEARCH and m.keeps is not None]
+    kept = [method for method in searched if (folder / method.keeps).exists()]
     if kept:  # all have the same architecture
         planned[folder / FIGURES / PICTURE] = partial(_draw_architecture, folder, kept[0])
     return planned
@@ -97,10 +101,10 @@ def _draw_search(folder: Path) -> None:
     plot_search(SearchResult.load(folder / SEARCH), make_plain_folder(folder / FIGURES) / "search.png")
 
 
-def _draw_architecture(folder: Path, method: str) -> None:
+def _draw_architecture(folder: Path, method: Method) -> None:
     path = make_plain_folder(folder / FIGURES) / PICTURE
-    architecture = read_architecture(folder / adapter_folder(method))
-    plot_architecture(architecture, path, parameters=_parameters(folder, method))
+    architecture = read_architecture(folder / method.keeps)
+    plot_architecture(architecture, path, parameters=_parameters(folder, method.name))
 
 
 def _cards(folder: Path) -> dict[Path, Callable[[], None]]:
@@ -108,17 +112,17 @@ def _cards(folder: Path) -> dict[Path, Callable[[], None]]:
     if not (folder / RESULTS_JSON).exists():
         return {}
     report = RunReport.load(folder / RESULTS_JSON)
-    named = {result.method: adapter_folder(result.method) for result in report.results}
-    return {
-        folder / named[result.method] / CARD: partial(_write_card, folder, report, result)
-        for result in report.results
-        if named[result.method] is not None and (folder / named[result.method]).exists()
-    }
+    planned = {}
+    for result in report.results:
+        method = method_of_row(result.method)
+        if method is not None and method.keeps is not None and (folder / method.keeps).exists():
+            planned[folder / method.keeps / CARD] = partial(_write_card, folder, report, result, method)
+    return planned
 
 
-def _write_card(folder: Path, report: RunReport, result: MethodResult) -> None:
+def _write_card(folder: Path, report: RunReport, result: MethodResult, method: Method) -> None:
     """README.md and the picture of the architecture; the card is written even where the picture cannot be drawn."""
-    place = make_plain_folder(folder / adapter_folder(result.method))
+    place = make_plain_folder(folder / method.keeps)
     config = read_json(place / "adapter_config.json")
     failed = None
     try:
@@ -126,7 +130,7 @@ def _write_card(folder: Path, report: RunReport, result: MethodResult) -> None:
     except Exception as error:
         failed = error
     try:
-        text = model_card(_card_data(folder, report, result, config, None if failed else PICTURE))
+        text = model_card(_card_data(folder, report, result, method, config, None if failed else PICTURE))
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / RESULTS_JSON} and the adapter's config do not say what a model card needs ({error!r}). "
@@ -137,21 +141,23 @@ def _write_card(folder: Path, report: RunReport, result: MethodResult) -> None:
         raise failed
 
 
-def _card_data(folder: Path, report: RunReport, result: MethodResult, config: dict, figure: str | None) -> CardData:
-    as_cut_out = result.method == INHERITED
+def _card_data(
+    folder: Path, report: RunReport, result: MethodResult, method: Method, config: dict, figure: str | None
+) -> CardData:
+    as_cut_out = method.training is None
     sizes, settings = report.task["sizes"], report.settings
     accuracy = {"test": None if result.test is None else (result.test, result.n_test)}
     if result.validation is not None:
         accuracy = {"validation": (result.validation, result.n_validation), **accuracy}
     training = {
-        "weights": _WEIGHTS.get(result.method, "retrained from scratch"),
+        "weights": method.weights,
         "training images": sizes["train"] + (0 if as_cut_out else sizes["validation"]),
         "epochs": settings["supernet_epochs"] if as_cut_out else settings["epochs"],
         "seed": result.seed,
     }
     search = {}
-    if (folder / SEARCH).exists() and not result.method.startswith(TRANSFER):
-        found = SearchResult.load(folder / SEARCH)
+    if method.needs is not None:
+        found = SearchResult.load(folder / method.needs.file)
         search = {"budget": found.budget, "candidates scored": len(found.candidates), "variant": settings["variant"]}
     return CardData(
         base_model=shown_path(config["base_model_name_or_path"]),

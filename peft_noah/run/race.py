@@ -29,8 +29,8 @@ from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
 from peft_noah.jsonfile import make_plain_folder, write_atomically
 from peft_noah.run.context import RunContext
-from peft_noah.run.folder import slug
-from peft_noah.run.methods import package_versions
+from peft_noah.run.names import slug
+from peft_noah.run.reporting import package_versions
 from peft_noah.searching.design import Design
 from peft_noah.searching.race import Heat, Race, RaceSettings, Rung
 from peft_noah.training import TrainingSettings
@@ -174,7 +174,7 @@ def run_race(run: RunContext, designs: Sequence[Design], settings: RaceSettings 
         heat = heats[0]
         scores, notes = _run_heat(run, race, heat, labelled, folds)
         race.tell(heat, scores, **notes)
-        run._on_main(race.save, path)
+        run.on_main(race.save, path)
         if race.rung > heat.rung:
             run.reporter.say(describe_rung(race, heat.rung))
     return race
@@ -193,9 +193,9 @@ def _run_heat(
     if starts:
         for head in classifiers(model):
             start_head(model, head, images, run.normalize, run.accelerator)
-    log = run._train(_name(design, heat.fold), model, images, training, until=until)
+    log = run.train(_name(design, heat.fold), model, images, training, until=until)
     logits = compute_logits(model, held, run.normalize, run.accelerator)
-    run._on_main(_save_weights, model, weights_file(run, design, heat.fold))
+    run.on_main(_save_weights, model, weights_file(run, design, heat.fold))
     passes = log.steps * training.batch_size + (len(images) + len(held) * (heat.rung + 1)) / 3 * starts
     accuracy = (logits.argmax(-1) == held.labels).double().mean().item()
     return image_scores(logits, held.labels), {"accuracy": accuracy, "steps": log.steps, "passes": round(passes)}

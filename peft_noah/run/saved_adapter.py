@@ -17,8 +17,9 @@ from transformers import AutoConfig
 
 from peft_noah.data.load import bundled_backbone
 from peft_noah.data.preprocessing import Preprocessing, check_input
-from peft_noah.run.folder import SETTINGS, RunFolder
-from peft_noah.run.methods import load_classifier
+from peft_noah.run.folder import RunFolder
+from peft_noah.run.models import load_classifier
+from peft_noah.run.names import SETTINGS
 from peft_noah.sources import find_source, same_source
 from peft_noah.tuner.adapter_files import find_folder, load_adapter, read_config, stored_classes
 from peft_noah.tuner.backbones import find_backbone

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from peft_noah.data import bundled_backbone
 from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, check_number, dump_json, load_json, write_atomically
-from peft_noah.run.methods import BASELINES
+from peft_noah.run.registry import find_baseline
 from peft_noah.searching.result import SearchSettings
 from peft_noah.sources import find_source, stored_path, stored_paths
 from peft_noah.training import TrainingSettings
@@ -120,9 +120,7 @@ class RunSettings:
         for name in ("baselines", "image_mean", "image_std"):
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else tuple(value))
-        for method in self.baselines:
-            if method not in BASELINES:
-                raise ValueError(f"baseline {method!r} is not known (known: {', '.join(BASELINES)}).")
+        object.__setattr__(self, "baselines", tuple(find_baseline(name).name for name in self.baselines))
         if self.budget is not None and self.budget < 1:
             raise ValueError(f"budget must be a positive number of parameters, got {self.budget}.")
         check_number(self.cache_gb, "cache_gb", 0)

@@ -147,7 +147,7 @@ class CheckpointFolder:
             return checkpoint
         return None
 
-    def finish(self) -> None:
+    def remove(self) -> None:
         """Remove the checkpoints, the folder if nothing else is in it, and the one above if it is empty, once what was
         trained has been saved."""
         for path in (*self._newest_first(), *self.folder.glob(_DRAFTS)):

@@ -213,7 +213,7 @@ def train(
         sampler: the architecture of each step, for a supernet.
         on_step: called with (step, steps in all, mean loss of the global batch) after each step.
         checkpoint: where to go on from, if something is there, and where to save; the last step is saved too. The caller
-            removes it with ``finish()`` once the model has been saved.
+            removes it with ``remove()`` once the model has been saved.
         interruption: asked after each step whether to save and stop.
         until: the step after which this call ends, counted from 1; a later call with the same checkpoint goes on. None: all
             of ``settings.epochs``.

@@ -17,8 +17,9 @@ from peft_noah.experiments.figures import (
     plot_transfer,
     published_architectures,
 )
-from peft_noah.run.method_names import METHODS
+from peft_noah.run.registry import all_methods
 
+METHODS = [method.name for method in all_methods()]
 ROWS = {"lora": [1, 5, 0], "vpt": [10, 10, 10]}
 GROUPS = {"cifar100": "Natural", "eurosat": "Specialized", "dmlab": "Structured"}
 STANDARD = [

@@ -66,8 +66,10 @@ def test_cost_counts_images_in_fine_tunes(method, cost):
 
 
 def test_what_methods_share_is_left_out_on_request():
-    assert plan().cost(TASKS[0].cell("noah retrained", 0), SIZES, shared=False) == pytest.approx(362_200 / 160_000)
-    assert plan().cost(TASKS[0].cell("best single", 0), SIZES, shared=False) == 0
+    paid = {"supernet", "search", "lora", "adapter"}
+    assert plan().cost(TASKS[0].cell("noah retrained", 0), SIZES, paid) == pytest.approx(362_200 / 160_000)
+    assert plan().cost(TASKS[0].cell("best single", 0), SIZES, paid) == pytest.approx(362_200 / 160_000)
+    assert plan().cost(TASKS[0].cell("best single", 0), SIZES, paid | {"vpt"}) == 0
 
 
 def test_a_plan_survives_its_file(tmp_path):

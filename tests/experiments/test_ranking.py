@@ -6,9 +6,13 @@ import pytest
 from conftest import make_model
 from test_run import invoke, write_task
 
+from peft_noah.experiments import ranking
 from peft_noah.experiments.ranking import correlation, load_ranking, rank_architectures
+from peft_noah.run.context import RunContext
+from peft_noah.run.registry import transfer
 from peft_noah.run.settings import RunSettings
-from peft_noah.run.stages import Run
+from peft_noah.run.stages import validate_from_scratch
+from peft_noah.run.supernet import load_supernet
 
 
 @pytest.fixture(scope="module")
@@ -17,24 +21,25 @@ def run_folder(tmp_path_factory):
     make_model().save_pretrained(base / "vit")
     task = write_task(base / "task", validation=30)
     settings = RunSettings(model=str(base / "vit"), dataset=str(task), epochs=2, supernet_epochs=2, budget=3_000)
-    rank_architectures(Run(base / "run", settings), 4)
+    rank_architectures(RunContext(base / "run", settings), 4)
     return base / "run"
 
 
 def test_both_scores_of_every_architecture_are_kept(run_folder):
     ranked = load_ranking(run_folder / "ranking.json")
     assert len({entry.architecture for entry in ranked}) == 4
-    job = Run(run_folder)
-    supernet = job.load_supernet()
+    job = RunContext(run_folder)
+    supernet = load_supernet(job)
     for entry in ranked:
         assert entry.parameters == supernet.count_parameters(entry.architecture) <= 3_000
         supernet.set_architecture(entry.architecture)
-        assert entry.inherited == job.validate(supernet)
+        assert entry.inherited == job.accuracy(supernet, job.splits.validation)
 
 
 def test_retrained_means_trained_on_the_training_images_alone(run_folder):
     entry = load_ranking(run_folder / "ranking.json")[2]
-    assert Run(run_folder).validate_from_scratch(entry.architecture, "again") == entry.retrained
+    again = transfer("again", entry.architecture)
+    assert validate_from_scratch(RunContext(run_folder), again) == entry.retrained
 
 
 def test_an_interrupted_sample_goes_on_where_it_was(run_folder, monkeypatch):
@@ -42,9 +47,9 @@ def test_an_interrupted_sample_goes_on_where_it_was(run_folder, monkeypatch):
     whole = path.read_bytes()
     data = json.loads(whole)
     path.write_text(json.dumps({"architectures": data["architectures"][:3]}))
-    job, trained = Run(run_folder), []
-    retrain = job.validate_from_scratch
-    monkeypatch.setattr(job, "validate_from_scratch", lambda *args: trained.append(args[0]) or retrain(*args))
+    job, trained = RunContext(run_folder), []
+    retrain = lambda *args: trained.append(args[1]) or validate_from_scratch(*args)  # noqa: E731
+    monkeypatch.setattr(ranking, "validate_from_scratch", retrain)
     rank_architectures(job, 4)
     assert len(trained) == 1 and path.read_bytes() == whole
 

@@ -9,9 +9,10 @@ from conftest import make_model
 from test_run import SMALL, invoke
 
 from peft_noah.results.report import RunReport
+from peft_noah.run.context import RunContext
 from peft_noah.run.inputs import INPUTS, class_changes, data_changes, read_inputs
 from peft_noah.run.settings import RunSettings
-from peft_noah.run.stages import Run
+from peft_noah.run.stages import run_everything, run_method
 
 
 def write_images(folder, classes=("cat", "dog"), shift=0):
@@ -220,7 +221,7 @@ def test_inputs_that_are_none_are_an_error(content, tmp_path):
 def finished(begun, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     settings = RunSettings.load(begun / "run" / "settings.json")
-    Run(folder, RunSettings(**{**vars(settings), "baselines": ("linear",)})).everything()
+    run_everything(RunContext(folder, RunSettings(**{**vars(settings), "baselines": ("linear",)})))
     return folder
 
 
@@ -235,7 +236,7 @@ def test_what_a_killed_job_left_out_is_written_by_the_next_call(lost, finished, 
     shutil.copytree(finished, folder)
     wanted = (folder / lost).read_bytes()
     (folder / lost).unlink()
-    Run(folder).everything()
+    run_everything(RunContext(folder))
     assert (folder / lost).read_bytes() == wanted
 
 
@@ -247,7 +248,7 @@ def test_a_table_that_lacks_a_row_is_written_anew(finished, tmp_path):
         report.results[:2],
         **{n: getattr(report, n) for n in ("task", "backbone", "preprocessing", "settings", "versions")},
     ).save(folder)
-    Run(folder).method("linear")
+    run_method(RunContext(folder), "linear")
     assert len(RunReport.load(folder / "results.json").results) == 4
 
 
@@ -266,7 +267,7 @@ def test_figures_that_cannot_be_drawn_are_a_warning_and_drawn_by_the_next_call(
         result = invoke("search", folder)
     assert result.exit_code == 0, result.output
     assert "search.png was not written (RuntimeError: no fonts). All results are there" in caplog.text
-    assert (folder / "search.json").exists() and Run(folder).files.result("noah inherited") is not None
+    assert (folder / "search.json").exists() and RunContext(folder).files.result("noah inherited") is not None
     assert "![" not in (folder / "adapter-inherited" / "README.md").read_text()
     assert invoke("search", folder).exit_code == 0
     assert "![" in (folder / "adapter-inherited" / "README.md").read_text()

@@ -30,9 +30,13 @@ from typer.testing import CliRunner
 from peft_noah import Architecture, BudgetError
 from peft_noah.cli import app
 from peft_noah.results.report import RunReport
+from peft_noah.run.best import find_best
+from peft_noah.run.context import RunContext
 from peft_noah.run.folder import Busy
+from peft_noah.run.methods import SUPERNET
+from peft_noah.run.searches import search
 from peft_noah.run.settings import RunSettings
-from peft_noah.run.stages import Run
+from peft_noah.run.stages import do_stages, run_everything, run_method
 from peft_noah.searching.evolution import SearchResult
 from peft_noah.searching.scoring import Scorer
 from peft_noah.training.tracking import StepLog
@@ -85,6 +89,9 @@ def finished(task, backbone, tmp_path_factory):
 def test_a_run_leaves_all_its_files(finished):
     assert [name for name in STAGES if not (finished / name).exists()] == []
     assert {path.name for path in (finished / "figures").iterdir()} == {"architecture.png", "search.png"}
+    kept = {"lora", "adapter", "vpt", "inherited", "continued"}
+    assert {path.name for path in finished.glob("adapter*")} == {"adapter", *(f"adapter-{how}" for how in kept)}
+    assert all((path / "README.md").exists() for path in finished.glob("adapter*"))
     assert not list(finished.rglob("*.partial")) and not list(finished.rglob("*.bin"))
     assert not (finished / "checkpoints").exists()
     lines = [json.loads(line) for line in (finished / "logs" / "supernet.jsonl").read_text().splitlines()]
@@ -95,6 +102,22 @@ def test_one_log_holds_every_step_of_every_training(finished):
     lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
     assert {"supernet", "lora, on train", "noah retrained, on train + validation"} <= {line["stage"] for line in lines}
     assert all(line.keys() == {"stage", "step", "loss", "rate", "seconds"} for line in lines)
+
+
+def test_a_run_ends_with_the_adapter_to_use(finished, task, backbone):
+    best = find_best(finished)
+    assert {path.name for path in (finished / "best").iterdir()} == {
+        path.name for path in (finished / best.source).iterdir()
+    }
+    for path in (finished / "best").iterdir():
+        assert path.read_bytes() == (finished / best.source / path.name).read_bytes(), path
+    result = invoke("run", "--model", backbone, "--dataset", task, *SMALL, "--output", finished)
+    assert result.output.rstrip().endswith(best.sentence())
+    single = PeftModel.from_pretrained(
+        AutoModelForImageClassification.from_pretrained(backbone, num_labels=3, ignore_mismatched_sizes=True),
+        finished / "adapter-lora",
+    )
+    assert single.get_architecture() == Architecture.uniform(4, lora=8)
 
 
 def test_the_table_has_one_row_per_method(finished):
@@ -189,10 +212,10 @@ def test_stages_one_by_one_give_the_same_adapter(finished, task, backbone, tmp_p
 def test_an_interrupted_run_goes_on_after_its_last_finished_stage(finished, task, backbone, tmp_path):
     folder = tmp_path / "run"
     settings = RunSettings.load(finished / "settings.json")
-    Run(folder, settings).supernet()
+    do_stages(RunContext(folder, settings), SUPERNET)
     (folder / "adapter.partial").mkdir()
     stamp = (folder / "supernet" / "adapter_model.safetensors").stat().st_mtime_ns
-    Run(folder, settings).everything()
+    run_everything(RunContext(folder, settings))
     assert (folder / "supernet" / "adapter_model.safetensors").stat().st_mtime_ns == stamp
     name = "adapter/adapter_model.safetensors"
     assert (folder / name).read_bytes() == (finished / name).read_bytes()
@@ -219,7 +242,7 @@ def test_a_signal_in_the_last_step_ends_the_command_with_its_code_and_says_how_t
 
 def test_an_interrupted_search_scores_nothing_twice(finished, task, backbone, tmp_path, monkeypatch):
     folder, look, looked_at = tmp_path / "run", Scorer._answers, set()
-    Run(folder, RunSettings.load(finished / "settings.json")).supernet()
+    do_stages(RunContext(folder, RunSettings.load(finished / "settings.json")), SUPERNET)
 
     def failing(scorer, architecture, *args):
         looked_at.add(architecture)
@@ -229,10 +252,10 @@ def test_an_interrupted_search_scores_nothing_twice(finished, task, backbone, tm
 
     monkeypatch.setattr(Scorer, "_answers", failing)
     with pytest.raises(KeyboardInterrupt):
-        Run(folder).search()
+        search(RunContext(folder))
     again = set()
     monkeypatch.setattr(Scorer, "_answers", lambda *args: again.add(args[1]) or look(*args))
-    Run(folder).search()
+    search(RunContext(folder))
     assert len(again) == 4
     assert (folder / "search.json").read_bytes() == (finished / "search.json").read_bytes()
     assert not (folder / "search.partial.json").exists()
@@ -248,7 +271,7 @@ def test_nothing_is_written_or_removed_through_a_link(name, finished, tmp_path):
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).symlink_to(outside)
     with pytest.raises(ValueError, match="is a link, and nothing is written through one"):
-        Run(folder).supernet()
+        do_stages(RunContext(folder), SUPERNET)
     assert [path.relative_to(outside).as_posix() for path in outside.rglob("*.*")] == ["supernet/precious.txt"]
 
 
@@ -303,7 +326,7 @@ def test_a_zero_is_refused_and_not_taken_for_a_default(name, message, tmp_path):
 
 def test_a_published_architecture_needs_the_right_number_of_blocks(task, backbone, tmp_path):
     folder = tmp_path / "run"
-    Run(folder, RunSettings(model=str(backbone), dataset=str(task), epochs=1)).prepare()
+    RunContext(folder, RunSettings(model=str(backbone), dataset=str(task), epochs=1)).prepare()
     result = invoke("subnet", folder, "--architecture", "vtab/cifar100")
     assert result.exit_code == 2 and "has 12 dims but this model has 4 blocks" in result.output
 
@@ -413,7 +436,7 @@ def test_splits_and_config_are_options_that_a_run_keeps(backbone, tmp_path):
     assert result.exit_code == 0, result.output
     settings = RunSettings.load(folder / "settings.json")
     assert (settings.dataset_config, settings.train_split, settings.test_split) == ("b", "held_out", "validation")
-    assert Run(folder).splits.to_dict()["sizes"] == {"train": 9, "validation": 12, "test": 6}
+    assert RunContext(folder).splits.to_dict()["sizes"] == {"train": 9, "validation": 12, "test": 6}
     refused(*common, *chosen, "train", folder=tmp_path / "other", message="not three different ones")
 
 
@@ -437,7 +460,7 @@ def test_a_budget_below_the_smallest_says_what_would_fit(task, backbone, tmp_pat
         *arguments, folder=tmp_path / "run", message="no architecture fits a budget of 10 parameters: the smallest"
     )
     with pytest.raises(BudgetError):
-        Run(tmp_path / "run", RunSettings(model=str(backbone), dataset=str(task), budget=10)).prepare()
+        RunContext(tmp_path / "run", RunSettings(model=str(backbone), dataset=str(task), budget=10)).prepare()
 
 
 @pytest.mark.parametrize(
@@ -473,7 +496,7 @@ def test_a_folder_that_is_not_a_run_is_left_alone(task, backbone, tmp_path):
 
 def test_a_supernet_cut_short_is_named(finished, task, backbone, tmp_path):
     folder = tmp_path / "run"
-    Run(folder, RunSettings.load(finished / "settings.json")).supernet()
+    do_stages(RunContext(folder, RunSettings.load(finished / "settings.json")), SUPERNET)
     weights = folder / "supernet" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     result = invoke("search", folder)
@@ -502,9 +525,9 @@ def test_an_architecture_file_that_is_none_is_refused(finished, tmp_path):
 @pytest.fixture(scope="module")
 def compared(finished, task, backbone, tmp_path_factory):
     """A run of NOAH and its controls, method by method."""
-    job = Run(tmp_path_factory.mktemp("runs") / "run", RunSettings.load(finished / "settings.json"))
+    job = RunContext(tmp_path_factory.mktemp("runs") / "run", RunSettings.load(finished / "settings.json"))
     for method in ("noah continued", "noah retrained", "random search", "best single", "noah inherited"):
-        job.method(method)
+        run_method(job, method)
     return job
 
 
@@ -542,7 +565,7 @@ def test_retraining_costs_supernet_and_search_too(compared):
 
 def test_continuing_starts_from_the_inherited_weights(compared, tmp_path, monkeypatch):
     shutil.copytree(compared.folder, tmp_path / "run")
-    job = Run(tmp_path / "run")
+    job = RunContext(tmp_path / "run")
     job.files.forget("noah continued")
     started = []
 
@@ -550,8 +573,8 @@ def test_continuing_starts_from_the_inherited_weights(compared, tmp_path, monkey
         started.append((name, len(images), get_peft_model_state_dict(model)))
         return SimpleNamespace(seconds=1.0)
 
-    monkeypatch.setattr(job, "_train", no_training)
-    job.method("noah continued")
+    monkeypatch.setattr(job, "train", no_training)
+    run_method(job, "noah continued")
     inherited = load_file(compared.folder / "adapter-inherited" / "adapter_model.safetensors")
     assert [(name, images) for name, images, _ in started] == [
         ("noah continued, on train", 12),
@@ -561,8 +584,6 @@ def test_continuing_starts_from_the_inherited_weights(compared, tmp_path, monkey
         assert weights.keys() == inherited.keys() and all(torch.equal(weights[k], inherited[k]) for k in weights)
     card = (tmp_path / "run" / "adapter-continued" / "README.md").read_text()
     assert "inherited from the supernet and trained on" in card
-    with pytest.raises(ValueError, match="adapter-continued holds another architecture already"):
-        job.finish("noah continued", job.load_supernet().get_search_space().largest())
 
 
 def test_inheriting_and_an_architecture_from_elsewhere_exclude_each_other(finished):
@@ -571,11 +592,11 @@ def test_inheriting_and_an_architecture_from_elsewhere_exclude_each_other(finish
 
 
 def test_a_finished_method_is_not_run_again(compared, monkeypatch):
-    monkeypatch.setattr(compared, "_train", None)
+    monkeypatch.setattr(compared, "train", None)
     for method in ("noah retrained", "random search", "best single", "lora"):
-        compared.method(method)
+        run_method(compared, method)
     with pytest.raises(ValueError, match="method 'magic' is not known"):
-        compared.method("magic")
+        run_method(compared, "magic")
 
 
 def test_an_architecture_from_elsewhere_is_a_row_of_its_own(compared, finished, tmp_path):
@@ -598,9 +619,9 @@ def test_another_architecture_of_the_same_name_is_refused(compared, tmp_path):
 
 
 def test_another_process_that_holds_the_supernet_is_not_waited_for(finished, task, backbone, tmp_path):
-    job = Run(tmp_path / "run", RunSettings.load(finished / "settings.json"))
+    job = RunContext(tmp_path / "run", RunSettings.load(finished / "settings.json"))
     with job.files.lock("supernet-and-search"), pytest.raises(Busy):
-        job.method("noah inherited")
+        run_method(job, "noah inherited")
     assert not (job.folder / "supernet").exists()
 
 
@@ -617,7 +638,7 @@ def test_a_second_command_on_what_another_is_at_work_on_says_so(command, lock, t
         "supernet_epochs": 1,
         "baselines": baselines,
     }
-    job = Run(tmp_path / "run", RunSettings(**settings))
+    job = RunContext(tmp_path / "run", RunSettings(**settings))
     job.prepare()
     arguments = ("--model", backbone, "--dataset", task, "--epochs", 1, "--supernet-epochs", 1)
     if command == "baseline":
@@ -653,8 +674,8 @@ def test_augmented_training_differs_and_its_seed_fixes_it(task, backbone, tmp_pa
     settings = {"model": str(backbone), "dataset": str(task), "epochs": 1}
     losses = []
     for name, augment in (("plain", False), ("augmented", True), ("again", True)):
-        job = Run(tmp_path / name, RunSettings(**settings, augment=augment))
-        job.baseline("lora")
+        job = RunContext(tmp_path / name, RunSettings(**settings, augment=augment))
+        run_method(job, "lora")
         losses.append((job.folder / "logs" / "lora-on-train.jsonl").read_text().split('"loss": ')[1].split(",")[0])
     assert losses[0] != losses[1] == losses[2]
 

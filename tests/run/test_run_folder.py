@@ -10,7 +10,8 @@ import pytest
 
 from peft_noah.jsonfile import read_json
 from peft_noah.results.report import MethodResult, RunReport
-from peft_noah.run.folder import Busy, RunFolder, slug
+from peft_noah.run.folder import Busy, RunFolder
+from peft_noah.run.names import slug
 from peft_noah.run.settings import RunSettings
 
 

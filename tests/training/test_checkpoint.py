@@ -43,10 +43,10 @@ def test_the_newest_is_taken_and_old_ones_are_pruned(folder):
     assert folder.load(IDENTITY).step == 100_000_000
 
 
-def test_finish_removes_the_folder(folder):
+def test_remove_leaves_no_folder(folder):
     write(folder, 1)
-    folder.finish()
-    folder.finish()
+    folder.remove()
+    folder.remove()
     assert not folder.folder.exists()
 
 
@@ -80,7 +80,7 @@ def test_leftovers_of_a_killed_writer_are_removed_and_other_files_are_not(folder
     (folder.folder / "notes.safetensors").write_bytes(b"mine")
     assert folder.load(IDENTITY).step == 1
     assert sorted(path.name for path in folder.folder.iterdir())[1:] == ["notes.safetensors"]
-    folder.finish()
+    folder.remove()
     assert [path.name for path in folder.folder.iterdir()] == ["notes.safetensors"]
 
 

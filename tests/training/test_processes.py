@@ -14,8 +14,9 @@ from launched_training import CASES, SETTINGS, fit, make_images, make_supernet, 
 from safetensors.torch import load_file
 from test_run import SMALL, write_task
 
+from peft_noah.run.context import RunContext
 from peft_noah.run.settings import RunSettings
-from peft_noah.run.stages import Run
+from peft_noah.run.supernet import train_supernet
 from peft_noah.searching.result import SearchResult
 from peft_noah.training import ArchitectureSampler, TrainingSettings
 from peft_noah.training.batches import Shares
@@ -99,7 +100,7 @@ def test_the_documented_command_trains_the_supernet_of_one_process(tmp_path):
     options = ("--mixed_precision", "no", "--num_machines", 1, "--dynamo_backend", "no")
     launched = launch(*command, *options, "-m", "peft_noah", "supernet", *job)
     assert launched.wait(300) == 0
-    Run(tmp_path / "one", RunSettings.load(tmp_path / "two" / "settings.json")).supernet()
+    train_supernet(RunContext(tmp_path / "one", RunSettings.load(tmp_path / "two" / "settings.json")))
     one, two = (load_file(tmp_path / name / "supernet" / "adapter_model.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(two, one, **TOLERANCE)
 

@@ -1,0 +1,86 @@
+"""The adapter to use: of all that a run trained and kept, the one that was best on the validation images.
+
+``noah inherited`` does not take part: the search chose it by its accuracy on these very images.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft_noah.results.report import RESULTS_JSON, MethodResult, RunReport
+from peft_noah.results.statistics import standard_error
+from peft_noah.run.folder import RunFolder
+from peft_noah.run.names import BEST
+from peft_noah.run.registry import method_of_row
+
+
+@dataclass(frozen=True)
+class Best:
+    """Which adapter of a run to use, and why.
+
+    Attributes:
+        source: the adapter folder whose copy ``best/`` is.
+        result: of its method.
+        better: the best result of a method that keeps no adapter, where it was above; else None.
+    """
+
+    source: str
+    result: MethodResult
+    better: MethodResult | None
+
+    def sentence(self) -> str:
+        """The same in words."""
+        result = self.result
+        error = standard_error(result.validation, result.n_validation)
+        text = (
+            f"use {BEST}/, a copy of {self.source}/: {result.method} was best on the {result.n_validation:,} validation "
+            f"images ({100 * result.validation:.1f} % ± {100 * error:.1f}) of all that was trained and kept"
+        )
+        if self.better is None:
+            return text
+        return f"{text}; {self.better.method} had {100 * self.better.validation:.1f} %, but leaves no adapter"
+
+
+def find_best(folder: str | os.PathLike[str]) -> Best | None:
+    """The best of the adapters in a run folder, by validation accuracy and then by fewer parameters; None: there is none.
+
+    Raises:
+        ValueError: if results.json is broken.
+    """
+    folder = Path(folder).expanduser()
+    report = RunReport.load(folder) if (folder / RESULTS_JSON).exists() else RunReport()
+    kept, others = {}, []
+    for result in report.results:
+        method = method_of_row(result.method)
+        if result.validation is None or method is None or method.training is None or method.best_of:
+            continue
+        if method.keeps is not None and (folder / method.keeps).exists():
+            kept[method.keeps] = result
+        elif method.keeps is None:
+            others.append(result)
+    if not kept:
+        return None
+    source = max(kept, key=lambda name: (kept[name].validation, -kept[name].parameters))
+    above = [result for result in others if result.validation > kept[source].validation]
+    return Best(source, kept[source], max(above, key=lambda result: result.validation, default=None))
+
+
+def keep_best(folder: Path) -> None:
+    """Make ``best/`` a copy of the best adapter, with its card; what is one already stays as it is."""
+    best = find_best(folder)
+    if best is None or _same_files(folder / best.source, folder / BEST):
+        return
+    RunFolder(folder).write_adapter(
+        BEST, lambda partial: shutil.copytree(folder / best.source, partial, dirs_exist_ok=True)
+    )
+
+
+def _same_files(folder: Path, other: Path) -> bool:
+    names = [path.name for path in folder.iterdir()]
+    if not other.is_dir() or sorted(names) != sorted(path.name for path in other.iterdir()):
+        return False
+    return filecmp.cmpfiles(folder, other, names, shallow=False)[0] == names

@@ -1,0 +1,129 @@
+"""The models that a run trains: a classifier on a pretrained backbone, and what is added to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+
+from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.data.splits import Splits
+from peft_noah.tuner.backbones import find_backbone
+from peft_noah.tuner.config import NoahConfig
+from peft_noah.tuner.prompts import PROMPT_MODULES
+
+
+def load_backbone(model: str | os.PathLike[str], splits: Splits, seed: int) -> nn.Module:
+    """A pretrained ViT with fresh classifiers for the task, in float32, in the same state for the same seed.
+
+    A checkpoint of a class with two classifiers (a DeiT with its distillation token) keeps both: its logits are their mean.
+
+    Args:
+        model: a local folder or a Hub id.
+        splits: the task: its classes, and its image size, to which position embeddings are interpolated where it is not
+            the backbone's own.
+        seed: of the classifier's weights.
+
+    Raises:
+        ValueError: if the family is unknown.
+    """
+    backbone = load_classifier(model, splits.label_names, splits.preprocessing.size)
+    torch.manual_seed(seed)
+    for head in _heads(backbone):
+        nn.init.trunc_normal_(head.weight, std=getattr(backbone.config, "initializer_range", 0.02))
+        nn.init.zeros_(head.bias)
+    return backbone
+
+
+def load_classifier(
+    model: str | os.PathLike[str], label_names: Sequence[str] | None, size: tuple[int, int]
+) -> PreTrainedModel:
+    """A pretrained ViT in float32; a classifier that does not fit the classes is made anew, with random weights.
+
+    Args:
+        model: a local folder or a Hub id.
+        label_names: of the classes, in the order of the logits; None: the checkpoint's own.
+        size: height and width of the images, in pixels; position embeddings are interpolated where it is not the
+            backbone's own.
+
+    Raises:
+        ValueError: if the family is unknown.
+    """
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    find_backbone(config.model_type)  # before anything is downloaded
+    names = {}
+    if label_names is not None:
+        names["id2label"] = dict(enumerate(label_names))
+        names["label2id"] = {name: index for index, name in enumerate(label_names)}
+    backbone = AutoModelForImageClassification.from_pretrained(
+        model,
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+        use_safetensors=True,  # never a pickle
+        trust_remote_code=False,
+        **names,
+    )
+    if needs_interpolation(config, size):
+        backbone.register_forward_pre_hook(_interpolate, with_kwargs=True)
+    return backbone
+
+
+def _heads(backbone: nn.Module) -> list[nn.Module]:
+    """The classifiers of a bare or adapted transformers model."""
+    return [backbone.get_submodule(name) for name in find_backbone(backbone.config.model_type).head_names(backbone)]
+
+
+def needs_interpolation(config: Any, size: tuple[int, int]) -> bool:
+    """Whether images of ``size`` (height, width; pixels) differ from what the backbone was pretrained on."""
+    own = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
+    return tuple(own) != tuple(size)
+
+
+def _interpolate(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    return args, {"interpolate_pos_encoding": True, **kwargs}
+
+
+def add_modules(backbone: nn.Module, architecture: Architecture, recipe: str) -> PeftModel:
+    """A backbone with the modules of an architecture, which train with the classifier."""
+    return get_peft_model(backbone, NoahConfig(recipe=recipe, architecture=architecture))
+
+
+def add_one_module(backbone: nn.Module, module: str, recipe: str) -> PeftModel:
+    """A backbone with one prompt module in every block, with the dim that it has alone."""
+    blocks = len(find_backbone(backbone.config.model_type).block_names(backbone))
+    architecture = Architecture.uniform(blocks, **{module: PROMPT_MODULES[module].alone})
+    return add_modules(backbone, architecture, recipe)
+
+
+def add_supernet(backbone: nn.Module, search_space: str | SearchSpace, recipe: str) -> PeftModel:
+    """A backbone with the largest architecture of a search space."""
+    return get_peft_model(backbone, NoahConfig(recipe=recipe, search_space=search_space))
+
+
+def train_classifier(backbone: nn.Module) -> nn.Module:
+    """Let nothing train but the classifiers: a linear probe."""
+    backbone.requires_grad_(False)
+    for head in _heads(backbone):
+        head.requires_grad_(True)
+    return backbone
+
+
+def train_all_weights(backbone: nn.Module) -> nn.Module:
+    """Let all weights of a backbone train."""
+    backbone.requires_grad_(True)
+    for name, weight in backbone.named_parameters():
+        if name.endswith("mask_token"):  # of masked pretraining: a classifier never reads it, and DDP would miss it
+            weight.requires_grad_(False)
+    return backbone
+
+
+def count_trainable(model: nn.Module) -> tuple[int, int]:
+    """Trainable parameters besides the classifiers, and the classifiers'."""
+    core = model.base_model.model if isinstance(model, PeftModel) else model
+    head = sum(p.numel() for module in _heads(core) for p in module.parameters() if p.requires_grad)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad) - head, head

@@ -1,0 +1,105 @@
+"""A method is one entry: known to runs, suites, tables, figures and help once it is registered."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import make_model
+from test_run import invoke, write_task
+
+from peft_noah.experiments.plan import Plan
+from peft_noah.experiments.suite import Suite
+from peft_noah.experiments.tasks import Task
+from peft_noah.results.report import RunReport
+from peft_noah.run.registry import (
+    Method,
+    all_methods,
+    baselines,
+    find_method,
+    method_of_row,
+    register_method,
+    table_order,
+    transfer,
+    unregister_method,
+)
+from peft_noah.run.settings import RunSettings
+
+
+def train_biases(run):
+    """BitFit: all biases and the classifier."""
+    model = run.fresh_backbone()
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name.endswith("bias") or name.startswith("classifier"))
+    return model
+
+
+BITFIT = Method("bitfit", "all biases train", train_biases)
+
+
+@pytest.fixture
+def bitfit():
+    yield register_method(BITFIT)
+    unregister_method("bitfit")
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("registry")
+    make_model().save_pretrained(folder / "vit")
+    write_task(folder / "red")
+    return folder
+
+
+def test_one_more_baseline_is_one_entry_in_runs_suites_and_their_cost(bitfit, task, tmp_path):
+    biases = sum(
+        w.numel() for name, w in make_model().named_parameters() if name.endswith("bias") and "classifier" not in name
+    )
+    settings = RunSettings(model=str(task / "vit"), epochs=1, baselines=("linear", "bitfit"))
+    plan = Plan((Task("red", str(task / "red"), ""),), ("bitfit", "linear"), (0,), settings)
+    suite = Suite(tmp_path / "suite", plan)
+    assert [cell.method for cell in suite.cells] == ["linear", "bitfit"]
+    from peft_noah.experiments.cost import cell_costs
+
+    linear, costs = cell_costs(suite)
+    assert (costs.parameters, costs.exact, linear.parameters) == (biases, True, 0) and costs.cost > linear.cost
+    assert suite.run().count("done") == 2
+    report = RunReport.load(tmp_path / "suite" / "red" / "seed0" / "results.json")
+    assert [result.method for result in report.results] == ["linear", "bitfit"]
+    assert report.results[1].parameters == biases and report.architecture is None
+    assert invoke("tables", tmp_path / "suite").exit_code == 0
+    assert "bitfit" in (tmp_path / "suite" / "tables" / "tables.md").read_text()
+    assert not list((tmp_path / "suite" / "red" / "seed0").glob("adapter*"))
+
+
+def test_help_names_every_method_that_is_registered_with_what_it_does():
+    code = (
+        "import sys; from peft_noah.run.registry import Method, register_method;"
+        "register_method(Method('bitfit', 'all biases train', print));"
+        "from peft_noah.cli import app; assert 'torch' not in sys.modules; app()"
+    )
+    for command in ("baseline", "suite"):
+        done = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True)
+        assert "bitfit (all biases train)" in " ".join(done.stdout.split()), done.stdout + done.stderr
+
+
+def test_a_method_stands_at_the_end_of_the_table_and_before_transfers(bitfit):
+    rows = ["transfer red", "bitfit", "noah retrained", "full"]
+    assert sorted(rows, key=table_order) == ["full", "noah retrained", "bitfit", "transfer red"]
+    assert bitfit in baselines() and all_methods()[-1] is bitfit
+
+
+def test_a_row_of_a_transfer_has_a_method_too():
+    assert method_of_row("transfer red").keeps == "adapter-transfer-red"
+    assert method_of_row("magic") is None and not transfer("red").is_baseline
+    assert find_method("noah-retrained").name == "noah retrained"
+
+
+@pytest.mark.parametrize("name", ["lora", "LoRA", "transfer x", "", "best-single", "two  spaces"])
+def test_a_name_that_is_taken_or_cannot_be_is_refused(name):
+    with pytest.raises(ValueError, match="registered already|needs a name"):
+        register_method(Method(name, "", print))
+
+
+def test_a_method_that_makes_no_model_is_refused():
+    with pytest.raises(ValueError, match="'x' makes no model"):
+        Method("x", "")
