@@ -13,7 +13,7 @@ from torch import nn
 from peft_noah import Architecture, NoahConfig, PromptModule, SearchSpace, register_prompt_module, search
 from peft_noah.data.images import ImageSplit
 from peft_noah.fast import fast_forward
-from peft_noah.run.methods import attach
+from peft_noah.run.models import add_one_module
 from peft_noah.searching.prefixes import PrefixCache
 from peft_noah.training import TrainingSettings, train
 from peft_noah.training.processes import make_accelerator
@@ -122,7 +122,7 @@ def test_it_is_fast_and_shares_prefixes(recipe, pixels):
 
 
 def test_it_is_compared_alone_and_has_its_label_and_colour():
-    model = attach(make_model(), "ssf", "paper")
+    model = add_one_module(make_model(), "ssf", "paper")
     assert model.get_architecture() == Architecture(ssf=[1] * 4)
     assert architecture_table({"ssf": (1, 0)}).splitlines()[2] == "| SSF (on) |   1 |   0 |"
     assert module_colour("ssf") == "#882255"
