@@ -1,17 +1,19 @@
-"""Options that commands share, how settings come from them, and what a user sees of an error."""
+"""The options of commands, made from the fields of `RunSettings`, and what a user sees of an error."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from peft_noah.run.options import help_of, typed_as
 from peft_noah.run.registry import Method
+from peft_noah.run.settings import RunSettings
 
 
 @dataclass
@@ -39,84 +41,25 @@ def help_on(methods: Sequence[Method]) -> str:
     return "; ".join(f"{method.option} ({method.help})" for method in methods) + "."
 
 
-#: what data and model are read, shared by several commands
+def _run_options() -> dict[str, tuple[Any, Any]]:
+    """The options of a run by their names on the command line, from the fields of `RunSettings`."""
+    kinds, found = get_type_hints(RunSettings), {}
+    for one in fields(RunSettings):
+        if (text := help_of(one)) is not None:
+            typed = typed_as(one, kinds[one.name])
+            found[typed.name or one.name] = option(typed.kind, typed.default, text)
+    return found
+
+
+#: what a run is asked to do
+RUN_OPTIONS = {**_run_options(), "output": option(Path, Path("noah-run"), "New folder for the run.")}
+#: those of them that say what data and model are read
 DATA_OPTIONS = {
-    "model": option(str | None, None, "Folder or Hub id of a ViT. Default: the bundled vit-tiny-64."),
-    "dataset": option(
-        str | None,
-        None,
-        "Folder of images by (split and) class, of parquet files, or saved by datasets; or a Hub id. Default: the bundled "
-        "task.",
-    ),
-    "image_size": option(int | None, None, "Side in pixels. Default: the backbone's own."),
-    "image_mean": option(str | None, None, "Three numbers 'r,g,b'. Default: from the backbone's processor."),
-    "image_std": option(str | None, None, "Three numbers 'r,g,b'. Default: from the backbone's processor."),
-    "image_column": option(str | None, None, "Column of images. Default: found by its type."),
-    "label_column": option(str | None, None, "Column of labels. Default: found by its type."),
-    "dataset_config": option(str | None, None, "Which config of a dataset that has several."),
-    "train_split": option(str | None, None, "Name of the training split. Default: train, in its usual spellings."),
-    "validation_split": option(
-        str | None, None, "Name of the validation split. Default: validation, val, valid or dev; else it is drawn."
-    ),
-    "test_split": option(str | None, None, "Name of the test split. Default: test; without one, no test accuracy."),
-}
-#: sized so that the whole job on the bundled task ends within five minutes on two CPU cores
-BUNDLED = {"epochs": 10, "supernet_epochs": 30, "generations": 5}
-#: what a run is asked to do, the fields of RunSettings
-RUN_OPTIONS = {
-    **DATA_OPTIONS,
-    "recipe": option(str, "paper", "paper, or released (the authors' code)."),
-    "search_space": option(str, "vtab", "vtab (dims 1, 5, 10) or few_shot (dims 5, 10, 50, 100)."),
-    "budget": option(
-        int | None,
-        None,
-        "Most prompt parameters, classifier excluded. Default: the paper's 0.64 M scaled to the model.",
-    ),
-    "epochs": option(
-        int | None,
-        None,
-        "Epochs of subnet and baselines. Default: 100; for the bundled task, and for a suite of a user's own tasks, 10.",
-    ),
-    "supernet_epochs": option(
-        int | None, None, "Epochs of the supernet. Default: 5 x epochs, as in the paper; bundled task: 30."
-    ),
-    "variant": option(str, "default", "Search: default, paper or released."),
-    "population_size": option(int | None, None, "Candidates of a generation. Default: the variant's."),
-    "generations": option(int | None, None, "Rounds of the search. Default: the variant's; for the bundled task 5."),
-    "effort": option(
-        float | None,
-        None,
-        "Cost of supernet, search and retraining in fine-tunes of --epochs; instead of --supernet-epochs and "
-        "--generations. The paper's: 5.6.",
-    ),
-    "cache_gb": option(float, 1.0, "Memory for hidden states that candidates of the search share, in gigabytes."),
-    "screen": option(
-        bool,
-        True,
-        "Search in bfloat16 where the hardware has it, and in float32 where rounding could change an answer.",
-    ),
-    "seed": option(int, 0, "Seed of everything random."),
-    "shots": option(int | None, None, "Training images per class. Default: all."),
-    "augment": option(bool, False, "Colour jitter and RandAugment on training images, as for few-shot learning."),
-    "other_test": option(list[str], [], "A further test set as NAME=FOLDER or NAME=HUB-ID; may be repeated."),
-    "mixed_precision": option(
-        str | None, None, "no, fp16 or bf16. Default: what 'accelerate launch' or its environment says, else no."
-    ),
-    "compile": option(
-        bool | None,
-        None,
-        "Compile what is trained, with CUDA graphs: for a GPU; takes a minute or two for each model. Default: what "
-        "'accelerate launch' says.",
-    ),
-    "accumulate": option(
-        int | None,
-        None,
-        "Micro-batches per step and process, to save memory. Default: what Accelerate's environment says, else 1.",
-    ),
-    "sampling": option(
-        str, "shared", "With several processes: shared (one subnet per step), or per-process (each its own)."
-    ),
-    "output": option(Path, Path("noah-run"), "New folder for the run."),
+    name: entry
+    for name, entry in RUN_OPTIONS.items()
+    if name in ("model", "dataset", "dataset_config")
+    or name.startswith("image_")
+    or name.endswith(("_column", "_split"))
 }
 
 
@@ -184,13 +127,6 @@ def quiet() -> None:
     logging.getLogger("peft_noah").setLevel(logging.INFO)
 
 
-def _pairs(texts: Sequence[str], name: str) -> dict[str, str]:
-    pairs = [text.partition("=") for text in texts]
-    if wrong := [text for text, (left, _, right) in zip(texts, pairs, strict=True) if not (left and right)]:
-        raise ValueError(f"{name} must be NAME=SOURCE, got {wrong[0]!r}.")
-    return {left: right for left, _, right in pairs}
-
-
 def whole_numbers(text: str, name: str) -> tuple[int, ...]:
     """The numbers in a text like ``0,1,2``.
 
@@ -203,34 +139,18 @@ def whole_numbers(text: str, name: str) -> tuple[int, ...]:
         raise ValueError(f"{name} must be whole numbers like '0,1,2', got {text!r}.") from error
 
 
-def _triple(text: str | None, name: str) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) != 3:
-        raise ValueError(f"{name} must be three numbers like '0.5,0.5,0.5', got {text!r}.")
-    return values
-
-
-def run_settings(**options: Any):
-    """`RunSettings` from a command's options.
+def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `RunSettings` from what was typed.
 
     Raises:
-        ValueError: if an option cannot be read, or its value is not allowed.
+        ValueError: if an option cannot be read.
     """
-    from peft_noah.run.settings import RunSettings
-
-    baselines = options.pop("baselines", "none")
-    options["baselines"] = () if baselines == "none" else tuple(baselines.split(","))
-    for name, value in BUNDLED.items() if options.get("dataset") is None else ():
-        if options.get(name) is None and (name == "epochs" or options.get("effort") is None):
-            options[name] = value
-    if options.get("epochs") is None:
-        options["epochs"] = 100
-    options["other_tests"] = _pairs(options.pop("other_test", ()), "other_test") or None
-    for name in ("image_mean", "image_std"):
-        options[name] = _triple(options.get(name), name)
-    return RunSettings(**options)
+    kinds, values = get_type_hints(RunSettings), {}
+    for one in fields(RunSettings):
+        if help_of(one) is None:
+            continue
+        typed = typed_as(one, kinds[one.name])
+        name = typed.name or one.name
+        if name in options:
+            values[one.name] = typed.read(options[name], name)
+    return values

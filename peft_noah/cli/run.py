@@ -17,12 +17,13 @@ from peft_noah.cli.options import (
     help_on,
     option,
     quiet,
-    run_settings,
+    read_options,
     with_options,
 )
 from peft_noah.run.methods import CONTINUED, INHERITED, LORA, RETRAINED, SEARCH, SUPERNET
 from peft_noah.run.registry import baselines as known_baselines
 from peft_noah.run.registry import find_baseline, transfer
+from peft_noah.run.settings import RunSettings
 
 commands = Commands()
 
@@ -59,9 +60,6 @@ def _show(run: Any) -> None:
 @with_options(RUN_OPTIONS)
 def run(
     *,
-    baselines: Annotated[
-        str, typer.Option(help="Methods to compare with, separated by commas; 'none' for none.")
-    ] = "linear,lora,adapter,vpt",
     checkpoint_seconds: CheckpointSeconds = 60.0,
     log_with: LogWith = None,
     shard: Shard = False,
@@ -74,7 +72,7 @@ def run(
     from peft_noah.run.best import find_best
     from peft_noah.run.stages import run_everything
 
-    folder, settings = options.pop("output"), run_settings(baselines=baselines, **options)
+    folder, settings = options.pop("output"), RunSettings(**read_options(options))
     job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with, shard=shard)
     run_everything(job)
     _show(job)
@@ -85,7 +83,7 @@ def run(
 
 @commands.add("peft-noah supernet --dataset my-images/ --output runs/mine")
 @clear_errors
-@with_options(RUN_OPTIONS)
+@with_options({name: entry for name, entry in RUN_OPTIONS.items() if name != "baselines"})
 def supernet(
     *,
     checkpoint_seconds: CheckpointSeconds = 60.0,
@@ -96,7 +94,7 @@ def supernet(
     """Start a run folder and train its supernet."""
     from peft_noah.run.stages import do_stages
 
-    folder, settings = options.pop("output"), run_settings(**options)
+    folder, settings = options.pop("output"), RunSettings(**read_options(options), baselines=())
     job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with, shard=shard)
     do_stages(job, SUPERNET)
 
@@ -176,7 +174,7 @@ def evaluate(
     quiet()
     from peft_noah.run.evaluation import evaluate_adapter
 
-    accuracy, error, images = evaluate_adapter(adapter, run_settings(epochs=None, **options), split)
+    accuracy, error, images = evaluate_adapter(adapter, RunSettings(**read_options(options)), split)
     # the stream is named, or click would write UTF-8 where standard output is ASCII
     typer.echo(
         f"{100 * accuracy:.2f} % ± {100 * error:.2f} (standard error over {images:,} {split} images)", file=sys.stdout

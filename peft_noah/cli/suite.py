@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,7 @@ from peft_noah.cli.options import (
     clear_errors,
     help_on,
     quiet,
-    run_settings,
+    read_options,
     whole_numbers,
     with_options,
 )
@@ -30,11 +29,8 @@ if TYPE_CHECKING:
 commands = Commands()
 
 ALL_METHODS = ",".join(method.option for method in all_methods())
-#: for tasks of a user's own, unless asked otherwise: sized so that six small tasks, all methods and three seeds end
-#: within three hours on two CPU cores
-QUICK = {"epochs": 10, "effort": 3.0}
 #: of a run, what the tasks decide
-_OWN = ("dataset", "seed", "shots", "augment", "other_test", "search_space")
+_OWN = ("dataset", "baselines", "seed", "shots", "augment", "other_test", "search_space")
 SUITE_OPTIONS = {name: option for name, option in RUN_OPTIONS.items() if name not in _OWN}
 
 SuiteFolder = Annotated[Path, typer.Argument(help="Suite folder, as made by 'suite'.")]
@@ -96,7 +92,7 @@ def _plan(
     architectures: list[str],
     options: dict[str, Any],
 ) -> Plan:
-    from peft_noah.experiments.plan import Plan
+    from peft_noah.experiments.plan import Plan, suite_settings
     from peft_noah.experiments.protocols import detect_tasks, read_groups
 
     found = detect_tasks(
@@ -105,15 +101,11 @@ def _plan(
         shots=whole_numbers(shots, "shots"),
     )
     found = found if tasks is None else _chosen(found, tasks.split(","))
-    if all(task.published is None for task in found) and options["epochs"] is None:
-        searched = any(options[name] is not None for name in ("effort", "supernet_epochs", "generations"))
-        options = {**options, **QUICK, **({"effort": options["effort"]} if searched else {})}
     return Plan(
         tasks=found,
         methods=() if methods == "none" else tuple(find_method(method).name for method in methods.split(",")),
         seeds=whole_numbers(seeds, "seeds"),
-        # the dataset of the template stands for the first task's; every cell sets its own
-        run=replace(run_settings(dataset=str(root), **options), dataset=None),
+        run=suite_settings(found, **read_options(options)),
         transfer=transfer,
         architectures=_named(architectures),
     )

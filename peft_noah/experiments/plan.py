@@ -12,6 +12,7 @@ import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 from peft_noah.architecture import Architecture
 from peft_noah.experiments.cells import Cell
@@ -19,7 +20,28 @@ from peft_noah.experiments.result_files import PLAN
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, dump_json, load_json, write_atomically
 from peft_noah.run.registry import Method, all_methods, find_method, method_of_row, table_order, transfer
-from peft_noah.run.settings import RunSettings
+from peft_noah.run.settings import EPOCHS, RunSettings
+
+#: of a suite of a user's own tasks, where epochs is left out: six small tasks, all methods and three seeds end within three
+#: hours on two CPU cores
+QUICK = {"epochs": 10, "effort": 3.0}
+
+
+def suite_settings(tasks: Iterable[Task], **options: Any) -> RunSettings:
+    """The settings that all runs of a suite share.
+
+    Args:
+        tasks: of the suite.
+        **options: fields of `RunSettings`. Without ``epochs`` the tasks of a published benchmark have those of the paper, and
+            a user's own have few, with a lower effort where nothing says how long supernet and search take.
+    """
+    length = {"epochs": EPOCHS}
+    if all(task.published is None for task in tasks):
+        asked = any(options.get(name) is not None for name in ("effort", "supernet_epochs", "generations"))
+        length = {"epochs": QUICK["epochs"]} if asked else QUICK
+    if options.get("epochs") is None:
+        options = {**options, **length}
+    return RunSettings(**{"baselines": (), **options})
 
 
 @dataclass(frozen=True)

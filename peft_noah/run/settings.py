@@ -1,20 +1,29 @@
-"""What a run is asked to do, and the file that keeps it."""
+"""What a run is asked to do, and the file that keeps it.
+
+An option stands here once, with its type, default and help; Python and the command line read it. Nothing here imports torch
+before a value is checked, so that help comes at once.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING
 
-from peft_noah.data import bundled_backbone
 from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, check_number, dump_json, load_json, write_atomically
+from peft_noah.run.options import Typed, option, read_names, read_pairs, read_triple
 from peft_noah.run.registry import find_baseline
 from peft_noah.searching.result import SearchSettings
 from peft_noah.sources import find_source, stored_path, stored_paths
-from peft_noah.training import TrainingSettings
-from peft_noah.training.processes import OFF, PRECISIONS
-from peft_noah.tuner.config import RECIPES, SPACES
 
+if TYPE_CHECKING:
+    from peft_noah.training import TrainingSettings
+
+#: length of a training, where it is left out
+EPOCHS = 100
+#: the same for the bundled task, with what else is left out: the whole job ends within five minutes on two CPU cores
+BUNDLED = {"epochs": 10, "supernet_epochs": 30, "generations": 5}
 #: cost of the paper's supernet, search and retraining, in fine-tunings of the length of the retraining
 PAPER_EFFORT = 5.6
 MAX_EFFORT = 100
@@ -24,86 +33,108 @@ LAUNCHER = ("mixed_precision", "accumulate", "compile")
 #: options of earlier versions, each with the value that did nothing: files that hold it can be read
 REMOVED = {"risk": 0.0}
 
+_TRIPLE = Typed(str | None, None, read_triple)
+_BASELINES = ("linear", "lora", "adapter", "vpt")
+
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run is asked to do; saved as settings.json.
-
-    Args:
-        model: folder or Hub id of a ViT; None: the bundled one.
-        dataset: folder of parquet files or images, or a Hub id; None: the bundled task.
-        recipe: ``"paper"`` or ``"released"``.
-        search_space: ``"vtab"`` or ``"few_shot"``.
-        budget: most prompt parameters; None: the paper's 0.64 M, scaled to the backbone's width and depth.
-        epochs: of subnet and baselines.
-        supernet_epochs: None: 5 x ``epochs``, the paper's proportion.
-        variant: of the search: ``"default"``, ``"paper"``, ``"released"``.
-        population_size, generations: of the search; None: the variant's.
-        baselines: methods to compare with.
-        effort: cost of supernet, search and retraining together, in fine-tunings of ``epochs`` epochs: a supernet of
-            5 x ``epochs`` and a search of all generations is 5.6, as in the paper, the retraining being 1 of it. What is
-            above 1 scales both alike. None: 5.6, or what ``supernet_epochs`` and ``generations`` say.
-        cache_gb: most memory that the search may keep hidden states in, in gigabytes (10^9 bytes), besides the backbone
-            and one batch.
-        screen: let the search look in bfloat16 first, where the hardware has it, and again in float32 where rounding could
-            change an answer; the scores are those of float32.
-        seed: of everything random.
-        num_classes: of lists of numbered classes; None: up to the largest label there is.
-        shots: training images per class to take; None: all.
-        augment: colour jitter and RandAugment on training images, as the paper does for few-shot learning.
-        other_tests: further test sets by name, folders or Hub ids: domain generalisation.
-        task, group: what tables call the task and the tasks it belongs with; None: the dataset's name, and no group.
-        image_size: side in pixels; None: the backbone's own.
-        image_mean, image_std: None: from the backbone's image processor.
-        image_column, label_column: None: found by their types.
-        dataset_config: which config of a dataset that has several.
-        train_split, validation_split, test_split: what the dataset calls its splits; None: by their usual names.
-        mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``; None: as Accelerate was told, by its launcher or environment.
-        compile: train compiled models, with CUDA graphs on a GPU: after a minute, the steps take a fraction of their time.
-            None: as the launcher was told.
-        accumulate, sampling: micro-batches per step (None: as Accelerate was told, else 1), and which subnets several
-            processes train: as `TrainingSettings` has them.
+    """What a run is asked to do; saved as settings.json. ``peft-noah run --help`` prints what each field means.
 
     Raises:
         ValueError: on a value that is not allowed.
     """
 
-    model: str | None = None
-    dataset: str | None = None
-    recipe: str = "paper"
-    search_space: str = "vtab"
-    budget: int | None = None
-    epochs: int = 100
-    supernet_epochs: int | None = None
-    variant: str = "default"
-    population_size: int | None = None
-    generations: int | None = None
-    baselines: tuple[str, ...] = ("linear", "lora", "adapter", "vpt")
-    effort: float | None = None
-    cache_gb: float = 1.0
-    screen: bool = True
-    seed: int = 0
+    model: str | None = option(None, "Folder or Hub id of a ViT. Default: the bundled vit-tiny-64.")
+    dataset: str | None = option(
+        None,
+        "Folder of images by (split and) class, of parquet files, or saved by datasets; or a Hub id. Default: the bundled "
+        "task.",
+    )
+    recipe: str = option("paper", "paper, or released (the authors' code).")
+    search_space: str = option("vtab", "vtab (dims 1, 5, 10) or few_shot (dims 5, 10, 50, 100).")
+    budget: int | None = option(
+        None, "Most prompt parameters, classifier excluded. Default: the paper's 0.64 M scaled to the model."
+    )
+    epochs: int | None = option(
+        None,
+        f"Epochs of subnet and baselines. Default: {EPOCHS}; for the bundled task {BUNDLED['epochs']}, then with "
+        f"{BUNDLED['supernet_epochs']} for its supernet and {BUNDLED['generations']} generations; for a suite of a user's own "
+        "tasks 10, then with --effort 3.",
+    )
+    supernet_epochs: int | None = option(
+        None, "Epochs of the supernet. Default: 5 x epochs, as in the paper; see --epochs."
+    )
+    variant: str = option("default", "Search: default, paper or released.")
+    population_size: int | None = option(None, "Candidates of a generation. Default: the variant's.")
+    generations: int | None = option(None, "Rounds of the search. Default: the variant's; see --epochs.")
+    baselines: tuple[str, ...] = option(
+        _BASELINES,
+        "Methods to compare with, separated by commas; 'none' for none.",
+        Typed(str, ",".join(_BASELINES), read_names),
+    )
+    effort: float | None = option(
+        None,
+        f"Cost of supernet, search and retraining in fine-tunes of --epochs, of which the retraining is 1; instead of "
+        f"--supernet-epochs and --generations. The paper's: {PAPER_EFFORT}.",
+    )
+    cache_gb: float = option(
+        1.0,
+        "Memory for hidden states that candidates of the search share, in gigabytes (10^9 bytes), besides the backbone and "
+        "one batch.",
+    )
+    screen: bool = option(
+        True,
+        "Search in bfloat16 where the hardware has it, and in float32 where rounding could change an answer.",
+    )
+    seed: int = option(0, "Seed of everything random.")
+    #: of lists of numbered classes; None: up to the largest label there is
     num_classes: int | None = None
-    shots: int | None = None
-    augment: bool = False
-    other_tests: Mapping[str, str] | None = None
+    shots: int | None = option(None, "Training images per class. Default: all.")
+    augment: bool = option(False, "Colour jitter and RandAugment on training images, as for few-shot learning.")
+    other_tests: Mapping[str, str] | None = option(
+        None,
+        "A further test set as NAME=FOLDER or NAME=HUB-ID; may be repeated.",
+        Typed(list[str], [], read_pairs, "other_test"),
+    )
+    #: what tables call the task and the tasks it belongs with; None: the dataset's name, and no group
     task: str | None = None
     group: str | None = None
-    image_size: int | None = None
-    image_mean: tuple[float, ...] | None = None
-    image_std: tuple[float, ...] | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    dataset_config: str | None = None
-    train_split: str | None = None
-    validation_split: str | None = None
-    test_split: str | None = None
-    mixed_precision: str | None = None
-    compile: bool | None = None
-    accumulate: int | None = None
-    sampling: str = "shared"
+    image_size: int | None = option(None, "Side in pixels. Default: the backbone's own.")
+    image_mean: tuple[float, ...] | None = option(
+        None, "Three numbers 'r,g,b'. Default: from the backbone's processor.", _TRIPLE
+    )
+    image_std: tuple[float, ...] | None = option(
+        None, "Three numbers 'r,g,b'. Default: from the backbone's processor.", _TRIPLE
+    )
+    image_column: str | None = option(None, "Column of images. Default: found by its type.")
+    label_column: str | None = option(None, "Column of labels. Default: found by its type.")
+    dataset_config: str | None = option(None, "Which config of a dataset that has several.")
+    train_split: str | None = option(None, "Name of the training split. Default: train, in its usual spellings.")
+    validation_split: str | None = option(
+        None, "Name of the validation split. Default: validation, val, valid or dev; else it is drawn."
+    )
+    test_split: str | None = option(None, "Name of the test split. Default: test; without one, no test accuracy.")
+    mixed_precision: str | None = option(
+        None, "no, fp16 or bf16. Default: what 'accelerate launch' or its environment says, else no."
+    )
+    compile: bool | None = option(
+        None,
+        "Compile what is trained, with CUDA graphs: for a GPU; takes a minute or two for each model. Default: what "
+        "'accelerate launch' says.",
+    )
+    accumulate: int | None = option(
+        None,
+        "Micro-batches per step and process, to save memory. Default: what Accelerate's environment says, else 1.",
+    )
+    sampling: str = option(
+        "shared", "With several processes: shared (one subnet per step), or per-process (each its own)."
+    )
 
     def __post_init__(self) -> None:
+        from peft_noah.training.processes import PRECISIONS
+        from peft_noah.tuner.config import RECIPES, SPACES
+
         check_fields(self)
         for name, allowed in (
             ("recipe", RECIPES),
@@ -115,6 +146,7 @@ class RunSettings:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         self._store_paths()
         self._check_effort()
+        self._settle_length()
         self.search()
         self.training("supernet"), self.training("subnet")
         for name in ("baselines", "image_mean", "image_std"):
@@ -141,6 +173,17 @@ class RunSettings:
         left = {name for name in LAUNCHER if None in (mine[name], theirs[name])}
         return [name for name in mine if name not in left and mine[name] != theirs[name]]
 
+    def _settle_length(self) -> None:
+        """Decide what is left out where ``epochs`` is; where it is given, 5 x epochs and the variant's are left to hold."""
+        if self.epochs is not None:
+            return
+        length = {"epochs": EPOCHS}
+        if self.dataset is None:
+            length = BUNDLED if self.effort is None else {"epochs": BUNDLED["epochs"]}
+        for name, value in length.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
     def _check_effort(self) -> None:
         if self.effort is None:
             return
@@ -160,11 +203,15 @@ class RunSettings:
         if self.compile is None:
             return None
         if not self.compile:
+            from peft_noah.training.processes import OFF
+
             return OFF
         return "reduce-overhead" if self.accumulate in (None, 1) else "default"
 
     def training(self, stage: str) -> TrainingSettings:
         """The training settings of ``"supernet"``, ``"subnet"`` or ``"full"``."""
+        from peft_noah.training import TrainingSettings
+
         supernet_epochs = self.supernet_epochs
         if supernet_epochs is None:
             supernet_epochs = max(1, round(5 * self.epochs * self._share))
@@ -212,6 +259,8 @@ class RunSettings:
             ValueError: if it is neither.
         """
         if self.model is None:
+            from peft_noah.data import bundled_backbone
+
             return str(bundled_backbone())
         return find_source(self.model, "model", "Give a folder with config.json, or a Hub id.")
 

@@ -6,7 +6,7 @@ import pytest
 from cell_files import make_report
 
 from peft_noah import Architecture
-from peft_noah.experiments.plan import Plan
+from peft_noah.experiments.plan import Plan, suite_settings
 from peft_noah.experiments.suite import Suite
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import dump_json
@@ -17,7 +17,7 @@ SIZES = {"train": 800, "validation": 200, "test": 2_000}
 
 
 def plan(**changes):
-    settings = {"tasks": TASKS, "methods": ("lora", "noah retrained"), "seeds": (0, 1), "run": RunSettings()}
+    settings = {"tasks": TASKS, "methods": ("lora", "noah retrained"), "seeds": (0, 1), "run": RunSettings(epochs=100)}
     return Plan(**{**settings, **changes})
 
 
@@ -131,3 +131,18 @@ def test_the_time_left_is_the_cost_of_open_cells_at_the_rate_of_their_method_or_
     done = a_plan.cost(TASKS[0].cell("linear", 0), SIZES)
     left = sum(a_plan.cost(cell, SIZES) for cell in suite.cells) - done
     assert suite.progress().seconds_left == pytest.approx(report.results[0].seconds / done * left)
+
+
+@pytest.mark.parametrize(
+    ("published", "options", "length"),
+    [
+        (None, {}, (10, 3.0)),
+        (None, {"effort": 2.0}, (10, 2.0)),
+        (None, {"generations": 3}, (10, None)),
+        (None, {"epochs": 7}, (7, None)),
+        ("vtab/cifar100", {}, (100, None)),
+    ],
+)
+def test_a_suite_of_own_tasks_is_short_and_one_of_published_tasks_as_long_as_the_papers(published, options, length):
+    settings = suite_settings([replace(TASKS[0], published=published)], **options)
+    assert (settings.epochs, settings.effort) == length and settings.supernet_epochs is None

@@ -1,9 +1,13 @@
 """What a run is asked to do."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from peft_noah.cli import app
 from peft_noah.run.settings import RunSettings
 
 
@@ -11,7 +15,7 @@ from peft_noah.run.settings import RunSettings
     ("effort", "supernet_epochs", "generations"), [(None, 500, 15), (5.6, 500, 15), (3.3, 250, 8), (2, 109, 3)]
 )
 def test_effort_scales_supernet_and_search_alike(effort, supernet_epochs, generations):
-    settings = RunSettings(effort=effort)
+    settings = RunSettings(epochs=100, effort=effort)
     assert settings.training("supernet").epochs == supernet_epochs
     assert settings.search().generations == generations
     assert settings.training("subnet").epochs == 100
@@ -54,3 +58,51 @@ def test_a_file_of_version_01_loads_where_its_removed_option_did_nothing(tmp_pat
     (tmp_path / "old.json").write_text(json.dumps(data | {"risk": 0.1}))
     with pytest.raises(ValueError, match="risk is 0.1: this version has no such option"):
         RunSettings.load(tmp_path / "old.json")
+
+
+def of_the_command_line(*arguments, monkeypatch):
+    """The settings that ``peft-noah run`` would start with."""
+    asked = []
+    monkeypatch.setattr("peft_noah.cli.run._open", lambda folder, settings, **options: asked.append(settings) or 1 / 0)
+    CliRunner().invoke(app, ["run", *arguments])
+    return asked[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "length"),
+    [
+        ({}, (10, 30, 5)),
+        ({"generations": 2}, (10, 30, 2)),
+        ({"effort": 3.0}, (10, None, None)),
+        ({"epochs": 20}, (20, None, None)),  # then all follows from it
+        ({"dataset": "owner/name"}, (100, None, None)),
+        ({"dataset": "owner/name", "supernet_epochs": 7}, (100, 7, None)),
+    ],
+)
+def test_python_and_the_command_line_have_one_length_for_what_is_left_out(given, length, monkeypatch):
+    settings = RunSettings(**given)
+    assert (settings.epochs, settings.supernet_epochs, settings.generations) == length
+    typed = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    assert of_the_command_line(*typed, monkeypatch=monkeypatch) == settings
+
+
+def test_every_option_of_the_command_line_is_read_into_its_field(monkeypatch):
+    given = ["--baselines=none", "--image-mean=0.1,0.2,0.3", "--other-test=far=there", "--no-screen", "--compile"]
+    settings = of_the_command_line(*given, monkeypatch=monkeypatch)
+    assert settings == RunSettings(
+        baselines=(), image_mean=(0.1, 0.2, 0.3), other_tests={"far": "there"}, screen=False, compile=True
+    )
+
+
+def test_a_stored_run_on_the_bundled_task_keeps_its_length(tmp_path):
+    RunSettings(epochs=100).save(tmp_path / "settings.json")  # as one of version 0.1, started from Python
+    loaded = RunSettings.load(tmp_path / "settings.json")
+    assert loaded.training("supernet").epochs == 500 and loaded.search().generations == 15
+
+
+def test_settings_are_described_without_torch():
+    code = (
+        "import sys, peft_noah.run.settings, peft_noah.cli;"
+        "assert not {'torch', 'transformers', 'datasets'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

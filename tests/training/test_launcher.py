@@ -111,5 +111,5 @@ def test_the_launchers_compiler_is_used_unless_an_option_says_otherwise(option, 
 def test_what_was_left_to_the_launcher_differs_from_nothing():
     left, given = RunSettings(), RunSettings(mixed_precision="bf16", accumulate=2, compile=True)
     assert left.differences(given) == given.differences(left) == []
-    other = RunSettings(mixed_precision="no", accumulate=1, compile=False, epochs=3)
-    assert given.differences(other) == ["epochs", "mixed_precision", "compile", "accumulate"]
+    other = RunSettings(mixed_precision="no", accumulate=1, compile=False, seed=3)
+    assert given.differences(other) == ["seed", "mixed_precision", "compile", "accumulate"]

@@ -1,0 +1,70 @@
+"""What an option of a run carries besides its name, type and default: its help, and how it is typed on a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import Field, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Typed:
+    """How an option is typed where a value of its type cannot be.
+
+    Attributes:
+        kind: its type on the command line.
+        default: what stands there for the option's own default.
+        read: from what was typed and the option's name to the value; raises ValueError on what cannot be read.
+        name: its name there; None: the option's own.
+    """
+
+    kind: Any
+    default: Any
+    read: Callable[[Any, str], Any]
+    name: str | None = None
+
+
+def option(default: Any, help: str, typed: Typed | None = None) -> Any:
+    """A dataclass field that the command line offers."""
+    return field(default=default, metadata={"help": help, "typed": typed})
+
+
+def help_of(one: Field) -> str | None:
+    """The help of an option; None: the command line does not offer it."""
+    return one.metadata.get("help")
+
+
+def typed_as(one: Field, kind: Any) -> Typed:
+    """How an option is typed.
+
+    Args:
+        one: the field.
+        kind: its type.
+    """
+    return one.metadata["typed"] or Typed(kind, one.default, lambda value, name: value)
+
+
+def read_pairs(texts: Sequence[str], name: str) -> dict[str, str] | None:
+    """Texts like ``NAME=SOURCE`` as a dict; None for no text."""
+    pairs = [text.partition("=") for text in texts]
+    if wrong := [text for text, (left, _, right) in zip(texts, pairs, strict=True) if not (left and right)]:
+        raise ValueError(f"{name} must be NAME=SOURCE, got {wrong[0]!r}.")
+    return {left: right for left, _, right in pairs} or None
+
+
+def read_triple(text: str | None, name: str) -> tuple[float, ...] | None:
+    """Three numbers from a text like ``0.5,0.5,0.5``."""
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3:
+        raise ValueError(f"{name} must be three numbers like '0.5,0.5,0.5', got {text!r}.")
+    return values
+
+
+def read_names(text: str, name: str) -> tuple[str, ...]:
+    """Names from a text like ``linear,lora``; ``none`` for none."""
+    return () if text == "none" else tuple(text.split(","))
