@@ -13,14 +13,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from peft_noah.architecture import MODULES
 
 _MAX_LISTED = 30
+#: the Linears that families name in a block, in the order in which they compute
+_LINEARS = ("query", "key", "value", "output", "fc1", "fc2")
 
 _MARKDOWN = str.maketrans({char: f"\\{char}" for char in "\\`*_[]~$#!"})
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"})
 
 
 def module_order(names: Iterable[str]) -> list[str]:
-    """Rows in the order in which all tables and figures show them: those of the paper's modules, then others by name."""
-    return sorted(names, key=lambda name: (MODULES.index(name) if name in MODULES else len(MODULES), name))
+    """Rows in the order in which all tables and figures show them: those of the paper's modules, then others by name.
+
+    Rows of one module by site, such as ``lora_fc1``, follow the module, in the order in which a block computes.
+    """
+    return sorted(names, key=_place)
+
+
+def _place(name: str) -> tuple[int, str, int]:
+    module, _, site = name.rpartition("_")
+    module, place = (module, 1 + _LINEARS.index(site)) if module and site in _LINEARS else (name, 0)
+    return MODULES.index(module) if module in MODULES else len(MODULES), module, place
 
 
 def one_line(text: object) -> str:

@@ -24,12 +24,19 @@ def note_plugin(row: str, python_module: str, dims: tuple[int, ...] | None = Non
 
 def own_dims(row: str) -> tuple[int, ...] | None:
     """The dims that a named search space gives a prompt module from outside; None: those of the space."""
-    return _dims.get(row)
+    return _dims.get(_name_in(_registered, row))
 
 
 def plugins_among(rows: Iterable[str]) -> dict[str, str]:
     """The Python module of each row whose prompt module was registered from outside."""
-    return {row: _registered[row] for row in rows if row in _registered}
+    names = {row: _name_in(_registered, row) for row in rows}
+    return {row: _registered[name] for row, name in names.items() if name is not None}
+
+
+def _name_in(modules: Mapping[str, str], row: str) -> str | None:
+    """The name of a row's prompt module, ``mine`` for the rows ``mine`` and ``mine_query``; None: it is not among them."""
+    names = (name for name in modules if row == name or row.startswith(f"{name}_"))
+    return max(names, key=len, default=None)
 
 
 def read_plugins(data: object) -> dict[str, str]:
@@ -52,7 +59,7 @@ def read_plugins(data: object) -> dict[str, str]:
 
 def import_hint(row: str) -> str:
     """What to do about a row that no registered prompt module has: a sentence, as far as a file that was read says."""
-    module = _named_in_files.get(row)
+    module = _named_in_files.get(_name_in(_named_in_files, row))
     if module is None:
         return "Import the Python module that registers it first."
     if module == "__main__":

@@ -74,7 +74,7 @@ def check_backbone(model: PreTrainedModel, pixel_values: torch.Tensor | None = N
         )
     pixels = _noise(model) if pixel_values is None else pixel_values.double()
     sites, problems = {}, []
-    for site, path in _sites(backbone).items():
+    for site, path in _sites(backbone, model.get_submodule(blocks[0])).items():
         problem = _problem(model, f"{blocks[0]}.{path}", pixels)
         if problem is None:
             sites[site] = path
@@ -90,9 +90,10 @@ def check_backbone(model: PreTrainedModel, pixel_values: torch.Tensor | None = N
     return BackboneReport(model_type, len(blocks), sites, tuple(dict.fromkeys(problems)), reason)
 
 
-def _sites(backbone: Backbone) -> dict[str, str]:
-    """Path inside a block of every site."""
+def _sites(backbone: Backbone, block: nn.Module) -> dict[str, str]:
+    """Path inside a block of every site; of Linears that some models of the family lack, where it has them."""
     return {
+        **backbone.linear_sites(block),
         **backbone.projections,
         "attention_output": backbone.attention_output,
         "mlp_output": backbone.mlp_output,

@@ -17,7 +17,10 @@ class Backbone:
     Args:
         blocks: dotted name of the ``ModuleList`` of blocks in the family's base model (a ``ViTModel``, say), or in the
             whole model where the family has none; ``*`` stands for any number, as in ``stages.*.blocks``.
-        projections: LoRA's sites by name (``query``, ``key``, ``value``), each the path of a Linear inside a block.
+        projections: the Linears that read the first norm's output, by name (``query``, ``key``, ``value``), each with
+            its path inside a block. The first two are LoRA's where nobody says otherwise.
+        linears: the other Linears of a block by name (``output``, ``fc1``, ``fc2``), each with its path, or with those of
+            which a model of the family has one. A name that is left out is a site that the family does not have.
         mlp_output: path of the leaf whose output is added to the residual after the MLP.
         attention_output: path of the leaf whose output is added to the residual after attention.
         norm: name of the first norm of a block, a direct child of it; the leaf that holds VPT's tokens.
@@ -42,6 +45,9 @@ class Backbone:
             "value": "attention.v_proj",
         }
     )
+    linears: Mapping[str, str | tuple[str, ...]] = field(
+        default_factory=lambda: {"output": "attention.o_proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    )
     attention_output: str = "attention.o_proj"
     embeddings: str = "embeddings"
     head: str | tuple[str, ...] = "classifier"
@@ -51,6 +57,15 @@ class Backbone:
     mlp: str = "mlp"
     drop: str = "dropout"
     head_tokens: int | None = None
+
+    def linear_sites(self, block: nn.Module) -> dict[str, str]:
+        """Path inside ``block`` of each Linear that the family names and the block has, by the name of its site."""
+        found = {}
+        for site, paths in {**self.projections, **self.linears}.items():
+            for path in (paths,) if isinstance(paths, str) else paths:
+                if has_module(block, path):
+                    found[site] = path
+        return found
 
     def base_name(self, model: nn.Module) -> str | None:
         """Name in ``model`` of the family's base model, which holds the blocks; empty: ``model`` itself; None: none.
@@ -105,6 +120,12 @@ _DINOV2 = Backbone(
     mlp_output="layer_scale2",
     norm="norm1",
     attention_output="layer_scale1",
+    linears={
+        "output": "attention.o_proj",
+        "gate": "mlp.gate_proj",  # of the giant one alone
+        "fc1": ("mlp.fc1", "mlp.up_proj"),
+        "fc2": ("mlp.fc2", "mlp.down_proj"),
+    },
     norm_after="norm2",
     drop="drop_path",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -94,7 +94,8 @@ class NoahConfig(PeftConfig):
         default=None,
         metadata=_help(
             "Stored dims: an Architecture, or a dict with one list of dims per module ('lora', 'adapter', 'vpt'), one "
-            "entry per block, 0 where the module is absent. None: the largest of the search space."
+            "entry per block, 0 where the module is absent. 'lora_query', 'lora_key', 'lora_value', 'lora_output', "
+            "'lora_fc1' and 'lora_fc2' are LoRA on one Linear of each block. None: the largest of the search space."
         ),
     )
     search_space: Any = field(
@@ -314,8 +315,8 @@ class NoahConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
 
-    def resolve_search_space(self, num_blocks: int, modules: tuple[str, ...]) -> SearchSpace:
-        """The search space for a model of ``num_blocks`` blocks that can carry ``modules``.
+    def resolve_search_space(self, num_blocks: int, can_carry: Callable[[str], bool]) -> SearchSpace:
+        """The search space for a model of ``num_blocks`` blocks; ``can_carry`` says of which rows.
 
         A named space holds those of the paper among them, whatever else is registered.
 
@@ -323,7 +324,7 @@ class NoahConfig(PeftConfig):
             ValueError: if a given space was made for another number of blocks.
         """
         if not isinstance(self.search_space, Mapping):
-            modules = [name for name in PAPER_MODULES if name in modules]
+            modules = [name for name in PAPER_MODULES if can_carry(name)]
             return SPACES[self.search_space or "vtab"](num_blocks, modules=modules)
         space = SearchSpace.from_dict(self.search_space)
         if space.num_blocks != num_blocks:

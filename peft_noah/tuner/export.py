@@ -45,7 +45,7 @@ def as_peft_lora(
     if others:
         raise ValueError(
             f"a LoraConfig cannot express {' and '.join(row for row in architecture if row in others)}: only LoRA-only "
-            "architectures can be exported. Give one with a 'lora' row alone, or keep the adapter as it is with extract()."
+            "architectures can be exported. Give one with LoRA's rows alone, or keep the adapter as it is with extract()."
         )
     if not ranks:
         raise ValueError("all LoRA dims of this architecture are 0, so there is nothing to export.")

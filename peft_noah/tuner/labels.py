@@ -8,14 +8,20 @@ from peft_noah.formatting import escape, module_order, table
 
 
 def module_label(row: str) -> str:
-    """A row as figures and tables call it, with what its dims count; one of no known prompt module as it is."""
-    cls = _find(row)
-    return row if cls is None or cls.label is None else cls.label
+    """A row as figures and tables call it, with what its dims count; one of no known prompt module as it is.
+
+    One for a single projection says which: ``LoRA fc1 (rank)``.
+    """
+    cls, site = _find(row)
+    if cls is None or cls.label is None:
+        return row
+    name, bracket, counted = cls.label.partition(" (")
+    return cls.label if site is None else f"{name} {site}{bracket}{counted}"
 
 
 def module_colour(row: str) -> str | None:
-    """The colour of a row in figures, ``#rrggbb``; None where its prompt module has none."""
-    cls = _find(row)
+    """The colour of a row in figures, ``#rrggbb``, its prompt module's; None where that has none."""
+    cls, _ = _find(row)
     return None if cls is None else cls.colour
 
 
@@ -28,8 +34,8 @@ def architecture_table(rows: Mapping[str, Sequence[int]]) -> str:
     )
 
 
-def _find(row: str):
+def _find(row: str) -> tuple[type | None, str | None]:
     # here and not above: the prompt modules import torch, and whoever only wants to plan a table should not wait for it
-    from peft_noah.tuner.prompts import find_prompt_module
+    from peft_noah.tuner.prompts import find_prompt_module, site_of
 
-    return find_prompt_module(row)
+    return find_prompt_module(row), site_of(row)

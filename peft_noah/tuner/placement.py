@@ -21,7 +21,7 @@ from peft_noah.plugins import import_hint, plugins_among
 from peft_noah.tuner.backbones import BACKBONES, Backbone, find_backbone, how_to_know
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.fingerprint import OtherBackboneWarning, fingerprint_backbone, same_backbone
-from peft_noah.tuner.prompts import PROMPT_MODULES, find_prompt_module, in_order
+from peft_noah.tuner.prompts import PROMPT_MODULES, find_prompt_module, in_order, site_of
 
 try:
     from peft.utils.error import NoMatchingPeftModuleError
@@ -58,11 +58,18 @@ class Layout:
     """Blocks of a model and, where its family is known, the sites in them.
 
     A model of an unknown family counts as one block that holds nothing but the projections its user names.
+
+    Args:
+        backbone: the family's layout.
+        blocks: names of the blocks.
+        width: of the stream; no unit.
+        linears: path inside a block of each Linear that the family names, by its site, such as ``fc1``.
     """
 
     backbone: Backbone | None
     blocks: tuple[str, ...]
     width: int | None
+    linears: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, model_type: str | None, config: NoahConfig) -> Layout:
@@ -82,7 +89,8 @@ class Layout:
                 "examples/add_backbone.py."
             )
         norm = model.get_submodule(f"{blocks[0]}.{backbone.norm}")
-        return cls(backbone, blocks, unwrap(norm).normalized_shape[-1])
+        linears = backbone.linear_sites(model.get_submodule(blocks[0]))
+        return cls(backbone, blocks, unwrap(norm).normalized_shape[-1], linears)
 
     def block_of(self, key: str) -> int | None:
         """Index of the block that holds the leaf ``key``; None outside of all."""
@@ -90,16 +98,18 @@ class Layout:
             return 0
         return next((i for i, name in enumerate(self.blocks) if key.startswith(name + ".")), None)
 
-    def site(self, name: str) -> str | None:
-        """Path inside a block of the one leaf that is a site; None for projections, which ``target_modules`` names."""
+    def paths(self, row: str) -> tuple[str, ...]:
+        """Paths inside a block of the leaves that carry a row; none where ``target_modules`` names them, or there are none."""
         if self.backbone is None:
-            return None
-        return {"mlp_output": self.backbone.mlp_output, "norm": self.backbone.norm}.get(name)
+            return ()
+        if site_of(row) is not None:
+            return tuple(path for site, path in self.linears.items() if site == site_of(row))
+        layout = self.backbone
+        return {"mlp_output": (layout.mlp_output,), "norm": (layout.norm,)}.get(find_prompt_module(row).site, ())
 
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """The prompt modules that this model has sites for."""
-        return tuple(name for name, cls in PROMPT_MODULES.items() if _is_targeted(name) or self.site(cls.site))
+    def can_carry(self, row: str) -> bool:
+        """Whether this model has a place for a row's modules."""
+        return _is_targeted(row) or bool(self.paths(row))
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -114,15 +124,15 @@ def resolve_config(config: NoahConfig, layout: Layout, model: nn.Module, model_t
         ValueError: if the architecture or the search space does not fit the model.
     """
     if layout.backbone is not None:
-        _resolve_targets(config, layout.backbone)
+        _resolve_targets(config, layout.linears)
         _resolve_heads(config, layout.backbone, model)
     _maybe_include_all_linear_layers(config, model)
 
     num_blocks = len(layout.blocks)
     if config.architecture is None:
-        space = config.resolve_search_space(num_blocks, layout.modules)
+        space = config.resolve_search_space(num_blocks, layout.can_carry)
         config.search_space, config.architecture = space.to_dict(), space.largest().to_dict()
-    _check_placeable(Architecture(config.architecture), num_blocks, layout.modules, model_type, model)
+    _check_placeable(Architecture(config.architecture), layout, model_type, model)
     config.plugins = plugins_among(config.architecture) or None
     _check_backbone(config, model, model_type, num_blocks, layout.width)
 
@@ -142,12 +152,14 @@ def _resolve_heads(config: NoahConfig, backbone: Backbone, model: nn.Module) -> 
             )
 
 
-def _resolve_targets(config: NoahConfig, backbone: Backbone) -> None:
+def _resolve_targets(config: NoahConfig, linears: Mapping[str, str]) -> None:
     targets = config.target_modules
     if targets is None:
         targets = {"query", "key"} if not config.lora_shared_down else {"query", "key", "value"}
     if isinstance(targets, (set, list)):
-        config.target_modules = {backbone.projections.get(name, name) for name in targets}
+        # PEFT finds leaves by the ends of their names: one that is its site's name needs no path
+        paths = {site: path for site, path in linears.items() if not path.endswith(f".{site}")}
+        config.target_modules = {paths.get(name, name) for name in targets}
 
 
 def check_rows(architecture: Architecture, num_blocks: int) -> None:
@@ -167,16 +179,19 @@ def check_rows(architecture: Architecture, num_blocks: int) -> None:
             )
 
 
-def _check_placeable(
-    architecture: Architecture, num_blocks: int, modules: tuple[str, ...], model_type: str | None, model: nn.Module
-) -> None:
-    check_rows(architecture, num_blocks)
-    for name, row in architecture.items():
-        if name not in modules and any(row):
+def _check_placeable(architecture: Architecture, layout: Layout, model_type: str | None, model: nn.Module) -> None:
+    check_rows(architecture, len(layout.blocks))
+    for name in (name for name, row in architecture.items() if any(row) and not layout.can_carry(name)):
+        if layout.backbone is not None and site_of(name) is not None:
             raise ValueError(
-                f"{name!r} cannot be placed: nothing is known about the blocks of model_type {model_type!r}. Give only "
-                f"rows of {', '.join(modules)}, or change the model. {how_to_know(model_type, model)}"
+                f"row {name!r} is for a Linear that is called {site_of(name)!r}, and the blocks of this {model_type!r} have "
+                f"none (they have {', '.join(layout.linears)}). Give a row for one of these, or name the Linear in "
+                "target_modules."
             )
+        raise ValueError(
+            f"{name!r} cannot be placed: nothing is known about the blocks of model_type {model_type!r}. Give only rows of "
+            f"{', '.join(filter(layout.can_carry, PROMPT_MODULES))}, or change the model. {how_to_know(model_type, model)}"
+        )
 
 
 def _check_backbone(
@@ -243,7 +258,7 @@ def plan(model: nn.Module, config: NoahConfig, layout: Layout) -> dict[str, Plac
 
 
 def _is_targeted(name: str) -> bool:
-    return find_prompt_module(name).site == "projection"
+    return find_prompt_module(name).site == "projection" and site_of(name) is None
 
 
 def _check_size(placements: Mapping[str, Placement], model: nn.Module, config: NoahConfig) -> None:
@@ -280,7 +295,7 @@ def _place_on_targets(
         dims = {} if block is None else {name: row[block] for name, row in rows.items() if row[block]}
         if not dims or not matches(config, key):
             continue
-        if not (hasattr(unwrap(module), "in_features") and hasattr(unwrap(module), "out_features")):
+        if not _is_linear(unwrap(module)):
             raise ValueError(
                 f"target module {key!r} is a {type(unwrap(module)).__name__}, but {' and '.join(dims)} can only be placed "
                 "on a Linear. Name Linear layers in target_modules."
@@ -318,11 +333,32 @@ def _excluded(config: NoahConfig, key: str) -> bool:
 
 
 def _place_at_site(leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout, name: str) -> None:
-    runs_on = find_prompt_module(name).runs_on(config)
+    cls, runs_on = find_prompt_module(name), find_prompt_module(name).runs_on(config)
     for block, dim in enumerate(config.architecture[name]):
-        key = f"{layout.blocks[block]}.{layout.site(find_prompt_module(name).site)}"
-        if (dim or runs_on) and not _excluded(config, key):
-            _leaf(leaves, key, block, model, layout)["dims"][name] = dim
+        for key in (f"{layout.blocks[block]}.{path}" for path in layout.paths(name)):
+            if not (dim or runs_on) or _excluded(config, key):
+                continue
+            dims = _leaf(leaves, key, block, model, layout)["dims"]
+            _check_alone(key, name, [row for row in dims if find_prompt_module(row) is cls])
+            if cls.site == "projection" and not _is_linear(unwrap(model.get_submodule(key))):
+                raise ValueError(
+                    f"{key!r}, the {site_of(name)!r} of its family, is a {type(unwrap(model.get_submodule(key))).__name__}, "
+                    f"but {name} can only be placed on a Linear. Leave the row out, or mend the family's Backbone."
+                )
+            dims[name] = dim
+
+
+def _check_alone(key: str, name: str, others: Sequence[str]) -> None:
+    """Refuse two rows of one kind of module on one leaf."""
+    if others:
+        raise ValueError(
+            f"rows {others[0]!r} and {name!r} both place their module on {key!r}. Leave one of them out, or name only other "
+            f"layers in target_modules, which says where {others[0]!r} goes."
+        )
+
+
+def _is_linear(leaf: nn.Module) -> bool:
+    return hasattr(leaf, "in_features") and hasattr(leaf, "out_features")
 
 
 def _place_drop_path(leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout) -> None:
@@ -338,7 +374,6 @@ def _leaf(leaves: dict, key: str, block: int, model: nn.Module, layout: Layout) 
     """What is placed on a leaf so far."""
     if key not in leaves:
         leaf = unwrap(model.get_submodule(key))
-        is_linear = hasattr(leaf, "in_features") and hasattr(leaf, "out_features")
-        inputs, outputs = _get_in_out_features(leaf) if is_linear else (layout.width, layout.width)
+        inputs, outputs = _get_in_out_features(leaf) if _is_linear(leaf) else (layout.width, layout.width)
         leaves[key] = {"block": block, "in_features": inputs, "out_features": outputs, "dims": {}, "owners": {}}
     return leaves[key]

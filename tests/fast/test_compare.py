@@ -315,7 +315,8 @@ def test_check_backbone_names_every_site_of_a_known_family(family):
     before = copy.deepcopy(model.state_dict())
     report = check_backbone(model)
     assert report.problems == () and report.reason is None and report.num_blocks == 4
-    assert set(report.sites) == {"query", "key", "value", "attention_output", "mlp_output", "norm"}
+    linears = {"query", "key", "value", "output", "fc1", "fc2"}
+    assert set(report.sites) == {*linears, "attention_output", "mlp_output", "norm"}
     torch.testing.assert_close(model.state_dict(), before, atol=0, rtol=0)
     assert check_backbone(get_peft_model(model, NoahConfig())) == report
 

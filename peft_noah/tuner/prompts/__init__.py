@@ -15,8 +15,25 @@ PROMPT_MODULES: dict[str, type[PromptModule]] = {cls.name: cls for cls in (Lora,
 
 
 def find_prompt_module(row: str) -> type[PromptModule] | None:
-    """The class of the modules that a row of an architecture has; None where none is registered."""
-    return PROMPT_MODULES.get(row)
+    """The class of the modules that a row of an architecture has; None where none is registered.
+
+    A row is the name of a prompt module. One that sits on projections may also have rows of its own for some of them:
+    ``lora_fc1`` is `Lora` at the site ``fc1`` alone, see `site_of`.
+    """
+    return PROMPT_MODULES.get(_split(row)[0])
+
+
+def site_of(row: str) -> str | None:
+    """The name of the one Linear in a block that a row is for, ``"fc1"`` of ``"lora_fc1"``; None: the class says where."""
+    return _split(row)[1]
+
+
+def _split(row: str) -> tuple[str, str | None]:
+    if row in PROMPT_MODULES:
+        return row, None
+    targeted = (name for name, cls in PROMPT_MODULES.items() if cls.site == "projection")
+    name = max((name for name in targeted if row.startswith(f"{name}_")), key=len, default=None)
+    return (row, None) if name is None else (name, row.removeprefix(f"{name}_"))
 
 
 def in_order(rows: Iterable[str]) -> list[str]:
@@ -76,4 +93,5 @@ __all__ = [
     "in_order",
     "is_own_hook",
     "register_prompt_module",
+    "site_of",
 ]
