@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
 import os
@@ -94,7 +95,7 @@ class Preprocessing:
         source += f"; {', '.join(asked)} as given by the user" if asked else ""
         preprocessing = cls._from_processor(type(processor).from_dict(settings), source, backbone)
         if not Path(backbone).is_dir() or (Path(backbone) / "config.json").is_file():
-            check_input(_load_config(backbone), preprocessing.size)
+            check_input(load_config(backbone), preprocessing.size)
         return preprocessing
 
     @classmethod
@@ -225,7 +226,7 @@ def _load_processor(backbone: str | os.PathLike[str], size: tuple[int, int] | No
                 "config.json and preprocessor_config.json, or a Hub id that is reachable or in the cache."
             ) from error
         return processor, f"preprocessor_config.json of {backbone}"
-    config = _load_config(backbone)
+    config = load_config(backbone)
     size = size or _checked_size(getattr(config, "image_size", None))
     default = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
     source = f"defaults for {config.model_type}: no preprocessor_config.json in {backbone}"
@@ -239,13 +240,34 @@ def _warn_once(text: str) -> None:
     logger.warning(text)
 
 
-def _load_config(backbone: str | os.PathLike[str]) -> Any:
+def load_config(backbone: str | os.PathLike[str]) -> Any:
+    """The config of a backbone, by transformers.
+
+    Args:
+        backbone: a local folder or a Hub id.
+
+    Raises:
+        ValueError: there is none that can be read; what else the folder holds is said.
+    """
     try:
         return AutoConfig.from_pretrained(str(backbone), trust_remote_code=False)
     except Exception as error:  # as above
         raise ValueError(
-            f"cannot read config.json in {backbone}: {_first_line(error)}. Give a folder written by save_pretrained."
+            f"cannot read config.json in {backbone}: {_other_kind(Path(backbone)) or _first_line(error)}. Give a folder "
+            "written by save_pretrained, or a Hub id."
         ) from error
+
+
+def _other_kind(folder: Path) -> str | None:
+    """What a folder holds that is no model of transformers, where that can be told."""
+    if (folder / "adapter_config.json").is_file():
+        return "it holds an adapter, and not the backbone that the adapter belongs to"
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    of_timm = isinstance(config, dict) and "architecture" in config and "model_type" not in config
+    return "it holds a model of timm, and not of transformers" if of_timm else None
 
 
 def check_input(config: Any, size: tuple[int, int]) -> None:
@@ -367,5 +389,5 @@ def _checked_channels(name: str, values: Any) -> tuple[float, float, float]:
 
 
 def _first_line(error: Exception) -> str:
-    line = next(iter(str(error).splitlines()), type(error).__name__)
+    line = next(filter(str.strip, str(error).splitlines()), type(error).__name__)
     return (line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]}...").rstrip(". ")

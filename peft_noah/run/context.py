@@ -16,7 +16,7 @@ from torch import nn
 from peft_noah.architecture import Architecture
 from peft_noah.data import bundled_task, load_splits
 from peft_noah.data.images import ImageSplit
-from peft_noah.data.preprocessing import Normalizer, Preprocessing
+from peft_noah.data.preprocessing import Normalizer, Preprocessing, load_config
 from peft_noah.data.splits import Splits
 from peft_noah.jsonfile import refuse_link
 from peft_noah.progress import Reporter
@@ -33,6 +33,7 @@ from peft_noah.training.interruption import Interruption
 from peft_noah.training.processes import asked_micro_batches, describe, is_compiling, total, warn_of_other_precision
 from peft_noah.training.sharding import shard_backbone
 from peft_noah.training.tracking import StepLog, check_tracker, start_trackers
+from peft_noah.tuner.backbones import find_backbone
 from peft_noah.tuner.fingerprint import fingerprint_backbone
 
 
@@ -253,9 +254,10 @@ class RunContext:
             yield
 
 
-def read_splits(settings: RunSettings) -> Splits:
-    """The task of a run, decoded once, as its backbone wants it."""
-    preprocessing = Preprocessing.from_backbone(
+def read_splits(settings: RunSettings, preprocessing: Preprocessing | None = None) -> Splits:
+    """The task of a run, decoded once, as its backbone wants it or as is given."""
+    find_backbone(load_config(settings.backbone).model_type)  # before any image is read
+    preprocessing = preprocessing or Preprocessing.from_backbone(
         settings.backbone, settings.image_size, settings.image_mean, settings.image_std
     )
     bundled = settings.dataset is None

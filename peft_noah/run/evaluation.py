@@ -13,7 +13,7 @@ from peft_noah.run.context import read_splits
 from peft_noah.run.inputs import class_changes
 from peft_noah.run.models import load_backbone
 from peft_noah.run.names import SETTINGS
-from peft_noah.run.saved_adapter import backbone_of, labels_of_its_run, on_backbone
+from peft_noah.run.saved_adapter import backbone_of, labels_of_its_run, on_backbone, preprocessing_of
 from peft_noah.run.settings import RunSettings
 from peft_noah.sources import same_source, stored_path
 from peft_noah.training import make_accelerator
@@ -30,7 +30,8 @@ def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[f
     Args:
         adapter: folder or Hub id.
         settings: which model and data; model None: the backbone that the adapter names. Another one must have the same
-            weights, by their fingerprint.
+            weights, by their fingerprint. Size, mean and standard deviation of images are those of the processor saved
+            beside the adapter, unless the settings name others.
         split: ``"train"``, ``"validation"`` or ``"test"``.
 
     Raises:
@@ -43,7 +44,10 @@ def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[f
     config = read_config(folder)
     own = config.base_model_name_or_path if settings.model is not None else None
     settings = replace(settings, model=backbone_of(adapter, config.base_model_name_or_path, settings.model))
-    splits = read_splits(_as_its_run(adapter, settings))
+    preprocessing = preprocessing_of(
+        adapter, folder, settings.backbone, settings.image_size, settings.image_mean, settings.image_std
+    )
+    splits = read_splits(_as_its_run(adapter, settings), preprocessing)
     _check_classes(adapter, config.label_names or labels_of_its_run(folder), splits)
     images = getattr(splits, split)
     if images is None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.data.preprocessing import load_config
 from peft_noah.data.splits import Splits
 from peft_noah.tuner.backbones import find_backbone
 from peft_noah.tuner.config import NoahConfig
@@ -52,25 +55,53 @@ def load_classifier(
             backbone's own.
 
     Raises:
-        ValueError: if the family is unknown.
+        ValueError: if the family is unknown, or the weights are damaged, a pickle, or of another model.
     """
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    config = load_config(model)
     find_backbone(config.model_type)  # before anything is downloaded
     names = {}
     if label_names is not None:
         names["id2label"] = dict(enumerate(label_names))
         names["label2id"] = {name: index for index, name in enumerate(label_names)}
-    backbone = AutoModelForImageClassification.from_pretrained(
-        model,
-        ignore_mismatched_sizes=True,
-        dtype=torch.float32,
-        use_safetensors=True,  # never a pickle
-        trust_remote_code=False,
-        **names,
-    )
+    backbone = _load_weights(model, names)
     if needs_interpolation(config, size):
         backbone.register_forward_pre_hook(_interpolate, with_kwargs=True)
     return backbone
+
+
+def _load_weights(model: str | os.PathLike[str], names: dict[str, Any]) -> PreTrainedModel:
+    _refuse_pickle(Path(model))
+    try:
+        backbone, found = AutoModelForImageClassification.from_pretrained(
+            model,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            use_safetensors=True,  # never a pickle
+            trust_remote_code=False,
+            output_loading_info=True,
+            **names,
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights of {model} cannot be read: {error}. They were cut short, or are a pointer of Git LFS: download "
+            "them again."
+        ) from error
+    new = [key if isinstance(key, str) else key[0] for key in (*found["missing_keys"], *found["mismatched_keys"])]
+    heads = tuple(f"{name}." for name in find_backbone(backbone.config.model_type).head_names(backbone))
+    if lacking := sorted(key for key in new if not key.startswith(heads) and not key.endswith("mask_token")):
+        raise ValueError(
+            f"the weights in {model} are not those of the model in its config.json: {len(lacking):,} are missing or of "
+            f"another shape, such as {lacking[0]}. Random ones would stand for them. Give a whole checkpoint."
+        )
+    return backbone
+
+
+def _refuse_pickle(folder: Path) -> None:
+    if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("model*.safetensors")):
+        raise ValueError(
+            f"{folder} holds its weights as a pickle, pytorch_model.bin, which can run code and is not read. Save it anew: "
+            "load it with transformers and call save_pretrained."
+        )
 
 
 def _heads(backbone: nn.Module) -> list[nn.Module]:

@@ -13,10 +13,9 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig
 
 from peft_noah.data.load import bundled_backbone
-from peft_noah.data.preprocessing import Preprocessing, check_input
+from peft_noah.data.preprocessing import Preprocessing, check_input, load_config
 from peft_noah.run.folder import RunFolder
 from peft_noah.run.models import load_classifier
 from peft_noah.run.names import SETTINGS
@@ -69,11 +68,9 @@ class SavedAdapter:
         folder = find_folder(adapter)
         config = read_config(folder)
         backbone = backbone_of(adapter, config.base_model_name_or_path, model)
-        backbone_config = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
-        classes = stored_classes(folder, find_backbone(backbone_config.model_type).head)
+        classes = stored_classes(folder, find_backbone(load_config(backbone).model_type).head)
         names = None if classes is None else _label_names(folder, config.label_names, classes)
-        preprocessing = _preprocessing(adapter, folder, backbone)
-        check_input(backbone_config, preprocessing.size)
+        preprocessing = preprocessing_of(adapter, folder, backbone)
         own = None if model is None else config.base_model_name_or_path
         return cls(folder, config, backbone, own, names, preprocessing)
 
@@ -156,13 +153,35 @@ def _label_names(folder: Path, saved: list[str] | None, classes: int) -> tuple[s
     return tuple(str(index) for index in range(classes))
 
 
-def _preprocessing(adapter: str | os.PathLike[str], folder: Path, backbone: str) -> Preprocessing:
+def preprocessing_of(
+    adapter: str | os.PathLike[str],
+    folder: Path,
+    backbone: str,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Preprocessing:
+    """How images become the input that an adapter was trained on.
+
+    Args:
+        adapter: a folder, or a Hub id.
+        folder: its files, on this machine.
+        backbone: whose processor stands in, with a warning, where none lies beside the adapter.
+        image_size: as in `Preprocessing.from_backbone`, as `mean` and `std` are.
+        mean: instead of the adapter's.
+        std: instead of the adapter's.
+
+    Raises:
+        ValueError: if the processor cannot be used, or the backbone takes no images of that size.
+    """
     if not (folder / _PROCESSOR).is_file() and not os.path.isdir(adapter):
         try:
             hf_hub_download(os.fspath(adapter), _PROCESSOR)
         except EntryNotFoundError:
             pass
-    if (folder / _PROCESSOR).is_file():
-        return Preprocessing.from_backbone(folder)
-    logger.warning("%s has no %s: images are prepared as its backbone asks for.", adapter, _PROCESSOR)
-    return Preprocessing.from_backbone(backbone)
+    own = (folder / _PROCESSOR).is_file()
+    if not own:
+        logger.warning("%s has no %s: images are prepared as its backbone asks for.", adapter, _PROCESSOR)
+    found = Preprocessing.from_backbone(folder if own else backbone, image_size, mean, std)
+    check_input(load_config(backbone), found.size)
+    return found

@@ -77,8 +77,8 @@ def run_method(run: RunContext, method: Method | str) -> None:
         if method.needs is not None:
             do_stages(run, method.needs)
         _train_and_report(run, method)
-        if method.keeps is not None:
-            _publish(run)
+        # without an adapter there is nothing new to show, but what an earlier job left out
+        _publish(run, missing_only=method.keeps is None)
 
 
 def validate_from_scratch(run: RunContext, method: Method) -> float:

@@ -133,3 +133,21 @@ def test_the_adapters_of_a_run_label_images_by_the_names_of_their_classes(place,
     header, row = csv.reader(io.StringIO(result.stdout))
     assert result.exit_code == 0 and header[1::2] == ["label", "label_2", "label_3"]
     assert sorted(row[1::2]) == ["class 0", "class 1", "class 2"]
+
+
+def test_images_are_prepared_as_the_adapter_was_trained(place, monkeypatch):
+    """A run with --image-mean or --image-size is scored on other pixels than its backbone asks for."""
+    processor = place / "run" / "adapter-inherited" / "preprocessor_config.json"
+    saved = json.loads(processor.read_text())
+    processor.write_text(json.dumps({**saved, "image_mean": [3.0] * 3, "size": {"height": 32, "width": 32}}))
+    seen = []
+
+    def evaluate(model, images, normalize, accelerator):
+        seen.append((images.image_shape, normalize.mean.flatten().tolist()))
+        return 0.5
+
+    monkeypatch.setattr("peft_noah.run.evaluation.evaluate", evaluate)
+    for options in ((), ("--image-mean", "1,1,1", "--image-size", "16")):
+        code, said = score(place, "--dataset", place / "task", *options)
+        assert code == 0, said
+    assert seen == [((3, 32, 32), [3.0] * 3), ((3, 16, 16), [1.0] * 3)]

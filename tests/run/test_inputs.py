@@ -273,3 +273,12 @@ def test_figures_that_cannot_be_drawn_are_a_warning_and_drawn_by_the_next_call(
     assert "![" in (folder / "adapter-inherited" / "README.md").read_text()
     for name in ("figures/search.png", "adapter-inherited/architecture.png"):
         assert (folder / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_baseline_writes_the_cards_that_an_earlier_job_has_left_out(copy):
+    assert invoke("search", "run").exit_code == 0
+    missing = [copy / "run" / name for name in ("adapter-inherited/README.md", "figures/search.png")]
+    for path in missing:
+        path.unlink()
+    assert invoke("baseline", "run", "--method", "linear").exit_code == 0
+    assert all(path.exists() for path in missing)
