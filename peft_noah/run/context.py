@@ -108,8 +108,8 @@ class RunContext:
         return Normalizer(self.splits.preprocessing)
 
     @cached_property
-    def _normalize_training(self) -> Callable:
-        """The same for training batches, augmented where the run asks for it."""
+    def _preprocess_training(self) -> Callable:
+        """What training batches go through: augmentation, where the run asks for it, and the same normalisation."""
         if not self.settings.augment:
             return self.normalize
         from peft_noah.data.augmentation import Augmented
@@ -138,7 +138,7 @@ class RunContext:
             if not self._recorded:  # a run of an older version
                 self._record(self.fresh_backbone())
             return
-        self._normalize_training  # noqa: B018 (it checks that what augments is installed)
+        self._preprocess_training  # noqa: B018 (it checks that what augments is installed)
         supernet = self.fresh_supernet()
         if self.settings.budget is not None:
             check_budget(supernet.get_search_space(), supernet.count_parameters, self.settings.budget)
@@ -186,7 +186,7 @@ class RunContext:
             done = train(
                 model,
                 images,
-                self._normalize_training,
+                self._preprocess_training,
                 settings,
                 self.accelerator,
                 sampler=sampler,

@@ -62,6 +62,8 @@ class Method:
         start: makes its model, from a run; None: it trains nothing of its own, see ``best_of``.
         needs: the stage that must be done first.
         training: which settings of the recipe it is trained with: ``"subnet"`` or ``"full"``; None: it is not trained.
+        validation: reads, from a run, the accuracy that its stage has measured on images that were not trained on, and
+            the number of these images; None: it is measured by a training on the training images alone.
         keeps: the folder that keeps its adapter; None: no adapter is kept.
         weights: what a model card says of the weights.
         passes: cost of one training image in passes through the backbone: 2 for forward and backward, 3 where the
@@ -76,6 +78,7 @@ class Method:
     start: Callable[[Any], nn.Module] | None = None
     needs: Stage | None = None
     training: str | None = "subnet"
+    validation: Callable[[Any], tuple[float, int]] | None = None
     keeps: str | None = None
     weights: str = "trained from scratch"
     passes: int = 2

@@ -16,14 +16,16 @@ from peft_noah.run.registry import Method
 from peft_noah.training.processes import is_compiling
 
 
-def report_method(run: RunContext, method: Method, model: nn.Module, validation: float, seconds: float) -> RunReport:
+def report_method(
+    run: RunContext, method: Method, model: nn.Module, validation: tuple[float, int], seconds: float
+) -> RunReport:
     """Read the test images, for the first and only time, and say how a method did.
 
     Args:
         run: the run.
         method: the method.
         model: as it was trained, in evaluation mode.
-        validation: accuracy on the validation images, a share.
+        validation: accuracy on images that were not trained on, a share, and their number.
         seconds: of what the method did itself; its stages are added.
     """
     parameters, head = count_trainable(model)
@@ -34,9 +36,9 @@ def report_method(run: RunContext, method: Method, model: nn.Module, validation:
         seed=run.settings.seed,
         parameters=parameters,
         head_parameters=head,
-        validation=validation,
+        validation=validation[0],
         test=None if test is None else run.accuracy(model, test),
-        n_validation=len(run.splits.validation),
+        n_validation=validation[1],
         n_test=0 if test is None else len(test),
         seconds=seconds + sum(run.files.seconds(stage) for stage in stages),
         tests={name: (run.accuracy(model, images), len(images)) for name, images in others},

@@ -91,9 +91,13 @@ def validate_from_scratch(run: RunContext, method: Method) -> float:
 def _train_and_report(run: RunContext, method: Method) -> None:
     """Validation accuracy of a model trained on train, test accuracy of one trained on train + validation.
 
-    What is not trained has both accuracies from one model.
+    What is not trained has both accuracies from one model. What a stage has measured is not trained on train.
     """
-    model, validation, seconds = _train_and_validate(run, method)
+    if method.validation is None:
+        model, accuracy, seconds = _train_and_validate(run, method)
+        validation = accuracy, len(run.splits.validation)
+    else:
+        validation, seconds = method.validation(run), 0.0
     again = _training_name(method, "train + validation")
     if method.training is not None:
         model = method.start(run)

@@ -11,8 +11,11 @@ from peft_noah.experiments.plan import Plan
 from peft_noah.experiments.suite import Suite
 from peft_noah.experiments.tasks import Task
 from peft_noah.results.report import RunReport
+from peft_noah.run.context import RunContext
+from peft_noah.run.methods import LORA
 from peft_noah.run.registry import (
     Method,
+    Stage,
     all_methods,
     baselines,
     find_method,
@@ -23,6 +26,7 @@ from peft_noah.run.registry import (
     unregister_method,
 )
 from peft_noah.run.settings import RunSettings
+from peft_noah.run.stages import run_method
 
 
 def train_biases(run):
@@ -69,6 +73,22 @@ def test_one_more_baseline_is_one_entry_in_runs_suites_and_their_cost(bitfit, ta
     assert invoke("tables", tmp_path / "suite").exit_code == 0
     assert "bitfit" in (tmp_path / "suite" / "tables" / "tables.md").read_text()
     assert not list((tmp_path / "suite" / "red" / "seed0").glob("adapter*"))
+
+
+def test_a_method_builds_on_a_stage_of_its_own_that_has_measured_it(task, tmp_path):
+    def race(run):
+        run.on_main((run.folder / "race.json").write_text, "{}")
+        run.on_main(run.files.note_stage, "race", 100.0, 10**9)
+
+    stage = Stage("race", "race.json", race, lambda settings, sizes: 7.0 * sizes["train"])
+    method = Method("race", "", LORA.start, needs=stage, validation=lambda run: (0.5, 18), keeps="adapter-race")
+    run = RunContext(tmp_path / "run", RunSettings(model=str(task / "vit"), dataset=str(task / "red"), epochs=1))
+    run_method(run, method)
+    result = run.files.result("race")
+    assert (result.validation, result.n_validation) == (0.5, 18) and result.seconds > 100
+    assert [path.name for path in (run.folder / "logs").iterdir()] == ["race-on-train-validation.jsonl"]
+    assert (run.folder / "adapter-race" / "adapter_config.json").exists() and not (run.folder / "supernet").exists()
+    assert method.parts == {"race"}
 
 
 def test_help_names_every_method_that_is_registered_with_what_it_does():
