@@ -238,7 +238,7 @@ class ImageSplit(Dataset):
             return self
         pixels = torch.empty((len(self), *self.image_shape), dtype=torch.uint8, device=device)
         for start, part in zip(self._starts, self._parts, strict=True):
-            pixels[start : start + len(part)] = part.images
+            pixels[start : start + len(part)] = part.pixels
         return ImageSplit(pixels, self.labels, self.classes)
 
     @staticmethod
@@ -275,24 +275,24 @@ class _InMemory:
 
     in_memory = True
 
-    def __init__(self, images: Tensor, digests: Sequence[bytes] = ()) -> None:
-        self.images = images
+    def __init__(self, pixels: Tensor, digests: Sequence[bytes] = ()) -> None:
+        self.pixels = pixels
         self.digests = digests
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.pixels)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        return tuple(self.images.shape[1:])
+        return tuple(self.pixels.shape[1:])
 
     @property
     def digest(self) -> bytes:
-        content = b"".join(self.digests) if self.digests else self.images.contiguous().numpy()
+        content = b"".join(self.digests) if self.digests else self.pixels.contiguous().numpy()
         return hashlib.sha256(content).digest()
 
     def take(self, rows: Tensor) -> Tensor:
-        return self.images[rows]
+        return self.pixels[rows]
 
 
 class _Chosen:
@@ -309,7 +309,7 @@ class _Chosen:
         return self.whole.in_memory
 
     @property
-    def images(self) -> Tensor:
+    def pixels(self) -> Tensor:
         return self.take(torch.arange(len(self)))
 
     @property
@@ -336,14 +336,14 @@ class _Encoded:
 
     in_memory = False
 
-    def __init__(self, images: Sequence[Mapping[str, Any] | None], preprocessing: Preprocessing, name: str) -> None:
-        self.images = images
+    def __init__(self, records: Sequence[Mapping[str, Any] | None], preprocessing: Preprocessing, name: str) -> None:
+        self.records = records
         self.preprocessing = preprocessing
         self.name = name
         self.digests: list[bytes] = []
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.records)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -353,12 +353,12 @@ class _Encoded:
         return torch.stack([self._decode(row, self._read(row)) for row in rows.tolist()])
 
     def read_all(self) -> _InMemory:
-        images = torch.empty((len(self), *self.image_shape), dtype=torch.uint8)
+        pixels = torch.empty((len(self), *self.image_shape), dtype=torch.uint8)
         for row in range(len(self)):
             encoded = self._read(row)
             self.digests.append(hashlib.sha256(encoded).digest())
-            images[row] = self._decode(row, encoded)
-        return _InMemory(images, self.digests)
+            pixels[row] = self._decode(row, encoded)
+        return _InMemory(pixels, self.digests)
 
     def check_all(self) -> _Encoded:
         for row in range(len(self)):
@@ -378,16 +378,16 @@ class _Encoded:
         self.preprocessing.check_size(*_check_header(encoded))
 
     def _read(self, row: int) -> bytes:
-        return self._located(row, _read_bytes, self.images[row])
+        return self._located(row, _read_bytes, self.records[row])
 
     def _located(self, row: int, function: Any, *arguments: Any) -> Any:
         """Call a function whose ValueError says what is wrong with an image, and add which image it is."""
         try:
             return function(*arguments)
         except ValueError as error:
-            path = (self.images[row] or {}).get("path")
+            path = (self.records[row] or {}).get("path")
             # Images chosen out of a split keep the number they have in the file.
-            index = self.images.indices[row] if isinstance(self.images, Subset) else row
+            index = self.records.indices[row] if isinstance(self.records, Subset) else row
             where = f"image {index} of split {self.name!r}" + (f" ({path})" if path else "")
             raise ValueError(f"{where} cannot be used: {error}. Repair or remove it.") from error
 

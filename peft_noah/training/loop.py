@@ -38,7 +38,6 @@ from torch.utils.data import DataLoader
 
 from peft_noah.architecture import Architecture
 from peft_noah.data.images import ImageSplit
-from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import FastForward, fast_forward
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_number
 from peft_noah.training.averaging import WeightAverage
@@ -190,7 +189,7 @@ class TrainingLog:
 def train(
     model: nn.Module,
     images: ImageSplit,
-    normalize: Normalizer,
+    preprocess: Callable[[torch.Tensor], torch.Tensor],
     settings: TrainingSettings,
     accelerator: Accelerator,
     *,
@@ -206,7 +205,7 @@ def train(
         model: a classifier called as ``model(pixel_values=...)`` with ``.logits`` (B, classes); its frozen weights may be
             spread over the processes by `peft_noah.training.sharding.shard_backbone`.
         images: uint8 images and labels.
-        normalize: uint8 pixels to the backbone's input.
+        preprocess: uint8 pixels to the backbone's input; it may augment them first.
         settings: epochs, rates and the rest.
         accelerator: devices, processes, precision and compiler; a compiled supernet keeps one shape, see
             `NoahModel.fixed_shapes`.
@@ -233,7 +232,7 @@ def train(
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
-    work = _prepare(model, normalize, settings, accelerator, shares)
+    work = _prepare(model, preprocess, settings, accelerator, shares)
     identity = {} if checkpoint is None else identity_of(images, settings.to_dict(), sampler)
     average = WeightAverage(model, settings.average) if settings.average else None
     state = TrainingState(model, work.optimizer, accelerator, identity, checkpoint, interruption, average)
@@ -251,7 +250,7 @@ def train(
     compiled = is_compiling(accelerator)
     with fast_forward(model) as fast, _compilable(model, compiled, elastic=sampler is not None):
         if compiled and fast.comparison is not None:
-            _compare(fast, model, normalize(resident.__getitems__([0, len(images) - 1])["pixel_values"]), sampler)
+            _compare(fast, model, preprocess(resident.__getitems__([0, len(images) - 1])["pixel_values"]), sampler)
         for epoch in range(len(progress.losses), settings.epochs):
             start = progress.step - epoch * shares.steps
             batches = iter(
@@ -284,7 +283,11 @@ def train(
 
 
 def _prepare(
-    model: nn.Module, normalize: Normalizer, settings: TrainingSettings, accelerator: Accelerator, shares: Shares
+    model: nn.Module,
+    preprocess: Callable[[torch.Tensor], torch.Tensor],
+    settings: TrainingSettings,
+    accelerator: Accelerator,
+    shares: Shares,
 ) -> _Work:
     """The passes and steps of a training, with its optimizer, on the accelerator's processes and devices.
 
@@ -300,7 +303,7 @@ def _prepare(
     sharded = is_sharded(model)  # DistributedDataParallel takes no such model
     prepared, optimizer = accelerator.prepare_model(model, evaluation_mode=sharded), accelerator.prepare(optimizer)
     fill = max(map(max, map(shares.counts, range(shares.steps)))) if is_compiling(accelerator) else 0
-    return _Work(prepared, normalize, settings, accelerator, optimizer, trainable if sharded else [], fill)
+    return _Work(prepared, preprocess, settings, accelerator, optimizer, trainable if sharded else [], fill)
 
 
 @contextmanager
@@ -356,14 +359,14 @@ class _Work:
     def __init__(
         self,
         model: nn.Module,
-        normalize: Normalizer,
+        preprocess: Callable[[torch.Tensor], torch.Tensor],
         settings: TrainingSettings,
         accelerator: Accelerator,
         optimizer: Optimizer,
         averaged: list[nn.Parameter],
         fill: int,
     ) -> None:
-        self.model, self.normalize, self.settings, self.accelerator = model, normalize, settings, accelerator
+        self.model, self.preprocess, self.settings, self.accelerator = model, preprocess, settings, accelerator
         self.optimizer, self.averaged, self.fill = optimizer, averaged, fill
         self._broken_images = False
 
@@ -399,7 +402,7 @@ class _Work:
                 self.accelerator.backward(loss * (count * self.accelerator.num_processes / size))
             value = loss.item()  # not before the backward pass is queued: this waits for the device
             if not math.isfinite(value):
-                self._broken_images |= not torch.isfinite(self.normalize(batch["pixel_values"])).all()
+                self._broken_images |= not torch.isfinite(self.preprocess(batch["pixel_values"])).all()
             loss_sum += value * count
         return loss_sum
 
@@ -408,7 +411,7 @@ class _Work:
         size = len(pixels)
         if size < self.fill:
             pixels = pixels[torch.arange(self.fill, device=pixels.device) % size]
-        return self.model(pixel_values=self.normalize(pixels)).logits[:size]
+        return self.model(pixel_values=self.preprocess(pixels)).logits[:size]
 
     def describe_non_finite(self, value: float, step: int, model: nn.Module | None) -> str:
         """Why the loss of a step may be ``value``; ``model`` is a supernet."""

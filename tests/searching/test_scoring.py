@@ -58,7 +58,7 @@ def teach(model, images: ImageSplit) -> ImageSplit:
         pixel_values=normalize(images.__getitems__(list(range(len(images))))["pixel_values"])
     ).logits.argmax(-1)
     labels[::5] = (labels[::5] + 1) % 5
-    return ImageSplit(images._parts[0].images, labels)
+    return ImageSplit(images._parts[0].pixels, labels)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_images_that_do_not_fit_in_the_cache_give_the_same(supernet, images, acc
 
 
 def test_images_with_classes_of_their_own_are_scored_among_them(supernet, images, accelerator):
-    pixels, labels = images._parts[0].images, 2 + images.labels % 2
+    pixels, labels = images._parts[0].pixels, 2 + images.labels % 2
     some = ImageSplit(pixels, labels, classes=(2, 3))
     largest = supernet.get_search_space().largest()
     exact = plain_score(supernet, some, accelerator)(largest)
