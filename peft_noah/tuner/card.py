@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from huggingface_hub import ModelCard
 
-from peft_noah.formatting import one_line
+from peft_noah.formatting import code, one_line
 from peft_noah.jsonfile import write_atomically
 from peft_noah.tuner.labels import architecture_table
 
@@ -15,8 +16,12 @@ TAGS = ("peft", "noah", "image-classification")
 MAX_LABELS = 100_000
 
 
-def complete_card(folder: str | os.PathLike[str], base_model: str | None, architecture: object) -> None:
+def complete_card(
+    folder: str | os.PathLike[str], base_model: str | None, architecture: object, factors: Mapping[str, float]
+) -> None:
     """Make the card that PEFT has just written beside an adapter say how to load it and what it is.
+
+    ``factors`` are those of its updates; the card names them where one is not 1.
 
     PEFT's own card knows nothing of NOAH, and PEFT drops the tags of a card that was there before. A README.md that is
     no card of PEFT is left alone.
@@ -44,5 +49,8 @@ model = AutoModelForImageClassification.from_pretrained(
 model = PeftModel.from_pretrained(model, "path/to/this/folder").eval()
 ```"""
         table_of_dims = architecture_table(architecture)
+        if any(factor != 1.0 for factor in factors.values()):
+            named = ", ".join(f"{code(name)} {factor:g}" for name, factor in factors.items())
+            table_of_dims += f"\n\nFactors of the updates: {named}."
         card.text = f"\n# NOAH adapter\n\n{snippet}\n\n## Architecture\n\n{table_of_dims}\n\n{card.text.lstrip()}"
     write_atomically(path, str(card))

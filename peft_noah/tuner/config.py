@@ -25,6 +25,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": {
         "lora_shared_down": False,
         "lora_scale": 1.0,
+        "adapter_scale": 1.0,
         "adapter_activation": "relu",
         "vpt_position": "after_cls",
         "vpt_past_depth": "drop",
@@ -35,6 +36,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "released": {
         "lora_shared_down": True,
         "lora_scale": 1.0,
+        "adapter_scale": 1.0,
         "adapter_activation": "quick_gelu",
         "vpt_position": "last",
         "vpt_past_depth": "carry",
@@ -95,7 +97,8 @@ class NoahConfig(PeftConfig):
         metadata=_help(
             "Stored dims: an Architecture, or a dict with one list of dims per module ('lora', 'adapter', 'vpt'), one "
             "entry per block, 0 where the module is absent. 'lora_query', 'lora_key', 'lora_value', 'lora_output', "
-            "'lora_fc1' and 'lora_fc2' are LoRA on one Linear of each block. None: the largest of the search space."
+            "'lora_fc1' and 'lora_fc2' are LoRA on one Linear of each block, 'adapter_plus' is an Adapter with a factor per "
+            "channel behind attention and MLP. None: the largest of the search space."
         ),
     )
     search_space: Any = field(
@@ -131,6 +134,7 @@ class NoahConfig(PeftConfig):
         default=None, metadata=_help("One LoRA down matrix per block serves query, key and value.")
     )
     lora_scale: float | None = field(default=None, metadata=_help("Factor s of the LoRA update; no unit."))
+    adapter_scale: float | None = field(default=None, metadata=_help("Factor s of the Adapter's update; no unit."))
     adapter_activation: str | None = field(
         default=None, metadata=_help("Activation inside the Adapter, a name of transformers' ACT2FN.")
     )
@@ -228,7 +232,8 @@ class NoahConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """Write adapter_config.json, and how to load the adapter into the card that PEFT writes beside it."""
         super().save_pretrained(save_directory, **kwargs)
-        complete_card(save_directory, self.base_model_name_or_path, self.architecture)
+        factors = {name: getattr(self, name) for name in ("lora_scale", "adapter_scale")}
+        complete_card(save_directory, self.base_model_name_or_path, self.architecture, factors)
 
     def __hash__(self) -> int:
         return hash(json.dumps(self.to_dict(), sort_keys=True))
@@ -293,7 +298,8 @@ class NoahConfig(PeftConfig):
     def _check_numbers(self) -> None:
         for name in ("dropout", "drop_path"):
             setattr(self, name, check_number(getattr(self, name), name, 0, below=1))
-        self.lora_scale = check_number(self.lora_scale, "lora_scale")
+        for name in ("lora_scale", "adapter_scale"):
+            setattr(self, name, check_number(getattr(self, name), name))
         if not isinstance(self.adapter_activation, str) or self.adapter_activation not in ACT2FN:
             raise ValueError(
                 f"adapter_activation {reprlib.repr(self.adapter_activation)} is not in transformers' ACT2FN (known: "

@@ -14,9 +14,10 @@ from peft_noah.tuner.prompts.base import PromptModule, init_normal
 class Adapter(PromptModule):
     """Serial bottleneck on the MLP's output h, with elastic width a.
 
-    ``h' = h + dropout(phi(h W_down^T + b_down)) W_up + b_up`` with ``down`` (a, D), ``down_bias`` (a,), ``up`` (a, D),
-    ``up_bias`` (D,): 2 D a + a + D parameters. ``phi`` is ``config.adapter_activation``. Source: NOAH, section 3.1
-    (phi "such as" ReLU); the released code takes QuickGELU, ``x * sigmoid(1.702 x)``.
+    ``h' = h + s * (dropout(phi(h W_down^T + b_down)) W_up + b_up)`` with ``down`` (a, D), ``down_bias`` (a,), ``up``
+    (a, D), ``up_bias`` (D,): 2 D a + a + D parameters. ``phi`` is ``config.adapter_activation``, ``s`` is
+    ``config.adapter_scale``. Source: NOAH, section 3.1 (phi "such as" ReLU, no s); the released code takes QuickGELU,
+    ``x * sigmoid(1.702 x)``.
     """
 
     name = "adapter"
@@ -29,6 +30,7 @@ class Adapter(PromptModule):
     def _configure(self, config) -> None:
         from transformers.activations import ACT2FN  # takes seconds, and whoever wants a label needs none
 
+        self.scale = config.adapter_scale
         self.activation = ACT2FN[config.adapter_activation]
         self.dropout = nn.Dropout(config.dropout)
 
@@ -49,4 +51,7 @@ class Adapter(PromptModule):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         hidden = F.linear(self.cast(y, self.down), self.aligned("down"), self.aligned("down_bias"))  # (B, T, a)
         hidden = self.dropout(self.activation(hidden))
-        return y + F.linear(hidden, self.aligned("up").T, self.active("up_bias")).to(y.dtype)
+        update = F.linear(hidden, self.aligned("up").T, self.active("up_bias"))
+        if self.scale != 1.0:
+            update = update * self.scale
+        return y + update.to(y.dtype)
