@@ -70,3 +70,26 @@ def reference_logits(base, model, architecture, pixels):
     if base.config.model_type == "dinov2":
         return head(torch.cat([x[:, 0], x[:, 1:].mean(1)], dim=1))
     return head(x[:, 0])
+
+
+# ---------------------------------------------------------------------- modules beyond the paper's, on a leaf's output y
+
+
+def adapter_plus(y, down, down_bias, up, up_bias, scale):
+    """Steitz and Roth, Adapters Strike Back (CVPR 2024): a bottleneck with GELU and a factor per channel."""
+    hidden = F.gelu(torch.einsum("btd,ad->bta", y, down) + down_bias)
+    return y + scale * (torch.einsum("bta,ad->btd", hidden, up) + up_bias)
+
+
+@torch.no_grad()
+def hooked_logits(base, leaves, pixels):
+    """Logits of a frozen ``base`` with each leaf's output y replaced by ``leaves[name](y)``."""
+    handles = [
+        base.get_submodule(name).register_forward_hook(lambda _, inputs, y, change=change: change(y))
+        for name, change in leaves.items()
+    ]
+    try:
+        return base(pixel_values=pixels).logits
+    finally:
+        for handle in handles:
+            handle.remove()

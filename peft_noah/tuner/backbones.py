@@ -58,6 +58,15 @@ class Backbone:
     drop: str = "dropout"
     head_tokens: int | None = None
 
+    def site_paths(self, site: str) -> tuple[str, ...]:
+        """Paths inside a block of the leaves of a kind of site; none of projections, of which a user names some."""
+        paths = {
+            "mlp_output": (self.mlp_output,),
+            "norm": (self.norm,),
+            "branch": (self.attention_output, self.mlp_output),
+        }
+        return paths.get(site, ())
+
     def linear_sites(self, block: nn.Module) -> dict[str, str]:
         """Path inside ``block`` of each Linear that the family names and the block has, by the name of its site."""
         found = {}

@@ -104,8 +104,7 @@ class Layout:
             return ()
         if site_of(row) is not None:
             return tuple(path for site, path in self.linears.items() if site == site_of(row))
-        layout = self.backbone
-        return {"mlp_output": (layout.mlp_output,), "norm": (layout.norm,)}.get(find_prompt_module(row).site, ())
+        return self.backbone.site_paths(find_prompt_module(row).site)
 
     def can_carry(self, row: str) -> bool:
         """Whether this model has a place for a row's modules."""

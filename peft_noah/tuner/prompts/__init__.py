@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 from peft_noah.plugins import note_plugin
 from peft_noah.tuner.prompts.adapter import Adapter
+from peft_noah.tuner.prompts.adapter_plus import AdapterPlus
 from peft_noah.tuner.prompts.base import SITES, PromptModule
 from peft_noah.tuner.prompts.lora import Lora
 from peft_noah.tuner.prompts.vpt import Vpt
 
 #: applied in this order where several share a site
-PROMPT_MODULES: dict[str, type[PromptModule]] = {cls.name: cls for cls in (Lora, Adapter, Vpt)}
+PROMPT_MODULES: dict[str, type[PromptModule]] = {cls.name: cls for cls in (Lora, Adapter, Vpt, AdapterPlus)}
 
 
 def find_prompt_module(row: str) -> type[PromptModule] | None:
@@ -85,6 +86,7 @@ def register_prompt_module(cls: type[PromptModule]) -> type[PromptModule]:
 __all__ = [
     "PROMPT_MODULES",
     "Adapter",
+    "AdapterPlus",
     "Lora",
     "PromptModule",
     "Vpt",

@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 #: where a prompt module may sit: on each Linear that ``target_modules`` names, on the leaf whose output is added to the
-#: residual after the MLP, on the block's first norm
-SITES = ("projection", "mlp_output", "norm")
+#: residual after the MLP, on the block's first norm, on both leaves whose outputs are added to the residual: that of
+#: attention and that of the MLP
+SITES = ("projection", "mlp_output", "norm", "branch")
 
 
 class PromptModule(nn.Module):
