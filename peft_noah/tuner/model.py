@@ -14,6 +14,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.tuner.backbones import BACKBONES, how_to_know
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.export import as_peft_lora
 from peft_noah.tuner.fixed_shapes import chosen_by_masks, write_choices
@@ -79,6 +80,10 @@ class NoahModel(BaseTuner):
         # PEFT can guess the layers from a state dict, which knows none of those without weights: stochastic depth, and
         # tokens that only pass through. The config's architecture names all.
         kwargs["state_dict"] = None
+        family = getattr(getattr(model, "config", None), "model_type", None)
+        if family in BACKBONES and not hasattr(model, "base_model_prefix"):
+            # a module that borrows the config of the model inside it, which transformers takes for one of its own
+            raise ValueError(how_to_know(family, model))
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self.set_architecture(self.peft_config[adapter_name].architecture, adapter_name)
 

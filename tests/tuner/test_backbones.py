@@ -142,6 +142,12 @@ def test_a_module_around_a_vit_is_told_to_wrap_the_inner_model(around, options):
         get_peft_model(around, NoahConfig(**options))
 
 
+def test_a_module_that_borrows_the_config_of_its_vit_is_told_the_same(around):
+    around.config = around.vit.config
+    with pytest.raises(ValueError, match="This Around holds a model of a known family as 'vit'. Wrap the inner model"):
+        get_peft_model(around, NoahConfig())
+
+
 def test_the_inner_model_can_be_wrapped(around, pixels, tmp_path):
     plain = copy.deepcopy(around)
     around.vit = get_peft_model(around.vit, NoahConfig(architecture=MIX, init_weights=False))
