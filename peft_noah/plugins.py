@@ -13,7 +13,8 @@ MAX_PLUGINS = 64
 MAX_NAME = 200
 
 _registered: dict[str, str] = {}
-_dims: dict[str, tuple[int, ...] | None] = {}
+#: the dims that modules ask of named search spaces; of built-in ones here, since their classes import torch
+_dims: dict[str, tuple[int, ...] | None] = {"ssf": (1,), "bitfit": (1,)}
 _named_in_files: dict[str, str] = {}
 
 
@@ -23,8 +24,8 @@ def note_plugin(row: str, python_module: str, dims: tuple[int, ...] | None = Non
 
 
 def own_dims(row: str) -> tuple[int, ...] | None:
-    """The dims that a named search space gives a prompt module from outside; None: those of the space."""
-    return _dims.get(_name_in(_registered, row))
+    """The dims that a named search space gives a prompt module; None: those of the space."""
+    return _dims.get(_name_in(_dims, row))
 
 
 def plugins_among(rows: Iterable[str]) -> dict[str, str]:

@@ -81,6 +81,16 @@ def adapter_plus(y, down, down_bias, up, up_bias, scale):
     return y + scale * (torch.einsum("bta,ad->btd", hidden, up) + up_bias)
 
 
+def ssf(y, gamma, beta):
+    """Scaling and Shifting Your Features (arXiv 2210.08823), whose gamma is 1 more than ours."""
+    return (1 + gamma) * y + beta
+
+
+def bitfit(y, beta):
+    """BitFit (arXiv 2106.10199): the bias, by how much it has changed."""
+    return y + beta
+
+
 @torch.no_grad()
 def hooked_logits(base, leaves, pixels):
     """Logits of a frozen ``base`` with each leaf's output y replaced by ``leaves[name](y)``."""

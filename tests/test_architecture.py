@@ -271,7 +271,8 @@ def test_the_named_spaces_are_the_papers():
 
 
 def test_a_named_space_can_have_other_blocks_and_modules():
-    assert SearchSpace.vtab(4, modules=["ssf"]) == SearchSpace(4, {"ssf": [1, 5, 10]}, {"ssf": [1, 2, 3, 4]})
+    assert SearchSpace.vtab(4, modules=["mine"]) == SearchSpace(4, {"mine": [1, 5, 10]}, {"mine": [1, 2, 3, 4]})
+    assert SearchSpace.few_shot(4, modules="ssf").dims == {"ssf": (1,)}
     assert SearchSpace.few_shot(4, modules="vpt") == SearchSpace(4, {"vpt": [5, 10, 50, 100]})
 
 

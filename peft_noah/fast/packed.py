@@ -150,7 +150,8 @@ class FrozenLinears:
             weights: the weights (out, in) to use in place of the leaves' own, such as merged ones.
         """
         dtype = self.dtype_for(x, leaves[0].weight)
-        stamp = (tuple((leaf.weight.data_ptr(), leaf.weight._version) for leaf in leaves), version)
+        own = (weight for leaf in leaves for weight in (leaf.weight, leaf.bias) if weight is not None)
+        stamp = (tuple((weight.data_ptr(), weight._version) for weight in own), version)
         kept = self._entries.setdefault((tuple(map(id, leaves)), dtype, weights is not None), {})
         entry = kept.pop(choice, None)
         if entry is None:

@@ -27,7 +27,7 @@ class Backbone:
         embeddings: name of what makes the first block's input of the pixels, in the same model as the blocks.
         head: name of the classifier on the model, or names of all that the family's classes have.
         prefix_tokens: number of class tokens before the patches; no unit.
-        norm_after: name of the second norm of a block, before the MLP. Only where it is given does `fast_forward` know the
+        norm_after: name of the second norm of a block, before the MLP; a site of SSF. Only where it is given does `fast_forward` know the
             block: ``x + drop(scale(attention(norm(x))))``, then ``x + drop(scale(mlp(norm_after(x))))``.
         attention: name of a block's attention, the parent of the projections and of ``o_proj``.
         mlp: name of a block's MLP.
@@ -58,14 +58,15 @@ class Backbone:
     drop: str = "dropout"
     head_tokens: int | None = None
 
-    def site_paths(self, site: str) -> tuple[str, ...]:
-        """Paths inside a block of the leaves of a kind of site; none of projections, of which a user names some."""
-        paths = {
+    def site_paths(self, block: nn.Module) -> dict[str, tuple[str, ...]]:
+        """Paths inside ``block`` of the leaves of each kind of site but projections, of which a user names some."""
+        norms = (self.norm,) if self.norm_after is None else (self.norm, self.norm_after)
+        return {
             "mlp_output": (self.mlp_output,),
             "norm": (self.norm,),
             "branch": (self.attention_output, self.mlp_output),
+            "affine": (*self.linear_sites(block).values(), *norms),
         }
-        return paths.get(site, ())
 
     def linear_sites(self, block: nn.Module) -> dict[str, str]:
         """Path inside ``block`` of each Linear that the family names and the block has, by the name of its site."""

@@ -98,7 +98,8 @@ class NoahConfig(PeftConfig):
             "Stored dims: an Architecture, or a dict with one list of dims per module ('lora', 'adapter', 'vpt'), one "
             "entry per block, 0 where the module is absent. 'lora_query', 'lora_key', 'lora_value', 'lora_output', "
             "'lora_fc1' and 'lora_fc2' are LoRA on one Linear of each block, 'adapter_plus' is an Adapter with a factor per "
-            "channel behind attention and MLP. None: the largest of the search space."
+            "channel behind attention and MLP, 'ssf' a learned scale and shift (dim 1) of each Linear and norm, 'bitfit' "
+            "their biases (dim 1). None: the largest of the search space."
         ),
     )
     search_space: Any = field(

@@ -10,8 +10,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from peft_noah.tuner.placement import Placement
-from peft_noah.tuner.prompts import PromptModule, find_prompt_module, in_order
+from peft_noah.tuner.prompts import PROMPT_MODULES, PromptModule, find_prompt_module, in_order
 from peft_noah.tuner.prompts.base import keep_in_graph
+
+#: weight and bias of a leaf
+Folded = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def drop_path(y: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
@@ -35,7 +38,7 @@ class NoahLayer(nn.Module, BaseTunerLayer):
         in_features, out_features: widths of the leaf, which every PEFT layer tells; a norm's are the stream's.
     """
 
-    other_param_names = ("drop_path_rates",)
+    other_param_names = ("drop_path_rates", "before_merge")
 
     def __init__(self, base_layer: nn.Module, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -43,6 +46,8 @@ class NoahLayer(nn.Module, BaseTunerLayer):
         self.in_features, self.out_features = in_features, out_features
         self.adapter_layer_names: tuple[str, ...] = ()
         self.drop_path_rates: dict[str, float] = {}
+        #: weight and bias of the leaf as they were before an adapter was merged that changed them by more than a sum
+        self.before_merge: dict[str, Folded] = {}
         self.batch_adapters: tuple[str, ...] | None = None  # one per sample, set by mixed_batch while a batch runs
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
@@ -166,47 +171,87 @@ class NoahLayer(nn.Module, BaseTunerLayer):
             if module.dim == 0:
                 continue
             if not module.is_linear:
-                raise ValueError(not_mergeable(adapter_name, [module.row]))
+                raise ValueError(
+                    f"{module.row} does more than add to the weight: there is no delta of adapter {adapter_name!r}."
+                )
             updates.append(module.delta_weight().to(weight.device))
         return sum(updates) if updates else torch.zeros(self.out_features, self.in_features, device=weight.device)
 
-    def _changes_weight(self, adapter_name: str) -> bool:
-        return any(module.dim for module in self.prompt_modules(adapter_name))
+    def _active(self, adapter_name: str) -> list[PromptModule]:
+        return [module for module in self.prompt_modules(adapter_name) if module.dim]
 
-    def merged_weight(self, adapter_names: list[str], safe_merge: bool) -> torch.Tensor | None:
-        """The base weight (out, in) with adapters added, in its dtype; None where they leave it as it is.
+    def check_foldable(self, adapter_name: str) -> None:
+        """Refuse an adapter whose active modules the leaf's weight and bias cannot express.
 
         Raises:
-            ValueError: with ``safe_merge``, if an adapter makes it infinite or NaN.
+            ValueError: says which, or that the leaf has no bias.
         """
-        merged = None
-        for name in filter(self._changes_weight, adapter_names):
-            weight = self.get_base_weight() if merged is None else merged
-            merged = (weight + self.get_delta_weight(name).detach()).to(weight.dtype)
-            if safe_merge and not torch.isfinite(merged).all():
+        modules = self._active(adapter_name)
+        if rows := sorted({module.row for module in modules if not module.merges()}):
+            raise ValueError(not_mergeable(adapter_name, rows))
+        rows = sorted({module.row for module in modules if not module.is_linear})
+        if rows and getattr(self.get_base_layer(), "bias", None) is None:
+            raise ValueError(
+                f"adapter {adapter_name!r} has active {' and '.join(rows)} modules on a {type(self.get_base_layer()).__name__} "
+                "without a bias, which would have to take up what they add. Keep the adapter unmerged."
+            )
+
+    def fold(self, adapter_names: list[str], safe_merge: bool) -> list[tuple[str, Folded]]:
+        """The leaf's weight and bias after each of the adapters that change them, in their dtypes.
+
+        Raises:
+            ValueError: if they cannot be expressed so, or with ``safe_merge`` if one makes a number infinite or NaN.
+        """
+        steps: list[tuple[str, Folded]] = []
+        for name in filter(self._active, adapter_names):
+            self.check_foldable(name)
+            old = steps[-1][1] if steps else self._weights()
+            new = old
+            for module in self._active(name):
+                new = module.fold(*new)
+            new = tuple(b if b is None else b.detach().to(a.dtype) for a, b in zip(old, new, strict=True))
+            if safe_merge and not all(torch.isfinite(tensor).all() for tensor in new if tensor is not None):
                 raise ValueError(
                     f"NaNs detected in the merged weights. The adapter {name} seems to be broken; nothing was merged."
                 )
-        return merged
+            steps.append((name, new))
+        return steps
+
+    def _weights(self) -> Folded:
+        bias = getattr(self.get_base_layer(), "bias", None)
+        return self.get_base_weight(), None if bias is None else bias.data
+
+    def _set_weights(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        now, leaf = self.get_base_weight(), self.get_base_layer()
+        self.set_base_weight(weight.to(now.device, now.dtype))
+        if bias is not None:
+            leaf.bias.data = bias.to(leaf.bias.device, leaf.bias.dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the updates of LoRA-only adapters to the base weight."""
+        """Put what linear and affine modules do into the leaf's own weight and bias."""
         names = check_adapters_to_merge(self, adapter_names)
-        merged = self.merged_weight(names, safe_merge)
-        if merged is not None:
-            self.set_base_weight(merged)
+        steps = self.fold(names, safe_merge)
+        before = self._weights() if steps else None
+        for name, after in steps:
+            if not all(module.is_linear for module in self._active(name)):
+                self.before_merge[name] = before
+            before = after
+        if steps:
+            self._set_weights(*before)
         self.merged_adapters.extend(
             name for name in names if self.prompt_modules(name) or name in self.drop_path_rates
         )
 
     def unmerge(self) -> None:
-        """Take merged updates out of the base weight again."""
+        """Give the leaf the weight and bias back that it had before adapters were merged, sums to rounding."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         while self.merged_adapters:
             name = self.merged_adapters.pop()
-            if self._changes_weight(name):
+            if name in self.before_merge:  # a factor of zero could not be undone
+                self._set_weights(*self.before_merge.pop(name))
+            elif self._active(name):
                 weight = self.get_base_weight()
                 self.set_base_weight((weight - self.get_delta_weight(name).detach()).to(weight.dtype))
 
@@ -225,9 +270,10 @@ def noah_layers(model: nn.Module) -> Iterator[tuple[str, NoahLayer]]:
 
 def not_mergeable(adapter_name: str, modules: list[str]) -> str:
     """The sentence that says why an adapter cannot be merged."""
+    linear = ", ".join(name for name, cls in PROMPT_MODULES.items() if cls.merges())
     return (
-        f"adapter {adapter_name!r} has active {' and '.join(modules)} modules, which no single weight can express: only "
-        "LoRA-only architectures merge. Keep the adapter unmerged, or set or train an architecture with only a 'lora' row."
+        f"adapter {adapter_name!r} has active {' and '.join(modules)} modules, which no single weight can express: only what "
+        f"is linear merges ({linear}). Keep the adapter unmerged, or set or train an architecture with rows of these alone."
     )
 
 

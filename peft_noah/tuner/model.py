@@ -338,15 +338,15 @@ class NoahModel(BaseTuner):
             )
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge LoRA-only adapters into the base weights.
+        """Merge adapters of linear modules alone, such as LoRA, SSF and BitFit, into the base weights and biases.
 
         Args:
             adapter_names: which ones; None: the active ones.
             safe_merge: look for infinite values first.
 
         Raises:
-            ValueError: if an Adapter or VPT module is active, or a merged weight would not be finite; nothing has changed
-                then.
+            ValueError: if a module is active that is not linear, as Adapter and VPT are not, or a merged weight would not
+                be finite; nothing has changed then.
         """
         check_mergeable(self, adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)

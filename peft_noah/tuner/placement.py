@@ -64,12 +64,14 @@ class Layout:
         blocks: names of the blocks.
         width: of the stream; no unit.
         linears: path inside a block of each Linear that the family names, by its site, such as ``fc1``.
+        sites: paths inside a block of the leaves of each other kind of site.
     """
 
     backbone: Backbone | None
     blocks: tuple[str, ...]
     width: int | None
     linears: Mapping[str, str] = field(default_factory=dict)
+    sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, model_type: str | None, config: NoahConfig) -> Layout:
@@ -89,8 +91,9 @@ class Layout:
                 "examples/add_backbone.py."
             )
         norm = model.get_submodule(f"{blocks[0]}.{backbone.norm}")
-        linears = backbone.linear_sites(model.get_submodule(blocks[0]))
-        return cls(backbone, blocks, unwrap(norm).normalized_shape[-1], linears)
+        first = model.get_submodule(blocks[0])
+        width = unwrap(norm).normalized_shape[-1]
+        return cls(backbone, blocks, width, backbone.linear_sites(first), backbone.site_paths(first))
 
     def block_of(self, key: str) -> int | None:
         """Index of the block that holds the leaf ``key``; None outside of all."""
@@ -100,11 +103,9 @@ class Layout:
 
     def paths(self, row: str) -> tuple[str, ...]:
         """Paths inside a block of the leaves that carry a row; none where ``target_modules`` names them, or there are none."""
-        if self.backbone is None:
-            return ()
         if site_of(row) is not None:
             return tuple(path for site, path in self.linears.items() if site == site_of(row))
-        return self.backbone.site_paths(find_prompt_module(row).site)
+        return self.sites.get(find_prompt_module(row).site, ())
 
     def can_carry(self, row: str) -> bool:
         """Whether this model has a place for a row's modules."""

@@ -95,7 +95,7 @@ def contrast(*colors) -> float:
 def test_every_dim_is_printed_in_its_cell_and_absent_ones_are_blank(figures, tmp_path):
     plot_architecture(MIX, tmp_path / "figure.png", title="a", parameters=12_345)
     (axes,) = figures[0].axes
-    assert labels(axes) == ["LoRA (rank)", "Adapter (width)", "ssf"]
+    assert labels(axes) == ["LoRA (rank)", "Adapter (width)", "SSF (on)"]
     assert cells(axes) == {(0, 0): "8", (0, 2): "4", (1, 1): "5", (2, 0): "1", (2, 1): "1"}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
     assert axes.get_xlabel() == "block (1 = nearest the image)"

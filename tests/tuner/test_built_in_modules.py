@@ -16,10 +16,14 @@ from peft_noah.tuner.labels import module_colour, module_label
 from peft_noah.tuner.prompts import PROMPT_MODULES, find_prompt_module
 
 BRANCHES = {"vit": ("attention.o_proj", "mlp.fc2"), "dinov2": ("layer_scale1", "layer_scale2")}
+LINEARS = tuple(f"attention.{name}_proj" for name in "qkvo") + ("mlp.fc1", "mlp.fc2")
+AFFINE = {"vit": (*LINEARS, "layernorm_before", "layernorm_after"), "dinov2": (*LINEARS, "norm1", "norm2")}
 
 #: by row: its leaves in a block of each family, its equation, the dims tried, its label
 MODULES = {
     "adapter_plus": (BRANCHES, reference.adapter_plus, (1, 3), "Adapter+ (width)"),
+    "ssf": (AFFINE, reference.ssf, (1,), "SSF (on)"),
+    "bitfit": (AFFINE, reference.bitfit, (1,), "BitFit (on)"),
 }
 ROWS = pytest.mark.parametrize("row", MODULES)
 FAMILIES = pytest.mark.parametrize("family", ["vit", "dinov2"])
@@ -157,3 +161,21 @@ def test_adapter_plus_starts_as_in_its_paper_whatever_the_recipe():
         assert matrices.abs().max() <= 0.02 and 0.008 < matrices.std() < 0.0095  # what cutting off leaves of 0.01
         for module in modules:
             assert not module.down_bias.any() and not module.up_bias.any() and (module.scale == 1).all()
+
+
+@pytest.mark.parametrize("row", ["ssf", "bitfit"])
+def test_one_that_is_there_or_not_takes_no_larger_dim(row):
+    with pytest.raises(ValueError, match=f"{row} is there or not: its dim is 1 or 0, not 3"):
+        get_peft_model(make_model(), NoahConfig(architecture={row: [1, 0, 3, 1]}))
+
+
+@pytest.mark.parametrize("row", ["ssf", "bitfit"])
+def test_without_training_it_changes_nothing(row, pixels):
+    model = get_peft_model(make_model(), NoahConfig(architecture={row: [1] * 4})).eval()
+    assert torch.equal(model(pixel_values=pixels).logits, make_model()(pixel_values=pixels).logits)
+
+
+def test_ssf_starts_as_in_its_paper_where_the_recipe_says_normal():
+    config = NoahConfig(recipe="released", architecture={"ssf": [1] * 4})
+    weights = [p.flatten() for n, p in get_peft_model(make_model(), config).named_parameters() if ".noah_" in n]
+    assert 0.019 < torch.cat(weights).std() < 0.021

@@ -4,13 +4,13 @@ from peft_noah.tuner.labels import architecture_table, module_colour, module_lab
 
 
 def test_a_row_is_called_what_its_module_says_with_what_its_dims_count():
-    assert [module_label(name) for name in ("lora", "adapter", "vpt", "ssf")] == [
+    assert [module_label(name) for name in ("lora", "adapter", "vpt", "mine")] == [
         "LoRA (rank)",
         "Adapter (width)",
         "VPT (tokens)",
-        "ssf",
+        "mine",
     ]
-    assert module_colour("ssf") is None and module_colour("lora") == "#0072B2"
+    assert module_colour("mine") is None and module_colour("lora") == "#0072B2"
 
 
 def test_a_table_of_an_architecture_has_a_row_per_module_and_a_column_per_block():

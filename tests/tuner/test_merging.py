@@ -169,7 +169,7 @@ def test_what_no_weight_can_express_does_not_merge_and_changes_nothing(variant, 
     _, model = build(variant)
     before, expected = weights(model), outputs(model, variant)
     for merge in (model.merge_adapter, model.merge_and_unload):
-        with pytest.raises(ValueError, match="which no single weight can express: only LoRA-only architectures merge"):
+        with pytest.raises(ValueError, match="which no single weight can express: only what is linear merges"):
             merge(safe_merge=safe)
         assert same(before, weights(model)) and torch.equal(outputs(model, variant), expected)
 

@@ -1,4 +1,4 @@
-"""A stranger adds a prompt module: SSF, in this file alone, without a change anywhere in the package."""
+"""A stranger adds a prompt module: a scale and a shift, in this file alone, without a change anywhere in the package."""
 
 import random
 
@@ -22,12 +22,12 @@ from peft_noah.tuner.labels import architecture_table, module_colour
 from peft_noah.tuner.prompts import PROMPT_MODULES
 
 
-class Ssf(PromptModule):
+class Gain(PromptModule):
     """Scale and shift of the MLP's output, ``y' = gamma * y + beta`` (arXiv 2210.08823); dim 1: it is there."""
 
-    name = "ssf"
+    name = "gain"
     site = "mlp_output"
-    label = "SSF (on)"
+    label = "Gain (on)"
     colour = "#882255"
     dims = (1,)
     alone = 1
@@ -51,13 +51,13 @@ class Ssf(PromptModule):
 @pytest.fixture(autouse=True)
 def registered():
     before = dict(PROMPT_MODULES)
-    register_prompt_module(Ssf)
+    register_prompt_module(Gain)
     yield
     PROMPT_MODULES.clear()
     PROMPT_MODULES.update(before)
 
 
-SPACE = {"modules": ("lora", "vpt", "ssf")}
+SPACE = {"modules": ("lora", "vpt", "gain")}
 
 
 def supernet(**options):
@@ -72,16 +72,16 @@ def logits(model, pixels):
 
 def test_a_named_space_gives_it_the_dims_that_it_asks_for():
     space = SearchSpace.vtab(4, **SPACE)
-    assert space.dims == {"lora": (1, 5, 10), "vpt": (1, 5, 10), "ssf": (1,)}
+    assert space.dims == {"lora": (1, 5, 10), "vpt": (1, 5, 10), "gain": (1,)}
 
 
 def test_it_computes_its_formula_and_counts(pixels):
     model = supernet()
-    model.set_architecture({"ssf": [0, 1, 0, 0]})
+    model.set_architecture({"gain": [0, 1, 0, 0]})
     assert model.count_parameters() == 2 * 24
     fc2 = model.base_model.model.vit.layers[1].mlp.fc2
-    ssf, x = fc2.noah_ssf["default"], torch.randn(2, 5, 48)
-    torch.testing.assert_close(fc2(x), fc2.base_layer(x) * ssf.gamma + ssf.beta)
+    gain, x = fc2.noah_gain["default"], torch.randn(2, 5, 48)
+    torch.testing.assert_close(fc2(x), fc2.base_layer(x) * gain.gamma + gain.beta)
 
 
 def test_it_is_searched_cut_out_saved_loaded_and_merged_as_the_others_are(pixels, tmp_path):
@@ -93,15 +93,15 @@ def test_it_is_searched_cut_out_saved_loaded_and_merged_as_the_others_are(pixels
         return float(-(logits(model, pixels) - target).square().mean())
 
     best = search(space, score, model.count_parameters, budget=2_000).best.architecture
-    assert set(best) == {"lora", "vpt", "ssf"}
+    assert set(best) == {"lora", "vpt", "gain"}
     model.set_architecture(best)
     model.extract().save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(make_model(), tmp_path).eval()
     torch.testing.assert_close(logits(loaded, pixels), logits(model, pixels))
-    model.set_architecture({"ssf": [1] * 4})
-    with pytest.raises(ValueError, match="has active ssf modules"):
+    model.set_architecture({"gain": [1] * 4})
+    with pytest.raises(ValueError, match="has active gain modules"):
         model.merge_and_unload()
-    with pytest.raises(ValueError, match="a LoraConfig cannot express ssf"):
+    with pytest.raises(ValueError, match="a LoraConfig cannot express gain"):
         model.export_lora()
 
 
@@ -122,22 +122,22 @@ def test_it_is_fast_and_shares_prefixes(recipe, pixels):
 
 
 def test_it_is_compared_alone_and_has_its_label_and_colour():
-    model = add_one_module(make_model(), "ssf", "paper")
-    assert model.get_architecture() == Architecture(ssf=[1] * 4)
-    assert architecture_table({"ssf": (1, 0)}).splitlines()[2] == "| SSF (on) |   1 |   0 |"
-    assert module_colour("ssf") == "#882255"
+    model = add_one_module(make_model(), "gain", "paper")
+    assert model.get_architecture() == Architecture(gain=[1] * 4)
+    assert architecture_table({"gain": (1, 0)}).splitlines()[2] == "| Gain (on) |   1 |   0 |"
+    assert module_colour("gain") == "#882255"
 
 
-class Residual(Ssf):
+class Residual(Gain):
     """The same with ``gamma - 1`` stored, so that zeros change nothing: what a supernet of one shape needs."""
 
     def forward(self, x, y):
         return y + y * self.active("gamma")[0] + self.active("beta")[0]
 
 
-@pytest.mark.parametrize("cls", [Residual, Ssf])
+@pytest.mark.parametrize("cls", [Residual, Gain])
 def test_a_supernet_is_compiled_only_if_zeros_behind_a_slice_change_nothing(cls, monkeypatch):
-    monkeypatch.setitem(PROMPT_MODULES, "ssf", cls)
+    monkeypatch.setitem(PROMPT_MODULES, "gain", cls)
     pixels = torch.randint(0, 256, (7, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
     def fit(compiled):

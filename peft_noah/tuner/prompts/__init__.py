@@ -8,11 +8,15 @@ from peft_noah.plugins import note_plugin
 from peft_noah.tuner.prompts.adapter import Adapter
 from peft_noah.tuner.prompts.adapter_plus import AdapterPlus
 from peft_noah.tuner.prompts.base import SITES, PromptModule
+from peft_noah.tuner.prompts.bitfit import BitFit
 from peft_noah.tuner.prompts.lora import Lora
+from peft_noah.tuner.prompts.ssf import Ssf
 from peft_noah.tuner.prompts.vpt import Vpt
 
 #: applied in this order where several share a site
-PROMPT_MODULES: dict[str, type[PromptModule]] = {cls.name: cls for cls in (Lora, Adapter, Vpt, AdapterPlus)}
+PROMPT_MODULES: dict[str, type[PromptModule]] = {
+    cls.name: cls for cls in (Lora, Adapter, Vpt, AdapterPlus, Ssf, BitFit)
+}
 
 
 def find_prompt_module(row: str) -> type[PromptModule] | None:
@@ -87,8 +91,10 @@ __all__ = [
     "PROMPT_MODULES",
     "Adapter",
     "AdapterPlus",
+    "BitFit",
     "Lora",
     "PromptModule",
+    "Ssf",
     "Vpt",
     "by_row",
     "find_prompt_module",

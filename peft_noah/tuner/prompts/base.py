@@ -17,8 +17,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 #: where a prompt module may sit: on each Linear that ``target_modules`` names, on the leaf whose output is added to the
 #: residual after the MLP, on the block's first norm, on both leaves whose outputs are added to the residual: that of
-#: attention and that of the MLP
-SITES = ("projection", "mlp_output", "norm", "branch")
+#: attention and that of the MLP, on all Linears and norms of a block that its family names
+SITES = ("projection", "mlp_output", "norm", "branch", "affine")
 
 
 class PromptModule(nn.Module):
@@ -27,8 +27,8 @@ class PromptModule(nn.Module):
     A subclass states its ``name`` (its row in an architecture), its ``site`` (one of `SITES`) and the shapes of its
     weights at a dim; `register_prompt_module` makes it known. Counting, slicing, saving and searching follow from these
     shapes alone. The elastic axis of every weight is its first, so that each slice is contiguous and equals a standalone
-    weight bit for bit. One that `is_linear` can be merged into the weight at its site, and says so. One that `is_tokenwise`
-    says so too, and `fast_forward` leaves out tokens that nobody reads. One that draws random numbers itself, besides in
+    weight bit for bit. One that `is_linear` or `is_affine` can be merged into the leaf at its site, and says so. One that
+    `is_tokenwise` says so too, and `fast_forward` leaves out tokens that nobody reads. One that draws random numbers itself, besides in
     dropout layers, overrides `is_random`.
 
     An instance knows its ``row``, which is the class's ``name`` unless the architecture has several rows of one class.
@@ -64,6 +64,8 @@ class PromptModule(nn.Module):
 
     #: whether all that it does, but for dropout, is to add `delta_weight` to the weight of the Linear at its site
     is_linear: ClassVar[bool] = False
+    #: whether all that it does, but for dropout, is what another weight and bias of the leaf at its site do, which `fold` gives
+    is_affine: ClassVar[bool] = False
 
     #: whether each token's output depends on the same token's input and output of the site alone: no sum over tokens, no
     #: place among them
@@ -242,6 +244,18 @@ class PromptModule(nn.Module):
         """What it adds to a frozen Linear's weight, shape (out, in), where it `is_linear`."""
         raise NotImplementedError(f"{self.name} is not linear in the input of its site")
 
+    @classmethod
+    def merges(cls) -> bool:
+        """Whether what it does can be put into the weight and bias of the leaf at its site."""
+        return cls.is_linear or cls.is_affine
+
+    def fold(self, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The leaf's weight, (out, in) of a Linear or (out,) of a norm, and bias (out,) with what the module does to them.
+
+        One that is not `is_linear` gets a bias in any case, and overrides this.
+        """
+        return weight + self.delta_weight().to(weight.device), bias
+
     def as_peft_lora(self, dim: int) -> dict[str, torch.Tensor] | None:
         """Copies of the weights at ``dim`` under the names of PEFT's LoRA; None where it cannot express them."""
         return None
@@ -282,3 +296,13 @@ def keep_in_graph(y: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Ten
 def init_normal(weight: torch.Tensor, init_weights: bool) -> None:
     """Truncated normal, std 0.02 (the released code's one pass); std 0.1 where a test wants a visible start."""
     nn.init.trunc_normal_(weight, std=0.02 if init_weights else 0.1)
+
+
+def check_switch(cls: type[PromptModule], dim: int) -> None:
+    """Refuse more than dim 1 of a module that is there or not.
+
+    Raises:
+        ValueError: if ``dim`` is more than 1.
+    """
+    if dim > 1:
+        raise ValueError(f"{cls.name} is there or not: its dim is 1 or 0, not {dim}.")
