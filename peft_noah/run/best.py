@@ -1,6 +1,8 @@
 """The adapter to use: of all that a run trained and kept, the one that was best on the validation images.
 
-``noah inherited`` does not take part: the search chose it by its accuracy on these very images.
+``noah inherited`` does not take part: the search chose it by its accuracy on these very images. Where there was a race its
+winner is the best: it was compared with others on all labelled images, but trained for a shorter time meanwhile, so that its
+accuracy there is no measure beside those of methods that were trained to the end.
 """
 
 from __future__ import annotations
@@ -36,6 +38,12 @@ class Best:
         """The same in words."""
         result = self.result
         error = standard_error(result.validation, result.n_validation)
+        if method_of_row(result.method).validation is not None:
+            return (
+                f"use {BEST}/, a copy of {self.source}/: its design won the race. When it was last scored there, before it was "
+                f"trained on, it was right on {100 * result.validation:.1f} % ± {100 * error:.1f} of the "
+                f"{result.n_validation:,} labelled images, each seen by no model that scored it"
+            )
         text = (
             f"use {BEST}/, a copy of {self.source}/: {result.method} was best on the {result.n_validation:,} validation "
             f"images ({100 * result.validation:.1f} % ± {100 * error:.1f}) of all that was trained and kept"
@@ -64,7 +72,10 @@ def find_best(folder: str | os.PathLike[str]) -> Best | None:
             others.append(result)
     if not kept:
         return None
-    source = max(kept, key=lambda name: (kept[name].validation, -kept[name].parameters))
+    raced = [name for name in kept if method_of_row(kept[name].method).validation is not None]
+    source = max(raced or kept, key=lambda name: (kept[name].validation, -kept[name].parameters))
+    if raced:
+        return Best(source, kept[source], None)
     above = [result for result in others if result.validation > kept[source].validation]
     return Best(source, kept[source], max(above, key=lambda result: result.validation, default=None))
 

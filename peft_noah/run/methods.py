@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_noah.run.names import RACE as RACE_FILE
 from peft_noah.run.names import RANDOM_SEARCH as RANDOM_SEARCH_FILE
 from peft_noah.run.names import SEARCH as SEARCH_FILE
 from peft_noah.run.names import SUPERNET as SUPERNET_FOLDER
@@ -39,6 +41,26 @@ def _random_search(run: Any) -> Any:
     return random_search(run)
 
 
+def _race(run: Any) -> Any:
+    from peft_noah.run.race import run_race
+
+    return run_race(run)
+
+
+def _search_facts(path: Path, settings: Mapping[str, Any]) -> dict[str, object]:
+    from peft_noah.searching.result import SearchResult
+
+    found = SearchResult.load(path)
+    return {"budget": found.budget, "candidates scored": len(found.candidates), "variant": settings["variant"]}
+
+
+def _race_facts(path: Path, settings: Mapping[str, Any]) -> dict[str, object]:
+    from peft_noah.searching.race import Race
+
+    race = Race.load(path)
+    return {"designs raced": len(race.designs), "winner": race.designs[race.winner].name}
+
+
 def _supernet_passes(settings: Any, sizes: Mapping[str, int]) -> float:
     return 2 * settings.training("supernet").epochs * sizes["train"]
 
@@ -48,9 +70,18 @@ def _search_passes(settings: Any, sizes: Mapping[str, int]) -> float:
     return search.population_size * search.generations * sizes["validation"]
 
 
+def _race_passes(settings: Any, sizes: Mapping[str, int]) -> float:
+    labelled = sizes["train"] + sizes["validation"]
+    return 2 * settings.epochs * labelled * sum(rung.designs * rung.share for rung in settings.race().rungs)
+
+
 SUPERNET = Stage("supernet", SUPERNET_FOLDER, _train_supernet, _supernet_passes)
-SEARCH = Stage("search", SEARCH_FILE, _search, _search_passes, after=SUPERNET)
-RANDOM_SEARCH = Stage("random search", RANDOM_SEARCH_FILE, _random_search, _search_passes, after=SUPERNET)
+SEARCH = Stage("search", SEARCH_FILE, _search, _search_passes, after=SUPERNET, facts=_search_facts)
+RANDOM_SEARCH = Stage(
+    "random search", RANDOM_SEARCH_FILE, _random_search, _search_passes, after=SUPERNET, facts=_search_facts
+)
+
+RACE = Stage("race", RACE_FILE, _race, _race_passes, facts=_race_facts)
 
 # ---------------------------------------------------------------------- models
 
@@ -83,6 +114,18 @@ def _cut_out(run: Any) -> PeftModel:
     from peft_noah.run.supernet import load_supernet
 
     return load_supernet(run).extract(SEARCH.run(run).best.architecture)
+
+
+def _start_winner(run: Any) -> PeftModel:
+    from peft_noah.run.race import start_winner
+
+    return start_winner(run)
+
+
+def _out_of_fold(run: Any) -> tuple[float, int]:
+    from peft_noah.run.race import out_of_fold_accuracy
+
+    return out_of_fold_accuracy(RACE.run(run))
 
 
 def single_module(module: str, help: str) -> Method:
@@ -148,5 +191,20 @@ CONTINUED = register_method(
     )
 )
 
+RACED = register_method(
+    Method(
+        "race",
+        "designs raced on all labelled images, the winner trained on",
+        _start_winner,
+        needs=RACE,
+        training="winner",
+        keeps="adapter-race",
+        validation=_out_of_fold,
+        weights="the mean of the winner's folds, trained on",
+    )
+)
+
+#: what `run` does besides baselines
+STRATEGIES = {"noah": (INHERITED, RETRAINED, CONTINUED), "race": (RACED,)}
 #: names of the methods that use the architecture which the search finds
 NOAH = (INHERITED.name, RETRAINED.name, CONTINUED.name)

@@ -6,6 +6,7 @@ import re
 
 SETTINGS, STAGES, RESULTS, LOCKS = "settings.json", "stages.json", "results", ".locks"
 SUPERNET, SEARCH, RANDOM_SEARCH = "supernet", "search.json", "random-search.json"
+RACE, RACE_WEIGHTS = "race.json", "race"
 BEST, FIGURES = "best", "figures"
 LOG, LOGS, CHECKPOINTS, TRACKING = "log.jsonl", "logs", "checkpoints", "tracking"
 #: the lock under which the stages that several methods need are done

@@ -11,11 +11,13 @@ from pathlib import Path
 from peft_noah.jsonfile import make_plain_folder, read_json, write_atomically
 from peft_noah.results.card import CardData, model_card
 from peft_noah.results.plotting import plot_architecture, plot_search
+from peft_noah.results.race_figure import plot_race
 from peft_noah.results.report import RESULTS_JSON, MethodResult, RunReport
 from peft_noah.run.architecture_source import read_architecture
 from peft_noah.run.best import keep_best
-from peft_noah.run.names import BEST, FIGURES, SEARCH
+from peft_noah.run.names import BEST, FIGURES, RACE, SEARCH
 from peft_noah.run.registry import Method, all_methods, method_of_row
+from peft_noah.searching.race import Race
 from peft_noah.searching.result import SearchResult
 from peft_noah.sources import shown_path
 
@@ -31,16 +33,16 @@ def _parameters(folder: Path, method: str) -> int | None:
 
 
 def draw_figures(folder: str | os.PathLike[str]) -> list[Path]:
-    """Draw the figures of a run folder: the architecture found, and the search.
+    """Draw the figures of a run folder: the architecture found, the search, the race.
 
     Raises:
-        ValueError: if the folder has neither a search nor an adapter.
+        ValueError: if the folder has nothing to draw.
     """
     folder = Path(folder).expanduser()
     planned = _figures(folder)
     if not planned:
         raise ValueError(
-            f"{os.fspath(folder)!r} has nothing to draw: neither {SEARCH} nor an adapter. Run 'search' first."
+            f"{os.fspath(folder)!r} has nothing to draw: no {SEARCH}, no {RACE}, no adapter. Run 'search' first."
         )
     for draw in planned.values():
         draw()
@@ -90,6 +92,8 @@ def _figures(folder: Path) -> dict[Path, Callable[[], None]]:
     planned: dict[Path, Callable[[], None]] = {}
     if (folder / SEARCH).exists():
         planned[folder / FIGURES / "search.png"] = partial(_draw_search, folder)
+    if (folder / RACE).exists():
+        planned[folder / FIGURES / "race.png"] = partial(_draw_race, folder)
     searched = [m for m in all_methods() if m.needs is not None and m.needs.file == SEARCH and m.keeps is not None]
     kept = [method for method in searched if (folder / method.keeps).exists()]
     if kept:  # all have the same architecture
@@ -99,6 +103,10 @@ def _figures(folder: Path) -> dict[Path, Callable[[], None]]:
 
 def _draw_search(folder: Path) -> None:
     plot_search(SearchResult.load(folder / SEARCH), make_plain_folder(folder / FIGURES) / "search.png")
+
+
+def _draw_race(folder: Path) -> None:
+    plot_race(Race.load(folder / RACE), make_plain_folder(folder / FIGURES) / "race.png")
 
 
 def _draw_architecture(folder: Path, method: Method) -> None:
@@ -155,10 +163,8 @@ def _card_data(
         "epochs": settings["supernet_epochs"] if as_cut_out else settings["epochs"],
         "seed": result.seed,
     }
-    search = {}
-    if method.needs is not None:
-        found = SearchResult.load(folder / method.needs.file)
-        search = {"budget": found.budget, "candidates scored": len(found.candidates), "variant": settings["variant"]}
+    stage = method.needs
+    search = {} if stage is None or stage.facts is None else stage.facts(folder / stage.file, settings)
     return CardData(
         base_model=shown_path(config["base_model_name_or_path"]),
         architecture=config["architecture"],

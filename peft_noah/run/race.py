@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,16 +30,17 @@ from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
 from peft_noah.jsonfile import make_plain_folder, write_atomically
 from peft_noah.run.context import RunContext
-from peft_noah.run.names import slug
+from peft_noah.run.names import RACE, RACE_WEIGHTS, slug
 from peft_noah.run.reporting import package_versions
 from peft_noah.searching.design import Design
+from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.searching.race import Heat, Race, RaceSettings, Rung
 from peft_noah.training import TrainingSettings
 from peft_noah.training.head_start import start_head
+from peft_noah.training.memory import peak_memory, start_measuring
 from peft_noah.tuner.backbones import find_backbone
 from peft_noah.tuner.config import NoahConfig
 
-RACE, WEIGHTS = "race.json", "race"
 #: how much of the old average a step keeps, in the weights that score a heat
 DECAY = 0.99
 
@@ -149,13 +151,13 @@ def set_mean(model: nn.Module, models: Sequence[dict[str, torch.Tensor]]) -> Non
 # ---------------------------------------------------------------------- the stage
 
 
-def run_race(run: RunContext, designs: Sequence[Design], settings: RaceSettings | None = None) -> Race:
+def run_race(run: RunContext, designs: Sequence[Design] = PORTFOLIO, settings: RaceSettings | None = None) -> Race:
     """Race designs on all labelled images of a run; race.json keeps it after every heat, and it goes on from there.
 
     Args:
         run: the run.
         designs: the first is the default.
-        settings: None: the default ones, with more folds where classes have few images.
+        settings: None: those of the run, with more folds where classes have few images.
 
     Raises:
         ValueError: race.json is of another race.
@@ -163,21 +165,39 @@ def run_race(run: RunContext, designs: Sequence[Design], settings: RaceSettings 
     run.prepare()
     labelled = run.splits.train + run.splits.validation
     labels = labelled.labels.tolist()
-    settings = adapt(settings or RaceSettings(), labels)
+    settings = adapt(settings or run.settings.race(), labels)
+    race, path = _open_race(run, designs, settings), run.folder / RACE
+    folds = cut_folds(labels, settings.folds, run.settings.seed)
+    start_measuring(run.accelerator.device)
+    while heats := race.ask():
+        heat, started = heats[0], time.perf_counter()
+        scores, notes = _run_heat(run, race, heat, labelled, folds)
+        race.tell(heat, scores, **notes)
+        run.on_main(_note_seconds, run, time.perf_counter() - started)
+        run.on_main(race.save, path)
+        if race.rung > heat.rung:
+            run.reporter.say(describe_rung(race, heat.rung))
+    run.forget(*(_name(design, fold) for design in race.designs for fold in range(settings.folds)))
+    return race
+
+
+def _open_race(run: RunContext, designs: Sequence[Design], settings: RaceSettings) -> Race:
+    """The race of a run as far as it is."""
     asked = Race(designs, settings, provenance={"task": run.splits.to_dict()}, versions=package_versions())
     path = run.folder / RACE
     race = Race.load(path) if path.exists() else asked
     if (race.designs, race.settings) != (asked.designs, asked.settings):
         raise ValueError(f"{path} is of a race with other designs or settings. Choose another --output.")
-    folds = cut_folds(labels, settings.folds, run.settings.seed)
-    while heats := race.ask():
-        heat = heats[0]
-        scores, notes = _run_heat(run, race, heat, labelled, folds)
-        race.tell(heat, scores, **notes)
-        run.on_main(race.save, path)
-        if race.rung > heat.rung:
-            run.reporter.say(describe_rung(race, heat.rung))
     return race
+
+
+def _note_seconds(run: RunContext, seconds: float) -> None:
+    """Add the seconds of a heat to those of the race."""
+    try:
+        seconds += run.files.seconds("race")
+    except (ValueError, OSError):  # the first heat
+        pass
+    run.files.note_stage("race", seconds, peak_memory(run.accelerator.device))
 
 
 def _run_heat(
@@ -225,21 +245,23 @@ def heat_training(
     return replace(training, epochs=epochs, schedule="constant", average=DECAY, warmup_epochs=warmup), ends[rung]
 
 
-def start_winner(run: RunContext, race: Race) -> PeftModel:
-    """The winner with the mean of its folds' weights, to be trained on."""
+def start_winner(run: RunContext, race: Race | None = None) -> PeftModel:
+    """The winner with the mean of its folds' weights, to be trained on; ``race`` is that of the run where it is None."""
+    race = run_race(run) if race is None else race
     design = race.designs[race.winner]
     model = build(run.fresh_backbone(), design, run.settings.recipe)
     set_mean(model, [load_file(weights_file(run, design, fold)) for fold in range(race.settings.folds)])
     return model
 
 
-def out_of_fold_accuracy(race: Race) -> float:
+def out_of_fold_accuracy(race: Race) -> tuple[float, int]:
     """Share of all labelled images that the winner predicted right when it was last scored, each by a model that had not
-    seen it."""
+    seen it; and the number of images."""
     rung = race.rung - 1
     heats = [Heat(race.winner, fold, rung) for fold in range(race.settings.folds)]
     sizes = [len(race.told[heat]) for heat in heats]
-    return sum(race.notes[heat]["accuracy"] * size for heat, size in zip(heats, sizes, strict=True)) / sum(sizes)
+    right = sum(race.notes[heat]["accuracy"] * size for heat, size in zip(heats, sizes, strict=True))
+    return right / sum(sizes), sum(sizes)
 
 
 def describe_rung(race: Race, rung: int) -> str:
@@ -256,7 +278,7 @@ def describe_rung(race: Race, rung: int) -> str:
 
 def weights_file(run: RunContext, design: Design, fold: int) -> Path:
     """Where the averaged weights of a design on a fold are kept until the winner has been trained on."""
-    return run.folder / WEIGHTS / f"{slug(_name(design, fold))}.safetensors"
+    return run.folder / RACE_WEIGHTS / f"{slug(_name(design, fold))}.safetensors"
 
 
 def _name(design: Design, fold: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from peft_noah.architecture import Architecture
@@ -38,6 +39,7 @@ class Stage:
         passes: its cost in images passed through the backbone, from the `RunSettings` and the number of images by split;
             an image that is trained on counts twice.
         after: the stage that must be done before.
+        facts: what a model card says of it, from its file and the settings of the run's report; None: nothing.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Stage:
     run: Callable[[Any], Any]
     passes: Callable[[Any, Mapping[str, int]], float]
     after: Stage | None = None
+    facts: Callable[[Path, Mapping[str, Any]], dict[str, object]] | None = None
 
     @property
     def chain(self) -> tuple[Stage, ...]:
@@ -61,7 +64,8 @@ class Method:
         help: what it does, in a few words.
         start: makes its model, from a run; None: it trains nothing of its own, see ``best_of``.
         needs: the stage that must be done first.
-        training: which settings of the recipe it is trained with: ``"subnet"`` or ``"full"``; None: it is not trained.
+        training: which settings of the recipe it is trained with: ``"subnet"``, ``"full"`` or ``"winner"``; None: it is
+            not trained.
         validation: reads, from a run, the accuracy that its stage has measured on images that were not trained on, and
             the number of these images; None: it is measured by a training on the training images alone.
         keeps: the folder that keeps its adapter; None: no adapter is kept.

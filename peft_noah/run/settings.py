@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, check_number, dump_json, load_json, write_atomically
 from peft_noah.run.options import Typed, option, read_names, read_pairs, read_triple
 from peft_noah.run.registry import find_baseline
+from peft_noah.searching.race import RaceSettings
 from peft_noah.searching.result import SearchSettings
 from peft_noah.sources import find_source, stored_path, stored_paths
 
@@ -27,6 +28,8 @@ BUNDLED = {"epochs": 10, "supernet_epochs": 30, "generations": 5}
 #: cost of the paper's supernet, search and retraining, in fine-tunings of the length of the retraining
 PAPER_EFFORT = 5.6
 MAX_EFFORT = 100
+#: how long a race's winner is trained on, as a share of a full training
+WINNER_SHARE = 0.9
 #: fields that are left to Accelerate and its launcher where they are None
 LAUNCHER = ("mixed_precision", "accumulate", "compile")
 
@@ -50,6 +53,11 @@ class RunSettings:
         None,
         "Folder of images by (split and) class, of parquet files, or saved by datasets; or a Hub id. Default: the bundled "
         "task.",
+    )
+    strategy: str = option(
+        "noah",
+        "noah: a supernet, its search, the best subnet. race: several designs trained side by side for a while, the winner "
+        "trained on.",
     )
     recipe: str = option("paper", "paper, or released (the authors' code).")
     search_space: str = option("vtab", "vtab (dims 1, 5, 10) or few_shot (dims 5, 10, 50, 100).")
@@ -137,6 +145,7 @@ class RunSettings:
 
         check_fields(self)
         for name, allowed in (
+            ("strategy", ("noah", "race")),
             ("recipe", RECIPES),
             ("search_space", SPACES),
             ("mixed_precision", (None, *PRECISIONS)),
@@ -209,16 +218,17 @@ class RunSettings:
         return "reduce-overhead" if self.accumulate in (None, 1) else "default"
 
     def training(self, stage: str) -> TrainingSettings:
-        """The training settings of ``"supernet"``, ``"subnet"`` or ``"full"``."""
+        """The training settings of ``"supernet"``, ``"subnet"``, ``"full"``, or a race's ``"winner"``."""
         from peft_noah.training import TrainingSettings
 
         supernet_epochs = self.supernet_epochs
         if supernet_epochs is None:
             supernet_epochs = max(1, round(5 * self.epochs * self._share))
-        epochs = supernet_epochs if stage == "supernet" else self.epochs
+        winner_epochs = max(1, round(WINNER_SHARE * self.epochs))
+        epochs = {"supernet": supernet_epochs, "winner": winner_epochs}.get(stage, self.epochs)
         return TrainingSettings.named(
             self.recipe,
-            stage,
+            "subnet" if stage == "winner" else stage,
             self.protocol,
             epochs=epochs,
             seed=self.seed,
@@ -238,6 +248,10 @@ class RunSettings:
             num_crossover=named.num_crossover * size // named.population_size,
             num_mutation=named.num_mutation * size // named.population_size,
         )
+
+    def race(self) -> RaceSettings:
+        """The settings of the race."""
+        return RaceSettings()
 
     @property
     def reading(self) -> dict[str, str]:

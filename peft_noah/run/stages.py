@@ -14,7 +14,7 @@ from torch import nn
 from peft_noah.results.report import RunReport
 from peft_noah.run.architecture_source import read_architecture
 from peft_noah.run.context import RunContext
-from peft_noah.run.methods import NOAH, SEARCH
+from peft_noah.run.methods import STRATEGIES
 from peft_noah.run.names import SHARED
 from peft_noah.run.publishing import publish
 from peft_noah.run.registry import Method, Stage, find_method
@@ -22,13 +22,14 @@ from peft_noah.run.reporting import report_method
 
 
 def run_everything(run: RunContext) -> None:
-    """The whole job: supernet and search, the baselines of the settings, NOAH's methods.
+    """The whole job: what the strategy begins with, the baselines of the settings, the strategy's methods.
 
     Raises:
         Busy: another job is at work on one of them.
     """
-    do_stages(run, SEARCH)
-    for name in (*run.settings.baselines, *NOAH):
+    strategy = STRATEGIES[run.settings.strategy]
+    do_stages(run, strategy[0].needs)
+    for name in (*run.settings.baselines, *(method.name for method in strategy)):
         run_method_alone(run, name)
 
 

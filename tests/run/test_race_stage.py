@@ -1,5 +1,6 @@
 """The race of a run: folds, scores, heats that go on, and the winner."""
 
+import json
 import math
 from collections import Counter
 
@@ -7,12 +8,14 @@ import pytest
 import torch
 from conftest import make_model
 from safetensors.torch import load_file
-from test_run import write_task
+from test_run import invoke, write_task
 
+from peft_noah.results.report import RunReport
 from peft_noah.run import race as stage
 from peft_noah.run.context import RunContext
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.design import Design
+from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.searching.race import Race, RaceSettings, Rung
 from peft_noah.training import TrainingSettings
 
@@ -109,5 +112,31 @@ def test_the_winner_starts_from_the_mean_of_its_folds(folders, tmp_path):
     weights = dict(stage.start_winner(run, race).named_parameters())
     for name in parts[0]:
         torch.testing.assert_close(weights[name], (parts[0][name] + parts[1][name]) / 2)
-    assert 0 <= stage.out_of_fold_accuracy(race) <= 1
+    accuracy, images = stage.out_of_fold_accuracy(race)
+    assert 0 <= accuracy <= 1 and images == 36
     assert "rung 2 of 2" in stage.describe_rung(race, 1) and "default" in stage.describe_rung(race, 1)
+
+
+def test_a_run_with_the_race_ends_with_the_winner_in_best(folders, tmp_path):
+    backbone, task = folders
+    arguments = ["run", "--strategy", "race", "--model", backbone, "--dataset", task, "--epochs", "2"]
+    done = invoke(*arguments, "--baselines", "linear", "--output", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    race = Race.load(tmp_path / "run" / "race.json")
+    assert race.designs == PORTFOLIO and race.is_over
+    results = {result.method: result for result in RunReport.load(tmp_path / "run" / "results.json").results}
+    assert list(results) == ["linear", "race"]
+    accuracy, images = stage.out_of_fold_accuracy(race)
+    assert (results["race"].validation, results["race"].n_validation) == (pytest.approx(accuracy), images)
+    assert "use best/, a copy of adapter-race/: its design won the race" in " ".join(done.output.split())
+    config = json.loads((tmp_path / "run" / "best" / "adapter_config.json").read_text())
+    winner = race.designs[race.winner]
+    assert config["architecture"] == winner.architecture(4).to_dict()
+    assert config["lora_scale"] == winner.options.get("lora_scale", 1.0)
+    card = (tmp_path / "run" / "best" / "README.md").read_text()
+    assert winner.name in card and (tmp_path / "run" / "figures" / "race.png").exists()
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+    again = invoke(*arguments, "--baselines", "linear", "--output", tmp_path / "run")
+    assert again.exit_code == 0 and "use best/" in " ".join(again.output.split())
+    other = invoke(*arguments, "--baselines", "lora", "--output", tmp_path / "run")
+    assert other.exit_code == 2 and "other baselines" in " ".join(other.output.split())
