@@ -218,7 +218,7 @@ def train(
             of ``settings.epochs``.
 
     Raises:
-        ValueError: if nothing in the model is trainable, the checkpoint belongs to another training or is behind ``until``,
+        ValueError: if nothing in the model is trainable, or what is is float16, the checkpoint belongs to another training or is behind ``until``,
             or a supernet to be compiled cannot keep one shape.
         NonFiniteLossError: on a NaN or infinite loss; names step and architecture.
         CheckpointError: if a checkpoint cannot be written.
@@ -297,6 +297,11 @@ def _prepare(
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("nothing in the model requires gradients: attach an adapter, or unfreeze the classifier.")
+    if half := sum(parameter.dtype == torch.float16 for parameter in trainable):
+        raise ValueError(
+            f"{half} of the weights that train are float16, in which updates are lost. Load the model with dtype=torch.float32, "
+            "and train with an accelerator of mixed_precision='fp16' or 'bf16' to save time."
+        )
     # one kernel for all weights where they are small and many
     fused = accelerator.device.type == "cuda"
     optimizer = AdamW(trainable, lr=1.0, weight_decay=settings.weight_decay, fused=fused)

@@ -230,3 +230,9 @@ def test_evaluation_restores_the_mode_after_an_error(supernet, images):
     with pytest.raises(ZeroDivisionError):
         evaluate(supernet, images, lambda pixels: 1 / 0, make_accelerator())
     assert supernet.training
+
+
+def test_weights_that_train_in_float16_are_refused(images):
+    model = get_peft_model(make_model().half(), NoahConfig(search_space="vtab"), autocast_adapter_dtype=False)
+    with pytest.raises(ValueError, match=r"of the weights that train are float16.*dtype=torch.float32"):
+        train(model, images, normalize, TrainingSettings(epochs=1), make_accelerator())
