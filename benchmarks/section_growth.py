@@ -63,7 +63,7 @@ def _series(name: str, sizes: list[int], rounds: int) -> dict[str, list[float]]:
 def _generation(stack: ExitStack, size: int):
     config = SIZES["small"]
     model = make_supernet(config).eval()
-    scorer = Scorer(model, make_split(config, 16), as_floats, make_accelerator(), cache_gb=0, screen=False)
+    scorer = Scorer(model, make_split(config, 16), as_floats, make_accelerator())
     budget = scaled_budget(config.hidden_size, config.num_hidden_layers)
     stack.enter_context(fast_forward(model))
     space, count = model.get_search_space(), model.count_parameters

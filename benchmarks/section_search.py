@@ -42,7 +42,6 @@ from peft_noah.training.processes import make_accelerator
 from peft_noah.tuner.adapter_files import load_adapter
 
 G, FAST, BOUNDED = "G, every candidate in full", "fast forward, every candidate in full", "+ within bounds"
-SHARED, SCREENED = "+ shared prefixes", "+ screened in bfloat16"
 GS_BATCH = 50  # its fastest on this processor, of 25, 50, 100, 200
 QUICK = SearchSettings(population_size=20, generations=2, num_crossover=10, num_mutation=10)
 
@@ -74,8 +73,7 @@ class Problem:
         normalize: uint8 pixels to the backbone's input.
         accelerator: device and precision.
         settings: of the search.
-        every: the ways without bounds score every so many-th candidate only, and their times count as many times; above
-            1 the way that differs from the next one by shared prefixes alone is left out.
+        every: the ways without bounds score every so many-th candidate only, and their times count as many times.
     """
 
     def __init__(self, model: nn.Module, images, normalize, accelerator, settings: SearchSettings, every=1) -> None:
@@ -98,12 +96,10 @@ class Problem:
     def ways(self, stack: ExitStack) -> dict[str, Scorer | Authors]:
         """The ways to score, each on a model of its own that shares the frozen weights."""
         ways: dict[str, Scorer | Authors] = {G: Authors(self.model, self.pixels, self.images.labels)}
-        for name in (FAST, BOUNDED, SHARED, SCREENED) if self.every == 1 else (FAST, SHARED, SCREENED):
+        for name in (FAST, BOUNDED):
             copy = share(self.model)
             stack.enter_context(fast_forward(copy))
-            ways[name] = scorer = Scorer(copy, *self.arguments, screen=name == SCREENED)
-            if name in (FAST, BOUNDED):
-                scorer.prefixes.reason = "turned off, to be compared"
+            ways[name] = Scorer(copy, *self.arguments)
         return ways
 
     def side_by_side(self) -> Table:
@@ -113,13 +109,9 @@ class Problem:
             seconds, answers = dict.fromkeys(ways, 0.0), {name: [] for name in ways}
 
             def score_all(architectures, thresholds):
-                first = len(answers[SCREENED])
+                first = len(answers[BOUNDED])
                 for name, way in ways.items():
-                    sampled = [
-                        i
-                        for i in range(len(architectures))
-                        if name in (BOUNDED, SHARED, SCREENED) or not (first + i) % self.every
-                    ]
+                    sampled = [i for i in range(len(architectures)) if name == BOUNDED or not (first + i) % self.every]
                     chosen = [architectures[i] for i in sampled]
                     started = time.process_time()
                     if isinstance(way, Authors):
@@ -128,7 +120,7 @@ class Problem:
                         found = map_over_processes(way, chosen, None if name == FAST else thresholds) if chosen else []
                     seconds[name] += time.process_time() - started
                     answers[name] += found
-                full = G if self.every == 1 else SHARED
+                full = G if self.every == 1 else BOUNDED
                 return answers[full][-len(architectures) :]
 
             self.best = self.search(score_all)
@@ -136,23 +128,21 @@ class Problem:
         seconds = {name: spent * total / len(answers[name]) for name, spent in seconds.items()}
         rows, values = [], {}
         for name, way in ways.items():
-            images, blocks = shares(way, len(answers[name]) * len(self.images))
-            values[name] = {"images": images, "blocks": blocks, "seconds": seconds[name]}
+            images = share_seen(way, len(answers[name]) * len(self.images))
+            values[name] = {"images": images, "seconds": seconds[name]}
             rows.append(
                 [
                     name,
                     f"{100 * images:.1f} %",
-                    f"{100 * blocks:.1f} %",
                     f"{seconds[name]:.0f}",
                     f"{seconds[G] / seconds[name]:.2f}",
                     *(same(self.best, answers[name]) if len(answers[name]) == total else ("", "")),
                 ]
             )
-        header = ["scoring", "images seen", "blocks run", "CPU s", "G / this", "same top 10", "same best"]
-        return Table("Search", header, rows, self._note(ways[SCREENED]), values)
+        header = ["scoring", "images seen", "CPU s", "G / this", "same top 10", "same best"]
+        return Table("Search", header, rows, self._note(), values)
 
-    def _note(self, screened: Scorer) -> str:
-        twice = screened.screen.confirmed / (len(self.images) * len(self.best.candidates))
+    def _note(self) -> str:
         sampled = (
             ""
             if self.every == 1
@@ -162,9 +152,8 @@ class Problem:
         return (
             f"Population {self.settings.population_size}, {self.settings.generations} generations, {len(self.images)} "
             f"images of {self.pixels.shape[-1]} pixels, a ViT of width {core.hidden_size} "
-            f"and {core.num_hidden_layers} blocks, recipe 'released', cache 1 GB. Each row adds to the one above; scores are "
-            f"float32 in all. G in batches of {GS_BATCH}. Screened: {100 * twice:.1f} % of all images were looked at "
-            f"in float32, those of the first candidates among them. Best: {100 * self.best.best.score:.1f} %.{sampled}"
+            f"and {core.num_hidden_layers} blocks, recipe 'released'. Each row adds to the one above; scores are "
+            f"float32 in all. G in batches of {GS_BATCH}. Best: {100 * self.best.best.score:.1f} %.{sampled}"
         )
 
 
@@ -182,13 +171,9 @@ class Authors:
         return right.sum().item() / len(right)
 
 
-def shares(way: Scorer | Authors, images: int) -> tuple[float, float]:
-    """Images seen, and blocks times images run, as shares of scoring in full."""
-    if isinstance(way, Authors):
-        return 1.0, 1.0
-    seen = way.difficulty.evaluations / images
-    ran, shared = way.prefixes.blocks_run, way.prefixes.blocks_shared
-    return seen, seen * ran / (ran + shared) if ran else seen
+def share_seen(way: Scorer | Authors, images: int) -> float:
+    """Images seen, as a share of scoring in full."""
+    return 1.0 if isinstance(way, Authors) else way.difficulty.evaluations / images
 
 
 def same(result: SearchResult, answers: list) -> tuple[str, str]:

@@ -43,12 +43,6 @@ def pixels():
     return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture
-def bfloat16(monkeypatch):
-    """As on a machine with bfloat16 in hardware; others compute the same, more slowly."""
-    monkeypatch.setattr("peft_noah.searching.screening.has_bfloat16", lambda device: True)
-
-
 @pytest.fixture(autouse=True)
 def transformers_speaks():
     """The command line quietens transformers for its whole process; here many tests share one."""

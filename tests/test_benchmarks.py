@@ -13,8 +13,6 @@ import torch
 from conftest import SIZES
 from transformers import ViTConfig
 
-from peft_noah.architecture import Architecture
-
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -62,30 +60,3 @@ def test_a_section_runs_and_joins_the_report(tmp_path):
     subprocess.run([str(part) for part in command], check=True, capture_output=True, env=environment, timeout=300)
     found = json.loads((tmp_path / "results.json").read_text())
     assert found.keys() == {"startup"} and "peft-noah --help" in (tmp_path / "results.md").read_text()
-
-
-def test_whole_runs_are_compared_round_by_round(benchmark, monkeypatch):
-    section, asked = benchmark("section_whole_run"), []
-
-    def one_run(options):
-        asked.append(options)
-        seconds = 9.0 if "--no-screen" in options else 10.0
-        best = Architecture(lora=[1 if "--cache-gb" in options else 5])
-        return section.Times(supernet=3.0, search=2.0, retraining=1.0, whole=7.0, processor=seconds, best=best)
-
-    monkeypatch.setattr(section, "one_run", one_run)
-    table = section.compare(["--epochs", "2"], rounds=2)
-    assert [options[2:-2] for options in asked] == 2 * [
-        [],
-        ["--no-screen"],
-        ["--cache-gb", "0"],
-        ["--no-screen", "--cache-gb", "0"],
-    ]
-    assert [options[-2:] for options in asked] == [["--seed", "0"]] * 4 + [["--seed", "1"]] * 4
-    assert [row[-2:] for row in table.rows] == [
-        ["1.000", "2 of 2"],
-        ["0.900", "2 of 2"],
-        ["1.000", "0 of 2"],
-        ["0.900", "0 of 2"],
-    ]
-    assert table.markdown()

@@ -224,19 +224,19 @@ class BlockPlan:
             return tuple(_adapted(site, x, y) for site, y in zip(sites, outputs, strict=True))
         updates = self._updates(sites)
         if updates is not None:
-            return self.linears(x, leaves, *updates, lambda: [_merged(site) for site in sites]).split(sizes, -1)
+            return self.linears(x, leaves, updates, lambda: [_merged(site) for site in sites]).split(sizes, -1)
         x = x.to(self.linears.dtype_for(x, leaves[0].weight))  # cast once for all
         outputs = self.linears(x, leaves).split(sizes, -1)
         return tuple(_adapted(site, x, y) for site, y in zip(sites, outputs, strict=True))
 
-    def _updates(self, sites: list[nn.Module]) -> tuple[Stamp, Stamp] | None:
-        """Which merged weights of ``sites`` are meant, and what else they depend on; None where nothing is to be merged."""
+    def _updates(self, sites: list[nn.Module]) -> Stamp | None:
+        """What the merged weights of ``sites`` depend on besides the leaves; None where nothing is to be merged."""
         if not self.options.merge_lora or torch.is_grad_enabled() or sites[0].training:
             return None
         modules = [module for site in sites for module in _active_modules(site)]
         if not modules or not all(module.is_linear for module in modules):
             return None
-        return tuple((id(module), module.dim) for module in modules), tuple(module.versions() for module in modules)
+        return tuple((id(module), module.dim, module.versions()) for module in modules)
 
 
 def _add(branch: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:

@@ -13,13 +13,6 @@ def has_amx() -> bool:
     return _ask(torch.cpu, "_is_amx_tile_supported")
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 matrices faster than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (_ask(torch.cpu, "_is_avx512_bf16_supported") or has_amx())
-
-
 def has_packed_kernels(dtype: torch.dtype) -> bool:
     """Whether oneDNN takes weights of ``dtype`` in a layout of its own, on the CPU."""
     mkldnn = torch.ops.mkldnn

@@ -4,7 +4,7 @@ On a CPU, oneDNN's matrix kernels read weights in blocks of their own; a plain L
 autocast, a frozen weight is cast at every call, since only weights that are trained are cached. `FrozenLinears` keeps
 both: forward weights (out, in), and where gradients run through in bfloat16, transposed ones (in, out). They are copies:
 as much memory again as the frozen weights take in float32, whose gradients run through the weights themselves in all but
-small models. Weights that a choice of subnet changes (merged ones) are kept for several choices, up to `limit` bytes.
+small models. Of weights that a choice of subnet changes (merged ones), those of the last choice are kept.
 """
 
 from __future__ import annotations
@@ -117,19 +117,15 @@ class FrozenLinears:
         pack: use oneDNN's layout where there is one; False: only stack and cast. May be set at any time; what is kept
             stays as it is.
         transpose: in float32 too, keep transposed weights for gradients.
-
-    Attributes:
-        limit: bytes that may be taken by weights of earlier choices; the last choice of some leaves is kept in any case.
     """
 
     def __init__(self, pack: bool = True, transpose: bool = True) -> None:
-        self.pack, self.transpose, self.limit = pack, transpose, 0
-        self._entries: dict[tuple, dict[Stamp, _Entry]] = {}  # by leaves and dtype, then by choice, the last used last
-        self._earlier = 0  # bytes of all but the last used of each leaves
+        self.pack, self.transpose = pack, transpose
+        self._entries: dict[tuple, _Entry] = {}  # by leaves, dtype, and whether other weights take their place
 
     def __iter__(self) -> Iterator[_Entry]:
         """What is kept now."""
-        return (entry for kept in self._entries.values() for entry in kept.values())
+        return iter(self._entries.values())
 
     def __reduce__(self):
         return FrozenLinears, (self.pack, self.transpose)  # a copy of the model starts with nothing kept
@@ -138,30 +134,22 @@ class FrozenLinears:
         self,
         x: torch.Tensor,
         leaves: tuple[nn.Linear, ...],
-        choice: Stamp = (),
         version: Stamp = (),
         weights: Callable[[], list[torch.Tensor]] | None = None,
     ) -> torch.Tensor:
         """Outputs of ``leaves`` for one input side by side: ``x`` (..., in) to (..., sum of their outputs).
 
         Args:
-            choice: which of several ``weights`` are meant.
-            version: what these depend on besides the choice and the leaves' own weights.
+            version: what ``weights`` depend on besides the leaves' own.
             weights: the weights (out, in) to use in place of the leaves' own, such as merged ones.
         """
         dtype = self.dtype_for(x, leaves[0].weight)
         own = (weight for leaf in leaves for weight in (leaf.weight, leaf.bias) if weight is not None)
         stamp = (tuple((weight.data_ptr(), weight._version) for weight in own), version)
-        kept = self._entries.setdefault((tuple(map(id, leaves)), dtype, weights is not None), {})
-        entry = kept.pop(choice, None)
-        if entry is None:
-            entry = self._make(stamp, leaves, dtype, weights)
-            self._earlier += entry.nbytes if kept else 0
-            while kept and self._earlier > self.limit:
-                self._earlier -= kept.pop(next(iter(kept))).nbytes
-        elif entry.stamp != stamp:
-            entry = self._make(stamp, leaves, dtype, weights)
-        kept[choice] = entry
+        key = (tuple(map(id, leaves)), dtype, weights is not None)
+        entry = self._entries.get(key)
+        if entry is None or entry.stamp != stamp:
+            entry = self._entries[key] = self._make(stamp, leaves, dtype, weights)
         return entry.linear(x.to(dtype))
 
     @staticmethod

@@ -85,15 +85,7 @@ def _scorer(run: RunContext, model: PeftModel, partial: Path, update: Callable, 
         interruption.check("search stopped", run.accelerator)
         update(done, total, "" if best is None else f"best {100 * best:.1f} %")
 
-    scorer = Scorer(
-        model,
-        run.splits.validation,
-        run.normalize,
-        run.accelerator,
-        cache_gb=run.settings.cache_gb,
-        screen=run.settings.screen,
-        on_scored=on_scored,
-    )
+    scorer = Scorer(model, run.splits.validation, run.normalize, run.accelerator, on_scored=on_scored)
     if partial.exists():
         scorer.resume(SearchResult.load(partial))
     return scorer

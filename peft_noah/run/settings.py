@@ -35,6 +35,8 @@ LAUNCHER = ("mixed_precision", "accumulate", "compile")
 
 #: options of earlier versions, each with the value that did nothing: files that hold it can be read
 REMOVED = {"risk": 0.0}
+#: options of earlier versions that changed time and memory alone: a file's values of them mean nothing
+WITHOUT_EFFECT = ("cache_gb", "screen")
 
 _TRIPLE = Typed(str | None, None, read_triple)
 _BASELINES = ("linear", "lora", "adapter", "vpt")
@@ -85,15 +87,6 @@ class RunSettings:
         None,
         f"Cost of supernet, search and retraining in fine-tunes of --epochs, of which the retraining is 1; instead of "
         f"--supernet-epochs and --generations. The paper's: {PAPER_EFFORT}.",
-    )
-    cache_gb: float = option(
-        1.0,
-        "Memory for hidden states that candidates of the search share, in gigabytes (10^9 bytes), besides the backbone and "
-        "one batch.",
-    )
-    screen: bool = option(
-        True,
-        "Search in bfloat16 where the hardware has it, and in float32 where rounding could change an answer.",
     )
     seed: int = option(0, "Seed of everything random.")
     #: of lists of numbered classes; None: up to the largest label there is
@@ -164,7 +157,6 @@ class RunSettings:
         object.__setattr__(self, "baselines", tuple(find_baseline(name).name for name in self.baselines))
         if self.budget is not None and self.budget < 1:
             raise ValueError(f"budget must be a positive number of parameters, got {self.budget}.")
-        check_number(self.cache_gb, "cache_gb", 0)
         if self.shots is not None:
             check_int(self.shots, "shots", 1, MAX_COUNT)
 
@@ -306,7 +298,7 @@ class RunSettings:
                     raise ValueError(
                         f"{name} is {value!r}: this version has no such option, and reads {unused!r} only."
                     )
-            data = {name: value for name, value in data.items() if name not in REMOVED}
+            data = {name: value for name, value in data.items() if name not in (*REMOVED, *WITHOUT_EFFECT)}
         if not isinstance(data, dict) or set(data) - known:
             raise ValueError(f"expected an object with {', '.join(sorted(known))}.")
         return cls(**data)

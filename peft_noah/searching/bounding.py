@@ -92,14 +92,12 @@ class Outcome(NamedTuple):
         seen: the images looked at.
         wrong: those of them that the candidate classifies wrongly.
         error: why it failed; None if it did not.
-        change: the largest change of a margin by bfloat16, where both precisions were compared (`screening`).
     """
 
     result: float | Bounds | None
     seen: tuple[int, ...] = ()
     wrong: tuple[int, ...] = ()
     error: str | None = None
-    change: float | None = None
 
 
 class ImageDifficulty:
@@ -158,64 +156,29 @@ class ImageDifficulty:
         return difficulty
 
 
-class Answers:
-    """What is known of one candidate: which of the images that it has looked at it classifies wrongly.
-
-    Here each answer is certain at once. A subclass may leave answers uncertain as long as they decide nothing.
-
-    Args:
-        check: which of some images the candidate classifies correctly, in their order.
-
-    Attributes:
-        wrong: the certain errors.
-        uncertain: number of images whose answers are not certain.
-        likely_wrong: number of certain errors, and of uncertain ones.
-        change: as :class:`Outcome` has it.
-    """
-
-    uncertain = 0
-    change: float | None = None
-
-    def __init__(self, check: Callable[[list[int]], Sequence[bool]]) -> None:
-        self.check, self.wrong = check, []
-
-    @property
-    def likely_wrong(self) -> int:
-        return len(self.wrong)
-
-    def look(self, images: list[int], limit: int) -> None:
-        """Look at more images. Fewer than ``limit`` certain errors must not stay so by uncertain answers alone."""
-        self.wrong += [image for image, right in zip(images, self.check(images), strict=True) if not right]
-
-    def confirm(self) -> None:
-        """Make all answers certain."""
-
-
-def bounded_accuracy(answers: Answers, difficulty: ImageDifficulty, threshold: Threshold | None = None) -> Outcome:
+def bounded_accuracy(
+    check: Callable[[list[int]], Sequence[bool]], difficulty: ImageDifficulty, threshold: Threshold | None = None
+) -> Outcome:
     """Look at images until all are seen or the threshold is out of reach.
 
     The most difficult images come first. A stopped candidate stays below the threshold even with every remaining image
     right. Each look takes as many images as are expected to put the threshold out of reach.
 
     Args:
-        answers: of one candidate, before its first look.
+        check: tells which of some images the candidate classifies correctly, in their order.
         difficulty: of the images, from other candidates.
         threshold: None: look at all of them.
     """
     size, rates, order = len(difficulty), difficulty.rates(), difficulty.order()
     limit = size + 1 if threshold is None else threshold.errors_to_miss(size)
-    seen = 0
-    while seen < size and len(answers.wrong) < limit:
+    seen, wrong = 0, []
+    while seen < size and len(wrong) < limit:
         left = [rates[image] for image in order[seen:]]
-        images = order[seen : seen + _chunk(left, limit - answers.likely_wrong)]
-        answers.look(images, limit)
+        images = order[seen : seen + _chunk(left, limit - len(wrong))]
+        wrong += [image for image, right in zip(images, check(images), strict=True) if not right]
         seen += len(images)
-    if seen == size and len(answers.wrong) < limit:
-        answers.confirm()
-    errors = len(answers.wrong)
-    low, high = (seen - errors - answers.uncertain) / size, (size - errors) / size
-    result = high if low == high else Bounds(low, high)
-    return Outcome(result, tuple(order[:seen]), tuple(answers.wrong), change=answers.change)
+    low, high = (seen - len(wrong)) / size, (size - len(wrong)) / size
+    return Outcome(high if low == high else Bounds(low, high), tuple(order[:seen]), tuple(wrong))
 
 
 def _chunk(rates: list[float], needed: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -19,16 +18,11 @@ from peft_noah.architecture import Architecture
 from peft_noah.data.images import ImageSplit
 from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
-from peft_noah.searching.bounding import Answers, ImageDifficulty, Outcome, Threshold, bounded_accuracy
-from peft_noah.searching.prefixes import PrefixCache
+from peft_noah.searching.bounding import ImageDifficulty, Outcome, Threshold, bounded_accuracy
 from peft_noah.searching.result import BOUNDED, Bounds, SearchResult
-from peft_noah.searching.screening import Screen, ScreenedAnswers
 from peft_noah.training.evaluation import predict
 
 logger = logging.getLogger(__name__)
-
-#: share of the cache for merged weights, which candidates have in common block by block
-MERGED_SHARE = 0.1
 
 
 class Scorer:
@@ -43,12 +37,6 @@ class Scorer:
         normalize: uint8 pixels to the backbone's input.
         accelerator: device, processes and precision.
         batch_size: most images per forward pass.
-        cache_gb: most memory that may be taken beside the model and a batch, in gigabytes (10^9 bytes). First it holds
-            the normalised images; if they do not fit, they are fetched and normalised whenever they are needed. What is
-            left holds what candidates share: hidden states, see :class:`~peft_noah.searching.prefixes.PrefixCache`, and
-            merged weights.
-        screen: whether to score in bfloat16 first, and in float32 only where that could matter, see
-            :class:`~peft_noah.searching.screening.Screen`; the scores are those of float32.
         on_scored: called as ``on_scored(done, best)`` while candidates are scored, with the number of those done and
             the best score so far, None where there is none; equally often on all processes.
 
@@ -57,8 +45,6 @@ class Scorer:
         difficulty: how often each image was seen so far by all processes together, and classified wrongly.
         done: candidates scored so far, known ones included.
         best: the best score so far; None before the first.
-        prefixes: the hidden states that candidates share.
-        screen: whether candidates are screened, and what was learnt from it.
     """
 
     def __init__(
@@ -69,8 +55,6 @@ class Scorer:
         accelerator: Accelerator,
         *,
         batch_size: int = 256,
-        cache_gb: float = 1.0,
-        screen: bool = True,
         on_scored: Callable[[int, float | None], object] | None = None,
     ) -> None:
         self.model, self.images, self.normalize, self.accelerator = model, images, normalize, accelerator
@@ -78,20 +62,10 @@ class Scorer:
         self.known: dict[Architecture, float | Bounds | None] = {}
         self.difficulty = ImageDifficulty(len(images))
         self.done, self.best = 0, None
-        self.screen = Screen(model, accelerator.device, accelerator.mixed_precision, screen)
-        channels, height, width = images.image_shape
-        size = 4 * len(images) * channels * height * width
-        fits = size <= cache_gb * 1e9
-        self._pixels = self._fetch(list(range(len(images)))) if fits else None
-        left = cache_gb - size / 1e9 if fits else 0.0
-        self._merged_bytes = int(MERGED_SHARE * left * 1e9)
-        self.prefixes = PrefixCache(model, len(images), (1 - MERGED_SHARE) * left)
 
     def keep(self, result: SearchResult) -> None:
         """Note in a result's provenance what `resume` needs to go on as if nothing had happened."""
         result.provenance["racing"] = self.difficulty.to_dict()
-        if noted := self.screen.to_dict():
-            result.provenance["screening"] = noted
 
     def resume(self, result: SearchResult) -> None:
         """Score no candidate of an interrupted search again.
@@ -102,8 +76,6 @@ class Scorer:
         self.known = {c.architecture: c.bounds if c.state == BOUNDED else c.score for c in result.candidates}
         if "racing" in result.provenance:
             self.difficulty = ImageDifficulty.from_dict(result.provenance["racing"], len(self.images))
-        if "screening" in result.provenance:
-            self.screen.resume(result.provenance["screening"])
 
     def __call__(self, architecture: Architecture, threshold: Threshold | None = None) -> float | Bounds | None:
         """The accuracy of a subnet; its bounds, where it misses a threshold."""
@@ -118,8 +90,7 @@ class Scorer:
         was_training = self.model.training
         self.model.eval()
         try:
-            with fast_forward(self.model) as fast, torch.inference_mode():  # as `evaluate` does
-                fast.linears.limit = self._merged_bytes
+            with fast_forward(self.model), torch.inference_mode():  # as `evaluate` does
                 yield
         finally:
             self.model.train(was_training)
@@ -128,55 +99,26 @@ class Scorer:
         """Score one subnet in this process, inside of :meth:`ready`, without learning from it."""
         if architecture in self.known:
             return Outcome(self.known[architecture])
-        scored = False
-        try:
-            self.model.set_architecture(architecture)
-            outcome = bounded_accuracy(self._answers(architecture), self.difficulty, threshold)
-            scored = isinstance(outcome.result, float)
-            return outcome
-        finally:
-            self.prefixes.end_candidate(may_have_children=scored)
+        self.model.set_architecture(architecture)
+        return bounded_accuracy(self._check, self.difficulty, threshold)
 
     def learn(self, outcomes: Sequence[Outcome]) -> None:
         """Take in the outcomes of all processes."""
         self.difficulty.learn(outcomes)
-        screened = self.screen.reason is None
-        for outcome in outcomes:
-            if outcome.change is not None:
-                self.screen.learn(outcome.change)
-        if screened and self.screen.reason is not None:
-            self.prefixes.clear()  # hidden states of bfloat16 must not serve float32
         self.done += len(outcomes)
         self.best = _best(self.best, *outcomes)
 
-    def _answers(self, architecture: Architecture) -> Answers:
-        """What tells which images the active subnet, which is ``architecture``, classifies correctly."""
-        shared = partial(self._logits, partial(self.prefixes.logits, architecture))
-        labels, classes = self.images.labels, self.images.classes
-        if self.screen.reason is None:
-            return ScreenedAnswers(self.screen, shared, partial(self._logits, self._plain), labels, classes)
-
-        def check(images: list[int]) -> list[bool]:
-            with self.accelerator.autocast():
-                predicted = predict(shared(images), classes)
-            return (predicted.cpu() == labels[images]).tolist()
-
-        return Answers(check)
-
-    def _plain(self, images: list[int], pixels: torch.Tensor) -> torch.Tensor:
-        return self.model(pixel_values=pixels).logits
-
-    def _logits(self, run: Callable[[list[int], torch.Tensor], torch.Tensor], images: list[int]) -> torch.Tensor:
-        """Logits (B, classes) of these images; ``run`` takes a batch of their numbers and normalised pixels."""
+    def _check(self, images: list[int]) -> list[bool]:
+        """Which of these images the active subnet classifies correctly."""
         batches = [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
-        return torch.cat([run(batch, self._batch(batch)) for batch in batches])
+        with self.accelerator.autocast():
+            logits = torch.cat([self._logits(batch) for batch in batches])
+        predicted = predict(logits, self.images.classes)
+        return (predicted.cpu() == self.images.labels[images]).tolist()
 
-    def _batch(self, images: list[int]) -> torch.Tensor:
-        return self._fetch(images) if self._pixels is None else self._pixels[images]
-
-    def _fetch(self, images: list[int]) -> torch.Tensor:
+    def _logits(self, images: list[int]) -> torch.Tensor:
         pixels = self.images.__getitems__(images)["pixel_values"].to(self.accelerator.device)
-        return self.normalize(pixels)
+        return self.model(pixel_values=self.normalize(pixels)).logits
 
 
 def map_over_processes(

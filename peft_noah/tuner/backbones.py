@@ -24,7 +24,6 @@ class Backbone:
         mlp_output: path of the leaf whose output is added to the residual after the MLP.
         attention_output: path of the leaf whose output is added to the residual after attention.
         norm: name of the first norm of a block, a direct child of it; the leaf that holds VPT's tokens.
-        embeddings: name of what makes the first block's input of the pixels, in the same model as the blocks.
         head: name of the classifier on the model, or names of all that the family's classes have.
         prefix_tokens: number of class tokens before the patches; no unit.
         norm_after: name of the second norm of a block, before the MLP; a site of SSF. Only where it is given does `fast_forward` know the
@@ -49,7 +48,6 @@ class Backbone:
         default_factory=lambda: {"output": "attention.o_proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
     )
     attention_output: str = "attention.o_proj"
-    embeddings: str = "embeddings"
     head: str | tuple[str, ...] = "classifier"
     prefix_tokens: int = 1
     norm_after: str | None = None
@@ -102,11 +100,6 @@ class Backbone:
         """Names of the blocks in ``model``, in order; none where it has no blocks of this family."""
         base = self.base_name(model)
         return [] if base is None else self._blocks_below(model, base)
-
-    def embeddings_name(self, model: nn.Module) -> str | None:
-        """Name of the embeddings in ``model``, if they are there."""
-        name = f"{self.base_name(model) or ''}.{self.embeddings}".lstrip(".")
-        return name if has_module(model, name) else None
 
     def head_names(self, model: nn.Module) -> list[str]:
         """Names of the classifiers that ``model`` has; they may be empty, as with ``num_labels=0``."""

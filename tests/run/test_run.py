@@ -241,7 +241,7 @@ def test_a_signal_in_the_last_step_ends_the_command_with_its_code_and_says_how_t
 
 
 def test_an_interrupted_search_scores_nothing_twice(finished, task, backbone, tmp_path, monkeypatch):
-    folder, look, looked_at = tmp_path / "run", Scorer._answers, set()
+    folder, look, looked_at = tmp_path / "run", Scorer.outcome, set()
     do_stages(RunContext(folder, RunSettings.load(finished / "settings.json")), SUPERNET)
 
     def failing(scorer, architecture, *args):
@@ -250,11 +250,16 @@ def test_an_interrupted_search_scores_nothing_twice(finished, task, backbone, tm
             raise KeyboardInterrupt
         return look(scorer, architecture, *args)
 
-    monkeypatch.setattr(Scorer, "_answers", failing)
+    monkeypatch.setattr(Scorer, "outcome", failing)
     with pytest.raises(KeyboardInterrupt):
         search(RunContext(folder))
     again = set()
-    monkeypatch.setattr(Scorer, "_answers", lambda *args: again.add(args[1]) or look(*args))
+
+    def noting(scorer, architecture, *args):
+        again.update({architecture} - scorer.known.keys())
+        return look(scorer, architecture, *args)
+
+    monkeypatch.setattr(Scorer, "outcome", noting)
     search(RunContext(folder))
     assert len(again) == 4
     assert (folder / "search.json").read_bytes() == (finished / "search.json").read_bytes()

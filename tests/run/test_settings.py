@@ -60,6 +60,14 @@ def test_a_file_of_version_01_loads_where_its_removed_option_did_nothing(tmp_pat
         RunSettings.load(tmp_path / "old.json")
 
 
+@pytest.mark.parametrize("option", [{"cache_gb": 0.3}, {"screen": False}, {"cache_gb": 1.0, "screen": True}])
+def test_removed_options_that_changed_no_result_are_read_past(option, tmp_path):
+    RunSettings(seed=3).save(tmp_path / "settings.json")
+    data = json.loads((tmp_path / "settings.json").read_text())
+    (tmp_path / "old.json").write_text(json.dumps(data | option))
+    assert RunSettings.load(tmp_path / "old.json") == RunSettings(seed=3)
+
+
 def of_the_command_line(*arguments, monkeypatch):
     """The settings that ``peft-noah run`` would start with."""
     asked = []
@@ -87,10 +95,10 @@ def test_python_and_the_command_line_have_one_length_for_what_is_left_out(given,
 
 
 def test_every_option_of_the_command_line_is_read_into_its_field(monkeypatch):
-    given = ["--baselines=none", "--image-mean=0.1,0.2,0.3", "--other-test=far=there", "--no-screen", "--compile"]
+    given = ["--baselines=none", "--image-mean=0.1,0.2,0.3", "--other-test=far=there", "--augment", "--compile"]
     settings = of_the_command_line(*given, monkeypatch=monkeypatch)
     assert settings == RunSettings(
-        baselines=(), image_mean=(0.1, 0.2, 0.3), other_tests={"far": "there"}, screen=False, compile=True
+        baselines=(), image_mean=(0.1, 0.2, 0.3), other_tests={"far": "there"}, augment=True, compile=True
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,6 @@ from test_architecture import unhurried
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.searching.bounding import (
     MIN_CHUNK,
-    Answers,
     ImageDifficulty,
     Outcome,
     Threshold,
@@ -48,8 +48,7 @@ class Simulated:
 
     def score(self, architecture: Architecture, threshold: Threshold | None) -> float | Bounds:
         right = self.right(architecture)
-        answers = Answers(lambda images: [right[image] for image in images])
-        outcome = bounded_accuracy(answers, self.difficulty_seen, threshold)
+        outcome = bounded_accuracy(lambda images: [right[image] for image in images], self.difficulty_seen, threshold)
         self.evaluations += len(outcome.seen)
         if self.learns:
             self.difficulty_seen.learn([outcome])
@@ -129,12 +128,12 @@ def test_a_tie_with_the_last_of_the_best_matters_for_a_candidate_with_fewer_para
 # --- one candidate ------------------------------------------------------------------------------------------------------
 
 
-def ask(right: list[bool], asked: list[list[int]]) -> Answers:
+def ask(right: list[bool], asked: list[list[int]]) -> Callable[[list[int]], list[bool]]:
     def check(images):
         asked.append(images)
         return [right[image] for image in images]
 
-    return Answers(check)
+    return check
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,10 @@ from peft import get_peft_model
 from peft_noah import NoahConfig
 from peft_noah.architecture import SearchSpace
 from peft_noah.data.images import ImageSplit
-from peft_noah.searching import screening
-from peft_noah.searching.bounding import ImageDifficulty, Outcome, Threshold, search_with_bounds
+from peft_noah.searching.bounding import ImageDifficulty, Threshold, search_with_bounds
 from peft_noah.searching.evolution import Evolution, SearchSettings, search
 from peft_noah.searching.result import Bounds, SearchResult
 from peft_noah.searching.scoring import Scorer, map_over_processes
-from peft_noah.searching.screening import FIRST_COMPARED
 from peft_noah.training.evaluation import evaluate
 from peft_noah.training.processes import make_accelerator
 
@@ -123,13 +121,6 @@ def test_the_accuracy_is_that_of_evaluate(family, batch_size, accelerator):
     assert scorer.difficulty.evaluations == 6 * 60 and scorer.done == 6 and scorer.best == max(exact)
 
 
-def test_images_that_do_not_fit_in_the_cache_give_the_same(supernet, images, accelerator):
-    largest = supernet.get_search_space().largest()
-    kept, fetched = (Scorer(supernet, images, normalize, accelerator, cache_gb=cache) for cache in (1.0, 0.0))
-    assert kept._pixels is not None and fetched._pixels is None and fetched.prefixes.reason is not None
-    assert kept(largest) == fetched(largest) == plain_score(supernet, images, accelerator)(largest)
-
-
 def test_images_with_classes_of_their_own_are_scored_among_them(supernet, images, accelerator):
     pixels, labels = images._parts[0].pixels, 2 + images.labels % 2
     some = ImageSplit(pixels, labels, classes=(2, 3))
@@ -154,7 +145,7 @@ def test_the_models_mode_is_restored_even_after_a_failure(supernet, images, acce
     supernet.train()
     scorer(supernet.get_search_space().smallest())
     assert supernet.training
-    scorer._pixels = scorer._pixels[:, :2]
+    scorer.normalize = lambda pixels: normalize(pixels)[:, :2]
     with pytest.raises(ValueError, match="channel"):
         scorer(supernet.get_search_space().smallest())
     assert supernet.training
@@ -170,11 +161,12 @@ def test_a_search_with_bounds_has_the_same_history_and_best_with_fewer_images(su
     assert histories(bounded) == histories(plain)
     assert bounded.top(10) == plain.top(10) and bounded.best == plain.best
     assert sum(c.state == "bounded" for c in bounded.candidates) > 5
-    assert scorer.prefixes.blocks_shared > 0
     assert scorer.difficulty.evaluations < 0.9 * 60 * len(plain.candidates)
 
 
-def test_a_resumed_search_scores_nothing_twice_and_leaves_the_same_bytes(supernet, images, accelerator, tmp_path):
+def test_a_resumed_search_scores_nothing_twice_and_leaves_the_same_bytes(
+    supernet, images, accelerator, tmp_path, monkeypatch
+):
     def keep(scorer):
         def on_round(result):
             scorer.keep(result)
@@ -186,8 +178,8 @@ def test_a_resumed_search_scores_nothing_twice_and_leaves_the_same_bytes(superne
     whole = run(supernet, scorer, on_round=keep(scorer))
     whole.save(tmp_path / "whole.json")
     again, asked = Scorer(supernet, images, normalize, accelerator), []
-    answers = again._answers
-    again._answers = lambda architecture: asked.append(architecture) or answers(architecture)
+    choose = supernet.set_architecture
+    monkeypatch.setattr(supernet, "set_architecture", lambda subnet: asked.append(subnet) or choose(subnet))
     part = SearchResult.load(tmp_path / "24.json")
     again.resume(part)
     assert any(c.bounds is not None for c in part.candidates)
@@ -209,111 +201,25 @@ def test_counts_of_other_images_are_refused(supernet, images, accelerator, plain
         Scorer(supernet, images, normalize, accelerator).resume(result)
 
 
-def test_nothing_stays_allocated_but_the_prefixes_within_their_limit(supernet, images, accelerator):
+def test_nothing_stays_allocated(supernet, images, accelerator):
     def tensors():
         gc.collect()
         return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
 
-    cache_gb = (images.labels.numel() * 3 * 16 * 16 * 4 + 2e5) / 1e9  # the normalised images, and 0.2 MB
-    scorer = Scorer(supernet, images, normalize, accelerator, cache_gb=cache_gb)
+    scorer = Scorer(supernet, images, normalize, accelerator)
     before = tensors()
     run(supernet, scorer)
-    assert 1e5 < scorer.prefixes.bytes <= 2e5 and tensors() > before
-    scorer.prefixes.clear()
     assert tensors() == before
-
-
-# --- screened in bfloat16 --------------------------------------------------------------------------------------------
-
-
-def test_a_screened_search_has_the_scores_of_float32(supernet, images, accelerator, bfloat16):
-    plain = search_in_full(supernet, images, accelerator)
-    scorer = Scorer(supernet, images, normalize, accelerator)
-    screened = run(supernet, scorer)
-    assert scorer.screen.reason is None and scorer.screen.change > 0
-    assert histories(screened) == histories(plain) and screened.top(10) == plain.top(10)
-    assert 0 < scorer.screen.confirmed < 0.5 * len(images) * len(plain.candidates)
-    unscreened = Scorer(supernet, images, normalize, accelerator, screen=False)
-    run(supernet, unscreened)
-    assert unscreened.screen.reason == "it was not asked for" and unscreened.screen.confirmed == 0
-
-
-def test_a_first_candidate_is_compared_on_some_images_and_looked_at_again_where_unsure(
-    supernet, images, accelerator, bfloat16
-):
-    scorer = Scorer(supernet, images, normalize, accelerator)
-    subnet = supernet.get_search_space().largest()
-    assert scorer(subnet) == Scorer(supernet, images, normalize, accelerator, screen=False)(subnet)
-    assert FIRST_COMPARED <= scorer.screen.confirmed < len(images)
-    assert scorer.screen.change > 0
-
-
-def test_numbers_that_bfloat16_does_not_hold_end_the_screening(supernet, images, accelerator, bfloat16, monkeypatch):
-    scorer = Scorer(supernet, images, normalize, accelerator)
-    expected = Scorer(supernet, images, normalize, accelerator, screen=False)(supernet.get_search_space().largest())
-    margin = screening.label_margin
-    monkeypatch.setattr(screening, "label_margin", lambda *args: margin(*args) * float("nan"))
-    assert scorer(supernet.get_search_space().largest()) == expected
-    assert scorer.screen.confirmed == len(images)
-    assert scorer.screen.reason == "bfloat16 does not hold the model's numbers"
-
-
-def test_hidden_states_of_bfloat16_go_when_the_screening_ends(supernet, images, accelerator, bfloat16):
-    scorer = Scorer(supernet, images, normalize, accelerator)
-    space = supernet.get_search_space()
-    for seed in range(3):
-        scorer(space.sample(random.Random(seed)))
-    assert scorer.prefixes.bytes > 0
-    scorer.learn([Outcome(None, change=float("inf"))])
-    assert scorer.screen.reason is not None and scorer.prefixes.bytes == 0
-
-
-@pytest.mark.parametrize("trusted", [False, True])
-def test_noise_within_the_safety_changes_no_score_and_trusting_it_would(
-    supernet, images, accelerator, trusted, bfloat16, monkeypatch
-):
-    noise = torch.Generator().manual_seed(0)
-    scorer, exact = Scorer(supernet, images, normalize, accelerator), plain_score(supernet, images, accelerator)
-    space = supernet.get_search_space()
-    architectures = [space.sample(random.Random(seed)) for seed in range(6)]
-    first = [scorer(architecture) for architecture in architectures[:1]]
-    logits, most = scorer.prefixes.logits, 0.05
-
-    def noisy(*args):
-        exactly = logits(*args).float()
-        return exactly + most * (2 * torch.rand(exactly.shape, generator=noise) - 1)
-
-    monkeypatch.setattr(scorer.prefixes, "logits", noisy)
-    if trusted:
-        monkeypatch.setattr(scorer.screen, "change", 0.0)
-        monkeypatch.setattr(scorer.screen, "learn", lambda change: None)
-    else:
-        scorer.screen.learn(2 * most)
-    scores = first + [scorer(architecture) for architecture in architectures[1:]]
-    assert (scores == [exact(architecture) for architecture in architectures]) is not trusted
-
-
-def test_a_resumed_screened_search_starts_from_what_was_learnt(supernet, images, accelerator, bfloat16):
-    scorer = Scorer(supernet, images, normalize, accelerator)
-    result = run(supernet, scorer)
-    scorer.keep(result)
-    again = Scorer(supernet, images, normalize, accelerator)
-    again.resume(result)
-    assert again.screen.change == scorer.screen.change == result.provenance["screening"]["change"]
 
 
 # --- failures and progress -----------------------------------------------------------------------------------------
 
 
-def test_a_candidate_that_fails_has_no_score_and_the_reason_is_logged(
-    supernet, images, accelerator, caplog, monkeypatch
-):
+def test_a_candidate_that_fails_has_no_score_and_the_reason_is_logged(supernet, images, accelerator, caplog):
     space = supernet.get_search_space()
     scorer = Scorer(supernet, images, normalize, accelerator)
-    answers = scorer._answers
-    monkeypatch.setattr(
-        scorer, "_answers", lambda architecture: answers(architecture) if architecture != space.largest() else 1 / 0
-    )
+    outcome = scorer.outcome
+    scorer.outcome = lambda subnet, threshold: outcome(subnet, threshold) if subnet != space.largest() else 1 / 0
     with caplog.at_level(logging.WARNING, logger="peft_noah.searching.scoring"):
         scores = map_over_processes(scorer, [space.smallest(), space.largest()])
     assert scores[0] is not None and scores[1] is None
@@ -321,11 +227,9 @@ def test_a_candidate_that_fails_has_no_score_and_the_reason_is_logged(
     assert "ZeroDivisionError: division by zero" in caplog.text
 
 
-def test_a_search_in_which_nothing_at_all_can_be_scored_ends_with_the_reason(
-    supernet, images, accelerator, monkeypatch
-):
+def test_a_search_in_which_nothing_at_all_can_be_scored_ends_with_the_reason(supernet, images, accelerator):
     scorer = Scorer(supernet, images, normalize, accelerator)
-    monkeypatch.setattr(scorer, "_answers", lambda _: 1 / 0)
+    scorer.outcome = lambda *args: 1 / 0
     with pytest.raises(
         RuntimeError, match=r"no candidate could be scored. The first was Architecture\(.*ZeroDivision"
     ):
@@ -348,8 +252,8 @@ def leave_result(folder: str) -> None:
     accelerator, model = make_accelerator(), make_supernet()
     images = teach(model, make_images())
     scorer = Scorer(model, images, normalize, accelerator)
-    answers = scorer._answers
-    scorer._answers = lambda architecture: answers(architecture) if architecture["lora"][0] != 5 else 1 / 0
+    outcome = scorer.outcome
+    scorer.outcome = lambda subnet, threshold: outcome(subnet, threshold) if subnet["lora"][0] != 5 else 1 / 0
     result = run(model, scorer)
     scorer.keep(result)
     result.save(Path(folder) / f"{accelerator.num_processes}-{accelerator.process_index}.json")

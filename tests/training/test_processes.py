@@ -113,7 +113,7 @@ def test_the_whole_job_on_two_processes_is_that_of_one(tmp_path):
     two = launch(*launcher, "run", *job, "--output", tmp_path / "two")
     assert [two.wait(300), launch("peft_noah", "run", *job, "--output", tmp_path / "one").wait(300)] == [0, 0]
     found = [SearchResult.load(tmp_path / name / "search.json").candidates for name in ("one", "two")]
-    assert found[0] == found[1]  # beside them, the file has what screening learnt of weights that differ a little
+    assert found[0] == found[1]
     for name in ("adapter", "adapter-inherited", "adapter-continued"):
         one, both = (load_file(tmp_path / n / name / "adapter_model.safetensors") for n in ("one", "two"))
         torch.testing.assert_close(both, one, **TOLERANCE)

@@ -81,7 +81,6 @@ def test_lists_with_the_names_of_blocks_are_no_blocks_elsewhere(change):
         model.classifier = Deep()
     layout = find_backbone("vit")
     assert layout.block_names(model) == [f"vit.layers.{i}" for i in range(4)]
-    assert layout.embeddings_name(model) == "vit.embeddings"
     assert get_peft_model(model, NoahConfig(architecture=MIX)).get_architecture() == MIX
 
 
