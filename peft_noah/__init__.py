@@ -13,7 +13,9 @@ from peft_noah.architecture import Architecture, SearchSpace
 
 # not on first use like the rest: the module's name would hide the function's
 from peft_noah.searching.budget import BudgetError
+from peft_noah.searching.design import Design
 from peft_noah.searching.evolution import Evolution, RandomSearch, random_search, search
+from peft_noah.searching.race import Race, RaceSettings, race
 from peft_noah.searching.result import SearchSettings
 from peft_noah.tuner.registration import register_with_peft
 from peft_noah.version import __version__
@@ -29,15 +31,19 @@ __all__ = [
     "Architecture",
     "Backbone",
     "BudgetError",
+    "Design",
     "Evolution",
     "NoahConfig",
     "NoahModel",
     "PromptModule",
+    "Race",
+    "RaceSettings",
     "RandomSearch",
     "SearchSettings",
     "SearchSpace",
     "__version__",
     "check_backbone",
+    "race",
     "random_search",
     "register_backbone",
     "register_prompt_module",
