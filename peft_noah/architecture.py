@@ -27,6 +27,9 @@ MAX_BLOCKS = 4_096
 MAX_ROWS = 64
 MAX_NAME = 64
 MODULES = ("lora", "adapter", "vpt")
+#: rows of `SearchSpace.wide`: those of the MLP, of which every architecture has some, and those that it may leave out
+_MLP_ROWS = ("lora_fc1", "lora_fc2")
+WIDE = ("lora_query", "lora_key", "lora_value", "lora_output", *_MLP_ROWS, "adapter_plus")
 
 
 class Architecture(Mapping[str, tuple[int, ...]]):
@@ -226,6 +229,24 @@ class SearchSpace:
     def few_shot(cls, num_blocks: int = 12, modules: str | Iterable[str] = MODULES) -> SearchSpace:
         """The paper's space for few-shot learning and domain generalisation: dims 5, 10, 50, 100 (same source)."""
         return cls._paper(num_blocks, modules, (5, 10, 50, 100))
+
+    @classmethod
+    def wide(cls, num_blocks: int = 12, modules: str | Iterable[str] = WIDE) -> SearchSpace:
+        """LoRA on each Linear of a block and Adapter+, with dims 1, 2, 4, 8 block by block.
+
+        A row is in all blocks or in none; LoRA on the MLP's two Linears is always there, so that no architecture is empty.
+        In a ViT-B/16 an architecture drawn at random has 0.57 M parameters on average, and the paper's budget of 0.64 M
+        bounds a search; the largest, which a supernet stores, has 1.66 M. Where modules sit matters more than how their
+        dims change from block to block, which is what the paper's spaces are about.
+
+        Args:
+            num_blocks: blocks of the backbone.
+            modules: rows to choose from; without any of the MLP's, the first one is always there.
+        """
+        modules = [modules] if isinstance(modules, str) else list(modules)
+        always = [name for name in modules if name in _MLP_ROWS] or modules[:1]
+        depths = {name: (num_blocks,) if name in always else (0, num_blocks) for name in modules}
+        return cls(num_blocks, {name: own_dims(name) or (1, 2, 4, 8) for name in modules}, depths)
 
     @classmethod
     def _paper(cls, num_blocks: int, modules: str | Iterable[str], dims: tuple[int, ...]) -> SearchSpace:

@@ -270,6 +270,32 @@ def test_the_named_spaces_are_the_papers():
     assert dict(vtab.depths) == dict(few_shot.depths) == dict.fromkeys(("lora", "adapter", "vpt"), (3, 6, 9, 12))
 
 
+def test_the_wide_space_is_lora_by_site_and_adapter_plus_in_all_blocks_or_none():
+    space = SearchSpace.wide()
+    linears = ("lora_query", "lora_key", "lora_value", "lora_output", "lora_fc1", "lora_fc2")
+    assert dict(space.dims) == dict.fromkeys((*linears, "adapter_plus"), (1, 2, 4, 8))
+    always = {"lora_fc1": (12,), "lora_fc2": (12,)}
+    assert dict(space.depths) == {**dict.fromkeys(space.dims, (0, 12)), **always}
+    assert SearchSpace.wide(4, ["lora_key", "ssf"]) == SearchSpace(
+        4, {"lora_key": (1, 2, 4, 8), "ssf": (1,)}, {"lora_key": (4,), "ssf": (0, 4)}
+    )
+
+
+def test_a_random_architecture_of_the_wide_space_is_of_about_the_papers_budget():
+    per_dim = {**dict.fromkeys(("lora_query", "lora_key", "lora_value", "lora_output"), 2 * 768),
+               **dict.fromkeys(("lora_fc1", "lora_fc2"), 768 + 3072), "adapter_plus": 4 * 768 + 2}  # fmt: skip
+
+    def count(architecture):  # in a ViT-B/16
+        fixed = 4 * 768 * sum(dim > 0 for dim in architecture["adapter_plus"])
+        return fixed + sum(per_dim[name] * sum(row) for name, row in architecture.items())
+
+    space, rng = SearchSpace.wide(), random.Random(0)
+    counts = [count(space.sample(rng)) for _ in range(2_000)]
+    assert sum(counts) / len(counts) == pytest.approx(570_000, rel=0.02)
+    assert count(space.largest()) == pytest.approx(1_660_000, rel=0.01)
+    assert sum(number <= 640_000 for number in counts) > len(counts) // 2
+
+
 def test_a_named_space_can_have_other_blocks_and_modules():
     assert SearchSpace.vtab(4, modules=["mine"]) == SearchSpace(4, {"mine": [1, 5, 10]}, {"mine": [1, 2, 3, 4]})
     assert SearchSpace.few_shot(4, modules="ssf").dims == {"ssf": (1,)}

@@ -62,7 +62,9 @@ class RunSettings:
         "trained on.",
     )
     recipe: str = option("paper", "paper, or released (the authors' code).")
-    search_space: str = option("vtab", "vtab (dims 1, 5, 10) or few_shot (dims 5, 10, 50, 100).")
+    search_space: str = option(
+        "vtab", "vtab (dims 1, 5, 10), few_shot (5, 10, 50, 100) or wide (LoRA on each Linear, Adapter+)."
+    )
     budget: int | None = option(
         None, "Most prompt parameters, classifier excluded. Default: the paper's 0.64 M scaled to the model."
     )

@@ -13,7 +13,7 @@ from typing import Any
 from peft import PeftConfig, PeftType
 from transformers.activations import ACT2FN
 
-from peft_noah.architecture import MAX_BLOCKS, Architecture, SearchSpace
+from peft_noah.architecture import MAX_BLOCKS, WIDE, Architecture, SearchSpace
 from peft_noah.architecture import MODULES as PAPER_MODULES
 from peft_noah.jsonfile import check_int, check_number, read_json
 from peft_noah.plugins import read_plugins
@@ -46,7 +46,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
-SPACES = {"vtab": SearchSpace.vtab, "few_shot": SearchSpace.few_shot}
+SPACES = {"vtab": SearchSpace.vtab, "few_shot": SearchSpace.few_shot, "wide": SearchSpace.wide}
 
 _CHOICES = {
     "recipe": tuple(RECIPES),
@@ -105,7 +105,8 @@ class NoahConfig(PeftConfig):
     search_space: Any = field(
         default=None,
         metadata=_help(
-            "'vtab', 'few_shot', a SearchSpace or its dict: what a supernet samples from. None: 'vtab' for a supernet, "
+            "'vtab', 'few_shot', 'wide', a SearchSpace or its dict: what a supernet samples from; 'wide' is LoRA on each "
+            "Linear of a block and Adapter+, the others are the paper's. None: 'vtab' for a supernet, "
             "nothing to search where an architecture is given."
         ),
     )
@@ -325,13 +326,14 @@ class NoahConfig(PeftConfig):
     def resolve_search_space(self, num_blocks: int, can_carry: Callable[[str], bool]) -> SearchSpace:
         """The search space for a model of ``num_blocks`` blocks; ``can_carry`` says of which rows.
 
-        A named space holds those of the paper among them, whatever else is registered.
+        A named space holds those of its own rows that the model can carry, whatever else is registered.
 
         Raises:
             ValueError: if a given space was made for another number of blocks.
         """
         if not isinstance(self.search_space, Mapping):
-            modules = [name for name in PAPER_MODULES if can_carry(name)]
+            rows = WIDE if self.search_space == "wide" else PAPER_MODULES
+            modules = [name for name in rows if can_carry(name)]
             return SPACES[self.search_space or "vtab"](num_blocks, modules=modules)
         space = SearchSpace.from_dict(self.search_space)
         if space.num_blocks != num_blocks:

@@ -109,7 +109,7 @@ def test_the_largest_published_space_fits_a_small_model(vit):
         ({"lora_scale": 10**400}, "lora_scale is 1000"),
         ({"dropout": []}, "dropout is \\[\\]; give a finite number"),
         ({"recipe": ["paper"]}, "recipe must be one of"),
-        ({"search_space": "x" * 50_000, "architecture": None}, "is not known .known: vtab, few_shot."),
+        ({"search_space": "x" * 50_000, "architecture": None}, "is not known .known: vtab, few_shot, wide."),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

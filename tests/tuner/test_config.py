@@ -146,7 +146,7 @@ def test_every_task_type_is_accepted(task_type):
         ({"lora_scale": float("nan")}, "lora_scale is nan; give a finite number"),
         ({"adapter_activation": "nonsense"}, "adapter_activation 'nonsense' is not in transformers' ACT2FN"),
         ({"adapter_activation": ["relu"]}, "is not in transformers' ACT2FN"),
-        ({"search_space": "imagenet"}, "search_space 'imagenet' is not known .known: vtab, few_shot."),
+        ({"search_space": "imagenet"}, "search_space 'imagenet' is not known .known: vtab, few_shot, wide."),
         ({"search_space": ["vtab"]}, "is not known"),
         ({"architecture": {"lora": [1, 2], "vpt": [1]}}, "row 'vpt' has 1 dims but row 'lora' has 2"),
         ({"architecture": {"lora": [1 << 20]}}, "0 to 65,536"),
