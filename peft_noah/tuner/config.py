@@ -123,7 +123,8 @@ class NoahConfig(PeftConfig):
         default=None, metadata=_help("Leaves to leave alone, by name or regular expression, whatever the module.")
     )
     layers_to_transform: list[int] | int | None = field(
-        default=None, metadata=_help("Indices of the blocks whose target_modules carry LoRA. None: all.")
+        default=None,
+        metadata=_help("Indices of the blocks whose target_modules carry LoRA, rows by site aside. None: all."),
     )
     layers_pattern: list[str] | str | None = field(
         default=None, metadata=_help("Name of the list of blocks, where layers_to_transform is used.")
@@ -133,12 +134,14 @@ class NoahConfig(PeftConfig):
         metadata=_help("Modules trained and saved whole. None: the classifier of a known family. []: none."),
     )
     lora_shared_down: bool | None = field(
-        default=None, metadata=_help("One LoRA down matrix per block serves query, key and value.")
+        default=None,
+        metadata=_help("One LoRA down matrix per block serves query, key and value; rows by site keep their own."),
     )
     lora_scale: float | None = field(default=None, metadata=_help("Factor s of the LoRA update; no unit."))
     adapter_scale: float | None = field(default=None, metadata=_help("Factor s of the Adapter's update; no unit."))
     adapter_activation: str | None = field(
-        default=None, metadata=_help("Activation inside the Adapter, a name of transformers' ACT2FN.")
+        default=None,
+        metadata=_help("Activation inside the Adapter, a name of transformers' ACT2FN; Adapter+ has GELU."),
     )
     vpt_position: str | None = field(
         default=None,
@@ -149,7 +152,9 @@ class NoahConfig(PeftConfig):
     )
     init: str | None = field(
         default=None,
-        metadata=_help("'identity': LoRA and Adapter start at zero effect; 'normal': all from a normal, std 0.02."),
+        metadata=_help(
+            "'identity': LoRA, Adapter and SSF start at zero effect; 'normal': all from a normal, std 0.02."
+        ),
     )
     dropout: float | None = field(
         default=None,
