@@ -1,0 +1,75 @@
+"""What a race must be compared with: fixed designs, trained as long as the race costs, on the same images.
+
+    python benchmarks/race_controls.py --epochs 20 --seeds 0,1,2 --output controls.jsonl
+
+Each design is trained on train + validation images of the bundled task, or of ``--dataset``, with the recipe of the race's winner
+and no race, and the test images are read once. A race of ``peft-noah run --strategy race --epochs 10`` costs about as much as
+19 epochs. One JSON line a training is appended; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+DESIGNS = ("query and key", "all sites", "all sites, scale 4", "all sites, scale 4, head first")
+
+
+def train_design(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, object]:
+    """Train a design of the portfolio from its start, and measure it."""
+    from peft_noah.data import Normalizer, Preprocessing, bundled_backbone, bundled_task, load_splits
+    from peft_noah.run.models import count_trainable, load_backbone
+    from peft_noah.run.race import build, classifiers
+    from peft_noah.searching.portfolio import PORTFOLIO
+    from peft_noah.training import TrainingSettings, evaluate, make_accelerator, train
+    from peft_noah.training.head_start import start_head
+
+    design = next(design for design in PORTFOLIO if design.name == name)
+    model_folder = arguments.model or str(bundled_backbone())
+    splits = load_splits(arguments.dataset or bundled_task(), Preprocessing.from_backbone(model_folder))
+    images, normalize = splits.train + splits.validation, Normalizer(splits.preprocessing)
+    accelerator, started = make_accelerator(), time.perf_counter()
+    model = build(load_backbone(model_folder, splits, seed), design, "paper")
+    if design.head_start:
+        for head in classifiers(model):
+            start_head(model, head, images, normalize, accelerator)
+    settings = TrainingSettings.named("paper", "subnet", epochs=arguments.epochs, seed=seed)
+    log = train(model, images, normalize, settings, accelerator)
+    return {
+        "design": name,
+        "seed": seed,
+        "epochs": arguments.epochs,
+        "parameters": count_trainable(model)[0],
+        "training_loss": round(log.losses[-1], 5),
+        "test": evaluate(model.eval(), splits.test, normalize, accelerator),
+        "n_test": len(splits.test),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", help="folder of a backbone; default: the bundled one")
+    parser.add_argument("--dataset", help="folder of a task; default: the bundled one")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--output", type=Path, default=Path("controls.jsonl"))
+    arguments = parser.parse_args()
+    from peft_noah.cli.options import quiet
+
+    quiet()
+    known = [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
+    done = {(row["design"], row["seed"], row["epochs"]) for row in known}
+    for seed in map(int, arguments.seeds.split(",")):
+        for name in DESIGNS:
+            if (name, seed, arguments.epochs) not in done:
+                row = train_design(name, seed, arguments)
+                with arguments.output.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{name}, seed {seed}: {100 * row['test']:.1f} % in {row['seconds']} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
