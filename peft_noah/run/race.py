@@ -8,9 +8,7 @@ and is trained on all labelled images.
 from __future__ import annotations
 
 import math
-import random
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +31,9 @@ from peft_noah.run.context import RunContext
 from peft_noah.run.names import RACE, RACE_WEIGHTS, slug
 from peft_noah.run.reporting import package_versions
 from peft_noah.searching.design import Design
+from peft_noah.searching.folds import cut_folds, with_folds_for
 from peft_noah.searching.portfolio import PORTFOLIO
-from peft_noah.searching.race import Heat, Race, RaceSettings, Rung
+from peft_noah.searching.race import Heat, Race, RaceSettings
 from peft_noah.training import TrainingSettings
 from peft_noah.training.head_start import start_head
 from peft_noah.training.memory import peak_memory, start_measuring
@@ -48,45 +47,6 @@ DECAY = 0.99
 LIKELIHOOD = 0.25
 #: factors on the logits that are tried where a likelihood is computed
 TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-8, 9))
-#: images per class below which two folds would leave a class with too few images to learn from
-FEW = 8
-
-
-def cut_folds(labels: Sequence[int], folds: int, seed: int) -> list[list[int]]:
-    """Rows of each fold: of every class equally many, as far as they go.
-
-    Args:
-        labels: class index of each image.
-        folds: how many.
-        seed: of the random cut.
-    """
-    by_class: dict[int, list[int]] = defaultdict(list)
-    for row, label in enumerate(labels):
-        by_class[label].append(row)
-    rng, cut, turn = random.Random(seed), [[] for _ in range(folds)], 0
-    for label in sorted(by_class):
-        rows = by_class[label]
-        rng.shuffle(rows)
-        for row in rows:  # the next class begins where this one ended, so that folds are equally large
-            cut[turn % folds].append(row)
-            turn += 1
-    return [sorted(rows) for rows in cut]
-
-
-def adapt(settings: RaceSettings, labels: Sequence[int]) -> RaceSettings:
-    """More folds where classes have few images, at the same cost: each model is then trained for a shorter time.
-
-    With k folds a model sees (k - 1) / k of the images, and there are k models. So the shares are divided by k - 1.
-    """
-    counts: dict[int, int] = defaultdict(int)
-    for label in labels:
-        counts[label] += 1
-    typical = sorted(counts.values())[len(counts) // 2]
-    if settings.folds > 2 or typical >= FEW:
-        return settings
-    folds = 4 if typical >= 4 else max(2, typical)
-    rungs = tuple(Rung(rung.designs, rung.share / (folds - 1)) for rung in settings.rungs)
-    return RaceSettings(rungs, folds, settings.prior_error, settings.lead, settings.surely)
 
 
 def image_scores(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
@@ -165,7 +125,7 @@ def run_race(run: RunContext, designs: Sequence[Design] = PORTFOLIO, settings: R
     run.prepare()
     labelled = run.splits.train + run.splits.validation
     labels = labelled.labels.tolist()
-    settings = adapt(settings or run.settings.race(), labels)
+    settings = with_folds_for(settings or run.settings.race(), labels)
     race, path = _open_race(run, designs, settings), run.folder / RACE
     folds = cut_folds(labels, settings.folds, run.settings.seed)
     start_measuring(run.accelerator.device)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 
 import pytest
 import torch
@@ -37,24 +36,6 @@ def folders(tmp_path_factory):
 def open_run(folders, output):
     backbone, task = folders
     return RunContext(output, RunSettings(model=str(backbone), dataset=str(task), epochs=2))
-
-
-def test_folds_hold_every_image_once_and_every_class_alike():
-    labels = [0] * 9 + [1] * 5 + [2]
-    folds = stage.cut_folds(labels, 2, seed=3)
-    assert sorted(row for fold in folds for row in fold) == list(range(15))
-    assert sorted(map(len, folds)) == [7, 8]
-    for label, count in Counter(labels).items():
-        assert all(abs(sum(labels[row] == label for row in fold) - count / 2) <= 0.5 for fold in folds)
-    assert stage.cut_folds(labels, 2, seed=3) == folds != stage.cut_folds(labels, 2, seed=4)
-
-
-def test_few_images_a_class_get_more_folds_at_the_same_cost():
-    plain = RaceSettings()
-    assert stage.adapt(plain, [0, 1] * 8) is plain
-    few = stage.adapt(plain, [0, 1] * 4)
-    assert few.folds == 4 and few.rungs[0].share == pytest.approx(plain.rungs[0].share / 3)
-    assert stage.adapt(plain, [0, 1]).folds == 2
 
 
 def test_an_image_counts_by_being_right_and_by_its_likelihood_at_the_best_temperature():

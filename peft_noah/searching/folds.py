@@ -1,0 +1,48 @@
+"""The folds of a race: which labelled images score a design that was trained on the others."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from peft_noah.searching.race import RaceSettings, Rung
+
+#: images of a typical class below which two folds would leave it too few to learn from
+FEW = 8
+
+
+def cut_folds(labels: Sequence[int], folds: int, seed: int) -> list[list[int]]:
+    """Rows of each fold: of every class equally many, as far as they go.
+
+    Args:
+        labels: class index of each image.
+        folds: how many.
+        seed: of the random cut.
+    """
+    by_class: dict[int, list[int]] = defaultdict(list)
+    for row, label in enumerate(labels):
+        by_class[label].append(row)
+    rng, cut, turn = random.Random(seed), [[] for _ in range(folds)], 0
+    for label in sorted(by_class):
+        rows = by_class[label]
+        rng.shuffle(rows)
+        for row in rows:  # the next class begins where this one ended, so that folds are equally large
+            cut[turn % folds].append(row)
+            turn += 1
+    return [sorted(rows) for rows in cut]
+
+
+def with_folds_for(settings: RaceSettings, labels: Sequence[int]) -> RaceSettings:
+    """The settings of a race, with more folds where classes have few images, at the same cost.
+
+    With k folds a model sees (k - 1) / k of the images, and there are k models. So the shares are divided by k - 1.
+    """
+    counts = sorted(Counter(labels).values())
+    typical = counts[len(counts) // 2]
+    if settings.folds > 2 or typical >= FEW:
+        return settings
+    folds = 4 if typical >= 4 else max(2, typical)
+    rungs = tuple(Rung(rung.designs, rung.share / (folds - 1)) for rung in settings.rungs)
+    return replace(settings, rungs=rungs, folds=folds)
