@@ -20,8 +20,8 @@ DESIGNS = ("query and key", "all sites", "all sites, scale 4", "all sites, scale
 def train_design(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, object]:
     """Train a design of the portfolio from its start, and measure it."""
     from peft_noah.data import Normalizer, Preprocessing, bundled_backbone, bundled_task, load_splits
-    from peft_noah.run.models import count_trainable, load_backbone
-    from peft_noah.run.race import build, classifiers
+    from peft_noah.run.models import add_design, count_trainable, load_backbone
+    from peft_noah.run.race import classifiers
     from peft_noah.searching.portfolio import PORTFOLIO
     from peft_noah.training import TrainingSettings, evaluate, make_accelerator, train
     from peft_noah.training.head_start import start_head
@@ -31,7 +31,7 @@ def train_design(name: str, seed: int, arguments: argparse.Namespace) -> dict[st
     splits = load_splits(arguments.dataset or bundled_task(), Preprocessing.from_backbone(model_folder))
     images, normalize = splits.train + splits.validation, Normalizer(splits.preprocessing)
     accelerator, started = make_accelerator(), time.perf_counter()
-    model = build(load_backbone(model_folder, splits, seed), design, "paper")
+    model = add_design(load_backbone(model_folder, splits, seed), design, "paper")
     if design.head_start:
         for head in classifiers(model):
             start_head(model, head, images, normalize, accelerator)
@@ -60,7 +60,9 @@ def main() -> None:
     from peft_noah.cli.options import quiet
 
     quiet()
-    known = [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
+    known = (
+        [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
+    )
     done = {(row["design"], row["seed"], row["epochs"]) for row in known}
     for seed in map(int, arguments.seeds.split(",")):
         for name in DESIGNS:

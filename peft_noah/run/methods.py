@@ -104,6 +104,13 @@ def _add_one_module(module: str, run: BackboneSource) -> PeftModel:
     return add_one_module(run.fresh_backbone(), module, run.settings.recipe)
 
 
+def _add_default_design(run: BackboneSource) -> PeftModel:
+    from peft_noah.run.models import add_design
+    from peft_noah.searching.portfolio import PORTFOLIO
+
+    return add_design(run.fresh_backbone(), PORTFOLIO[0], run.settings.recipe)
+
+
 def _add_found(stage: Stage, run: Any) -> PeftModel:
     from peft_noah.run.models import add_modules
 
@@ -142,6 +149,14 @@ LINEAR = register_method(Method("linear", "only the classifier trains", _train_c
 VPT = register_method(single_module("vpt", "prompt tokens in every block"))
 ADAPTER = register_method(single_module("adapter", "an Adapter in every block"))
 LORA = register_method(single_module("lora", "LoRA in every block"))
+LORA_ALL = register_method(
+    Method(
+        "lora all",
+        "LoRA of rank 2 on every Linear of every block, with about as many parameters as lora",
+        _add_default_design,
+        keeps="adapter-lora-all",
+    )
+)
 BEST_SINGLE = register_method(
     Method(
         "best single",

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.data.preprocessing import load_config
 from peft_noah.data.splits import Splits
+from peft_noah.searching.design import Design
 from peft_noah.tuner.backbones import find_backbone
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.prompts import PROMPT_MODULES
@@ -129,6 +130,13 @@ def add_one_module(backbone: nn.Module, module: str, recipe: str) -> PeftModel:
     blocks = len(find_backbone(backbone.config.model_type).block_names(backbone))
     architecture = Architecture.uniform(blocks, **{module: PROMPT_MODULES[module].alone})
     return add_modules(backbone, architecture, recipe)
+
+
+def add_design(backbone: nn.Module, design: Design, recipe: str) -> PeftModel:
+    """A backbone with the modules of a design, at their start."""
+    num_blocks = len(find_backbone(backbone.config.model_type).block_names(backbone))
+    config = NoahConfig(recipe=recipe, architecture=design.architecture(num_blocks), **design.options)
+    return get_peft_model(backbone, config)
 
 
 def add_supernet(backbone: nn.Module, search_space: str | SearchSpace, recipe: str) -> PeftModel:

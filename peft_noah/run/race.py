@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save
 from torch import nn
@@ -28,6 +28,7 @@ from peft_noah.data.preprocessing import Normalizer
 from peft_noah.fast import fast_forward
 from peft_noah.jsonfile import make_plain_folder, write_atomically
 from peft_noah.run.context import RunContext
+from peft_noah.run.models import add_design
 from peft_noah.run.names import RACE, RACE_WEIGHTS, slug
 from peft_noah.run.reporting import package_versions
 from peft_noah.searching.design import Design
@@ -38,7 +39,6 @@ from peft_noah.training import TrainingSettings
 from peft_noah.training.head_start import start_head
 from peft_noah.training.memory import peak_memory, start_measuring
 from peft_noah.tuner.backbones import find_backbone
-from peft_noah.tuner.config import NoahConfig
 
 #: how much of the old average a step keeps, in the weights that score a heat
 DECAY = 0.99
@@ -91,13 +91,6 @@ def compute_logits(
     finally:
         model.train(was_training)
     return torch.cat(found)
-
-
-def build(backbone: nn.Module, design: Design, recipe: str) -> PeftModel:
-    """A backbone with the modules of a design, at their start."""
-    num_blocks = len(find_backbone(backbone.config.model_type).block_names(backbone))
-    config = NoahConfig(recipe=recipe, architecture=design.architecture(num_blocks), **design.options)
-    return get_peft_model(backbone, config)
 
 
 @torch.no_grad()
@@ -168,7 +161,7 @@ def _run_heat(
     held = labelled.subset(sorted(held_rows))
     images = labelled.subset([row for row in range(len(labelled)) if row not in held_rows])
     training, until = heat_training(run.settings.training("subnet"), race.settings, heat.rung, len(images))
-    model = build(run.fresh_backbone(), design, run.settings.recipe)
+    model = add_design(run.fresh_backbone(), design, run.settings.recipe)
     starts = design.head_start and heat.rung == 0  # later it goes on from a checkpoint
     if starts:
         for head in classifiers(model):
@@ -209,7 +202,7 @@ def start_winner(run: RunContext, race: Race | None = None) -> PeftModel:
     """The winner with the mean of its folds' weights, to be trained on; ``race`` is that of the run where it is None."""
     race = run_race(run) if race is None else race
     design = race.designs[race.winner]
-    model = build(run.fresh_backbone(), design, run.settings.recipe)
+    model = add_design(run.fresh_backbone(), design, run.settings.recipe)
     set_mean(model, [load_file(weights_file(run, design, fold)) for fold in range(race.settings.folds)])
     return model
 

@@ -1,5 +1,6 @@
 """A method is one entry: known to runs, suites, tables, figures and help once it is registered."""
 
+import json
 import subprocess
 import sys
 
@@ -123,3 +124,17 @@ def test_a_name_that_is_taken_or_cannot_be_is_refused(name):
 def test_a_method_that_makes_no_model_is_refused():
     with pytest.raises(ValueError, match="'x' makes no model"):
         Method("x", "")
+
+
+def test_lora_on_every_linear_has_about_the_parameters_of_lora_and_keeps_its_adapter(tmp_path):
+    make_model().save_pretrained(tmp_path / "vit")
+    write_task(tmp_path / "task")
+    options = ["--model", tmp_path / "vit", "--dataset", tmp_path / "task", "--epochs", "1", "--strategy", "race"]
+    done = invoke("run", *options, "--baselines", "lora,lora-all", "--output", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    report = RunReport.load(tmp_path / "run" / "results.json")
+    parameters = {result.method: result.parameters for result in report.results}
+    assert parameters["lora all"] == 4 * 2 * (4 * (24 + 24) + 2 * (24 + 48))
+    assert 0.8 < parameters["lora all"] / parameters["lora"] < 1.2
+    config = json.loads((tmp_path / "run" / "adapter-lora-all" / "adapter_config.json").read_text())
+    assert any(name.endswith("fc1") for name in config["target_modules"])
