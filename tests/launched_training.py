@@ -12,16 +12,14 @@ from pathlib import Path
 import torch
 from accelerate.utils import TorchDynamoPlugin
 from conftest import make_model
-from peft import get_peft_model, get_peft_model_state_dict
+from peft import get_peft_model
 from safetensors.torch import save_file
 
 from peft_noah import NoahConfig
 from peft_noah.data.images import ImageSplit
 from peft_noah.training import ArchitectureSampler, TrainingSettings, make_accelerator, train
 from peft_noah.training.checkpoint import CheckpointFolder
-from peft_noah.training.evaluation import evaluate
 from peft_noah.training.interruption import Interrupted, Interruption
-from peft_noah.training.sharding import shard_backbone
 
 #: 33 images in batches of 16: the last batch has one image, so that one of two processes has none
 SETTINGS = {"epochs": 2, "batch_size": 16, "learning_rate": 5e-4, "seed": 1}
@@ -29,7 +27,6 @@ CASES = {
     "plain": {},
     "accumulated and clipped": {"accumulate": 3, "max_grad_norm": 0.1, "label_smoothing": 0.1},
     "per-process": {"sampling": "per-process"},
-    "sharded": {"shard": True, "accumulate": 2},
     "compiled": {"compiled": True},
 }
 
@@ -55,7 +52,6 @@ def fit(
     on_step=lambda *args: None,
     checkpoint=None,
     interruption=None,
-    shard=False,
     compiled=False,
     until=None,
     **changes,
@@ -63,8 +59,6 @@ def fit(
     """Train a supernet; returns its weights and losses."""
     model, losses = make_supernet(recipe), []
     accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="aot_eager" if compiled else "no", dynamic=False)
-    if shard:
-        shard_backbone(model, accelerator)
 
     def note(step, steps, loss):
         losses.append(loss)
@@ -104,23 +98,8 @@ def interrupted_fit(accelerator, folder):
     raise AssertionError("it was not interrupted")
 
 
-def check_sharded(accelerator):
-    """Each process holds its part of the frozen weights; accuracy and saved weights are those of the whole model."""
-    whole, model = make_supernet(), make_supernet()
-    shard_backbone(model, accelerator)
-    frozen = [weight.to_local() for weight in model.parameters() if not weight.requires_grad]
-    number = sum(weight.numel() for weight in whole.parameters() if not weight.requires_grad)
-    assert sum(weight.numel() for weight in frozen) < 0.6 * number
-    images = make_images(12)
-    scores = [evaluate(each, images, normalize, accelerator, batch_size=4) for each in (whole, model)]
-    assert scores[0] == scores[1]
-    saved = [get_peft_model_state_dict(each) for each in (whole, model)]
-    assert all(torch.equal(value, saved[1][name]) for name, value in saved[0].items())
-
-
 def main(folder):
     accelerator = make_accelerator()
-    check_sharded(accelerator)
     results = {case: fit(accelerator, **changes) for case, changes in CASES.items()}
     results["interrupted"] = interrupted_fit(accelerator, folder)
     for case, tensors in results.items():

@@ -31,9 +31,6 @@ RunFolder = Annotated[Path, typer.Argument(help="Run folder, as made by 'run' or
 
 
 CheckpointSeconds = Annotated[float, typer.Option(help="Seconds between two checkpoints of a training.")]
-Shard = Annotated[
-    bool, typer.Option("--shard-backbone", help="Spread the frozen weights over the processes while training (FSDP).")
-]
 LogWith = Annotated[str | None, typer.Option(help="A tracker for losses and rates, such as tensorboard.")]
 
 
@@ -62,7 +59,6 @@ def run(
     *,
     checkpoint_seconds: CheckpointSeconds = 60.0,
     log_with: LogWith = None,
-    shard: Shard = False,
     **options: Any,
 ) -> None:
     """The whole job: supernet, search, subnet, baselines, table and figures, and the best adapter in best/.
@@ -73,7 +69,7 @@ def run(
     from peft_noah.run.stages import run_everything
 
     folder, settings = options.pop("output"), RunSettings(**read_options(options))
-    job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with, shard=shard)
+    job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with)
     run_everything(job)
     _show(job)
     job.reporter.say(f"adapters, table and figures are in {job.folder}")
@@ -88,14 +84,13 @@ def supernet(
     *,
     checkpoint_seconds: CheckpointSeconds = 60.0,
     log_with: LogWith = None,
-    shard: Shard = False,
     **options: Any,
 ) -> None:
     """Start a run folder and train its supernet."""
     from peft_noah.run.stages import do_stages
 
     folder, settings = options.pop("output"), RunSettings(**read_options(options), baselines=())
-    job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with, shard=shard)
+    job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with)
     do_stages(job, SUPERNET)
 
 

@@ -30,8 +30,7 @@ from peft_noah.training import TrainingLog, TrainingSettings, make_accelerator, 
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.evaluation import evaluate
 from peft_noah.training.interruption import Interruption
-from peft_noah.training.processes import asked_micro_batches, describe, is_compiling, total, warn_of_other_precision
-from peft_noah.training.sharding import shard_backbone
+from peft_noah.training.processes import asked_micro_batches, describe, total, warn_of_other_precision
 from peft_noah.training.tracking import StepLog, check_tracker, start_trackers
 from peft_noah.tuner.backbones import find_backbone
 from peft_noah.tuner.fingerprint import fingerprint_backbone
@@ -46,7 +45,6 @@ class RunContext:
         reporter: shows progress.
         checkpoint_seconds: time between two checkpoints of a training; results do not depend on it.
         log_with: a tracker of Accelerate's, such as ``"tensorboard"``, for losses and rates.
-        shard: spread the frozen weights over the processes while a model is trained (FSDP).
 
     Raises:
         ValueError: if the folder holds another run, or none where settings are to be read; or the data cannot be used;
@@ -61,7 +59,6 @@ class RunContext:
         *,
         checkpoint_seconds: float = 60.0,
         log_with: str | None = None,
-        shard: bool = False,
     ):
         check_tracker(log_with)
         self.files = RunFolder(folder)
@@ -79,13 +76,8 @@ class RunContext:
             log_with=log_with,
             project_dir=self.folder / TRACKING,
         )
-        if shard and is_compiling(self.accelerator):
-            raise ValueError(
-                "a sharded backbone cannot be compiled: choose one of --shard-backbone, which saves memory, and --compile "
-                "(or the launcher's --dynamo_backend), which saves time."
-            )
         self.settings = replace(self.settings, mixed_precision=self.accelerator.mixed_precision)
-        self._checkpoint_seconds, self._shard = checkpoint_seconds, shard
+        self._checkpoint_seconds = checkpoint_seconds
         self.reporter = reporter or Reporter(enabled=self.accelerator.is_main_process)
         self.reporter.say(describe(self.accelerator, self.settings.accumulate))
 
@@ -173,8 +165,6 @@ class RunContext:
             refuse_link(path)
         if self.accelerator.log_with and not self.accelerator.trackers:
             start_trackers(self.accelerator, asdict(self.settings))
-        if self._shard:
-            shard_backbone(model, self.accelerator)
         log = StepLog(log_file, name, settings, self.accelerator)
 
         with self.reporter.stage(name, "steps") as update, Interruption() as interruption:

@@ -45,7 +45,6 @@ from peft_noah.training.batches import Shares
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.interruption import Interruption
 from peft_noah.training.processes import is_compiling, total
-from peft_noah.training.sharding import average_gradients, is_sharded
 from peft_noah.training.state import TrainingState, identity_of
 from peft_noah.tuner.config import RECIPES
 
@@ -202,8 +201,7 @@ def train(
     """Train whatever in ``model`` requires gradients, on cross-entropy.
 
     Args:
-        model: a classifier called as ``model(pixel_values=...)`` with ``.logits`` (B, classes); its frozen weights may be
-            spread over the processes by `peft_noah.training.sharding.shard_backbone`.
+        model: a classifier called as ``model(pixel_values=...)`` with ``.logits`` (B, classes).
         images: uint8 images and labels.
         preprocess: uint8 pixels to the backbone's input; it may augment them first.
         settings: epochs, rates and the rest.
@@ -305,10 +303,9 @@ def _prepare(
     # one kernel for all weights where they are small and many
     fused = accelerator.device.type == "cuda"
     optimizer = AdamW(trainable, lr=1.0, weight_decay=settings.weight_decay, fused=fused)
-    sharded = is_sharded(model)  # DistributedDataParallel takes no such model
-    prepared, optimizer = accelerator.prepare_model(model, evaluation_mode=sharded), accelerator.prepare(optimizer)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
     fill = max(map(max, map(shares.counts, range(shares.steps)))) if is_compiling(accelerator) else 0
-    return _Work(prepared, preprocess, settings, accelerator, optimizer, trainable if sharded else [], fill)
+    return _Work(prepared, preprocess, settings, accelerator, optimizer, fill)
 
 
 @contextmanager
@@ -356,7 +353,6 @@ class _Work:
     """Forward and backward passes of one process, and the optimiser's step.
 
     Args:
-        averaged: weights whose gradients the processes must average themselves, since nothing around the model does.
         fill: images that each forward pass gets, filled up with some of its own whose outputs count for nothing; 0: as they
             come. A compiler would compile the model anew for the last batch of an epoch.
     """
@@ -368,19 +364,16 @@ class _Work:
         settings: TrainingSettings,
         accelerator: Accelerator,
         optimizer: Optimizer,
-        averaged: list[nn.Parameter],
         fill: int,
     ) -> None:
         self.model, self.preprocess, self.settings, self.accelerator = model, preprocess, settings, accelerator
-        self.optimizer, self.averaged, self.fill = optimizer, averaged, fill
+        self.optimizer, self.fill = optimizer, fill
         self._broken_images = False
 
     def update(self, rate: float) -> None:
         """Clip the gradients, take a step at a learning rate, and clear them."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.averaged:
-            average_gradients(self.averaged, self.accelerator)
         if self.settings.max_grad_norm is not None:
             weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
             self.accelerator.clip_grad_norm_(weights, self.settings.max_grad_norm)

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -103,8 +102,6 @@ def test_micro_batches_of_the_environment_count_and_do_not_shrink_the_gradients(
 def test_the_launchers_compiler_is_used_unless_an_option_says_otherwise(option, compiles, monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     assert is_compiling(RunContext(tmp_path / "run", RunSettings(compile=option)).accelerator) == compiles
-    with pytest.raises(ValueError, match="choose one of --shard-backbone") if compiles else nullcontext():
-        RunContext(tmp_path / "run", RunSettings(compile=option), shard=True)
     assert not is_compiling(make_accelerator(compile_mode=OFF))
 
 

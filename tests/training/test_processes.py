@@ -95,7 +95,7 @@ def test_processes_with_subnets_of_their_own_average_their_gradients(two_nodes):
 def test_the_documented_command_trains_the_supernet_of_one_process(tmp_path):
     task = write_task(tmp_path / "task")
     make_model().save_pretrained(tmp_path / "vit")
-    job = ("--model", tmp_path / "vit", "--dataset", task, *SMALL, "--shard-backbone", "--output", tmp_path / "two")
+    job = ("--model", tmp_path / "vit", "--dataset", task, *SMALL, "--output", tmp_path / "two")
     command = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", free_port())
     options = ("--mixed_precision", "no", "--num_machines", 1, "--dynamo_backend", "no")
     launched = launch(*command, *options, "-m", "peft_noah", "supernet", *job)

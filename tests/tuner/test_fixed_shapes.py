@@ -13,7 +13,6 @@ from test_fast import ARCHITECTURES, build, logits_and_gradients
 from peft_noah import NoahConfig
 from peft_noah.data.images import ImageSplit
 from peft_noah.fast import block, fast_forward
-from peft_noah.run.context import RunContext
 from peft_noah.run.settings import RunSettings
 from peft_noah.training import ArchitectureSampler, TrainingSettings, make_accelerator, train
 
@@ -166,9 +165,3 @@ def test_the_mode_of_the_compiler_follows_from_the_settings(settings, mode):
     plugin = make_accelerator(compile_mode=mode).state.dynamo_plugin  # whatever an earlier one had
     assert (plugin.backend.value.lower(), plugin.mode) == ("inductor" if mode else "no", mode or "default")
     make_accelerator()
-
-
-def test_a_sharded_backbone_is_not_compiled(tmp_path):
-    with pytest.raises(ValueError, match="choose one of --shard-backbone, which saves memory, and --compile"):
-        RunContext(tmp_path / "run", RunSettings(compile=True), shard=True)
-    assert not (tmp_path / "run").exists()
