@@ -1,6 +1,7 @@
 """What a race must be compared with: fixed designs, trained as long as the race costs, on the same images.
 
     python benchmarks/race_controls.py --epochs 20 --seeds 0,1,2 --output controls.jsonl
+    python benchmarks/race_controls.py --output controls.jsonl --report
 
 Each design is trained on train + validation images of the bundled task, or of ``--dataset``, with the recipe of the race's winner
 and no race, and the test images are read once. A race of ``peft-noah run --strategy race --epochs 10`` costs about as much as
@@ -12,9 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
-DESIGNS = ("query and key", "all sites", "all sites, scale 4", "all sites, scale 4, head first")
+DESIGNS = ("query and key", "all sites", "all sites, scale 4", "all sites, scale 16", "all sites, scale 4, head first")
 
 
 def train_design(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, object]:
@@ -26,7 +28,8 @@ def train_design(name: str, seed: int, arguments: argparse.Namespace) -> dict[st
     from peft_noah.training import TrainingSettings, evaluate, make_accelerator, train
     from peft_noah.training.head_start import start_head
 
-    design = next(design for design in PORTFOLIO if design.name == name)
+    plain = name.removesuffix(", head first")
+    design = next(replace(design, head_start=plain != name) for design in PORTFOLIO if design.name == plain)
     model_folder = arguments.model or str(bundled_backbone())
     splits = load_splits(arguments.dataset or bundled_task(), Preprocessing.from_backbone(model_folder))
     images, normalize = splits.train + splits.validation, Normalizer(splits.preprocessing)
@@ -49,6 +52,31 @@ def train_design(name: str, seed: int, arguments: argparse.Namespace) -> dict[st
     }
 
 
+def report(rows: list[dict]) -> str:
+    """Mean and standard error over seeds of each design, as a Markdown table."""
+    from peft_noah.formatting import percent, table
+    from peft_noah.results.statistics import mean_and_standard_error
+
+    lines = []
+    for name, epochs in dict.fromkeys((row["design"], row["epochs"]) for row in rows):
+        mine = [row for row in rows if (row["design"], row["epochs"]) == (name, epochs)]
+        test, loss = mean_and_standard_error([row["test"] for row in mine]), [row["training_loss"] for row in mine]
+        seconds = [row["seconds"] for row in mine]
+        lines.append(
+            [
+                name,
+                str(epochs),
+                f"{mine[0]['parameters']:,}",
+                f"{sum(loss) / len(loss):.2f}",
+                percent(*test),
+                str(len(mine)),
+                f"{sum(seconds) / len(seconds):.0f}",
+            ]
+        )
+    header = ["design", "epochs", "prompt parameters", "training loss", "test accuracy (%)", "seeds", "seconds"]
+    return table(header, lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", help="folder of a backbone; default: the bundled one")
@@ -56,6 +84,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--output", type=Path, default=Path("controls.jsonl"))
+    parser.add_argument("--report", action="store_true", help="print the table of what is there, and train nothing")
     arguments = parser.parse_args()
     from peft_noah.cli.options import quiet
 
@@ -63,6 +92,9 @@ def main() -> None:
     known = (
         [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
     )
+    if arguments.report:
+        print(report(known))
+        return
     done = {(row["design"], row["seed"], row["epochs"]) for row in known}
     for seed in map(int, arguments.seeds.split(",")):
         for name in DESIGNS:

@@ -29,7 +29,7 @@ def plot_race(race: Race, path: str | os.PathLike[str]) -> None:
     if not race.standings:
         raise ValueError("this race has not finished a rung: there is nothing to draw.")
     curves = {index: _curve(race, index) for index in range(len(race.designs))}
-    with figure_file(path, (9, 5.6)) as figure:
+    with figure_file(path, (9, 4.6 + 0.25 * len(race.designs))) as figure:
         axes = figure.subplots()
         for place, (index, (shares, accuracies)) in enumerate(curves.items()):
             if not shares:
@@ -44,7 +44,7 @@ def plot_race(race: Race, path: str | os.PathLike[str]) -> None:
         axes.set(xlabel="trained for (% of a full training)", ylabel="accuracy on images not trained on (%)")
         axes.set_xlim(left=0)
         grid_behind(axes)
-        legend_below(figure, axes, columns=2)
+        legend_below(figure, axes, columns=1)
 
 
 def _curve(race: Race, design: int) -> tuple[list[float], list[float]]:
