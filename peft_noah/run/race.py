@@ -15,17 +15,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
 from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save
 from torch import nn
-from torch.utils.data import DataLoader
 
 from peft_noah.data.images import ImageSplit
-from peft_noah.data.preprocessing import Normalizer
-from peft_noah.fast import fast_forward
 from peft_noah.jsonfile import make_plain_folder, write_atomically
 from peft_noah.run.context import RunContext
 from peft_noah.run.models import add_design
@@ -36,6 +31,7 @@ from peft_noah.searching.folds import cut_folds, with_folds_for
 from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.searching.race import Heat, Race, RaceSettings
 from peft_noah.training import TrainingSettings
+from peft_noah.training.evaluation import compute_logits
 from peft_noah.training.head_start import start_head
 from peft_noah.training.memory import peak_memory, start_measuring
 from peft_noah.tuner.backbones import find_backbone
@@ -66,31 +62,6 @@ def image_scores(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
     likelihood = (1 - loss / math.log(classes)).clamp(min=-1.0)
     right = (logits.argmax(-1) == labels).double()
     return ((1 - LIKELIHOOD) * right + LIKELIHOOD * likelihood).tolist()
-
-
-@torch.inference_mode()
-def compute_logits(
-    model: nn.Module, images: ImageSplit, normalize: Normalizer, accelerator: Accelerator, batch_size: int = 256
-) -> torch.Tensor:
-    """Logits of all images, (N, C) in float32 on the CPU, on all processes alike; the model's mode is restored."""
-    loader = prepare_data_loader(
-        DataLoader(images, max(1, batch_size // accelerator.num_processes), collate_fn=images.collate),
-        accelerator.device,
-        accelerator.num_processes,
-        accelerator.process_index,
-        put_on_device=True,
-    )
-    found, was_training = [], model.training
-    model.eval()
-    try:
-        with fast_forward(model):
-            for batch in loader:
-                with accelerator.autocast():
-                    logits = model(pixel_values=normalize(batch["pixel_values"])).logits
-                found.append(accelerator.gather_for_metrics(logits.float()).cpu())
-    finally:
-        model.train(was_training)
-    return torch.cat(found)
 
 
 @torch.no_grad()

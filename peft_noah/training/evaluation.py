@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
@@ -14,7 +16,6 @@ from peft_noah.fast import fast_forward
 from peft_noah.training.metrics import Accuracy
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module, images: ImageSplit, normalize: Normalizer, accelerator: Accelerator, batch_size: int = 256
 ) -> float:
@@ -33,6 +34,26 @@ def evaluate(
     Raises:
         ValueError: the model has fewer outputs than `images.classes` asks for.
     """
+    metric = Accuracy()
+    for logits, labels in _batches(model, images, normalize, accelerator, batch_size):
+        predictions, labels = accelerator.gather_for_metrics((predict(logits, images.classes), labels))
+        metric.add_batch(predictions=predictions.cpu(), references=labels.cpu())
+    return metric.compute()["accuracy"]
+
+
+def compute_logits(
+    model: nn.Module, images: ImageSplit, normalize: Normalizer, accelerator: Accelerator, batch_size: int = 256
+) -> torch.Tensor:
+    """Logits of all images, (N, C) in float32 on the CPU, on all processes alike; arguments as in `evaluate`."""
+    batches = _batches(model, images, normalize, accelerator, batch_size)
+    return torch.cat([accelerator.gather_for_metrics(logits.float()).cpu() for logits, _ in batches])
+
+
+@torch.inference_mode()
+def _batches(
+    model: nn.Module, images: ImageSplit, normalize: Normalizer, accelerator: Accelerator, batch_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits (B, C) and labels (B,) of this process's share of each batch; the model's mode is restored."""
     # not the accelerator's own method: it keeps every loader that it has made, and a search makes thousands
     loader = prepare_data_loader(
         DataLoader(images, max(1, batch_size // accelerator.num_processes), collate_fn=images.collate),
@@ -41,19 +62,16 @@ def evaluate(
         accelerator.process_index,
         put_on_device=True,
     )
-    metric, was_training = Accuracy(), model.training
+    was_training = model.training
     model.eval()
     try:
         with fast_forward(model):
             for batch in loader:
                 with accelerator.autocast():
                     logits = model(pixel_values=normalize(batch["pixel_values"])).logits
-                predictions = predict(logits, images.classes)
-                predictions, labels = accelerator.gather_for_metrics((predictions, batch["labels"]))
-                metric.add_batch(predictions=predictions.cpu(), references=labels.cpu())
+                yield logits, batch["labels"]
     finally:
         model.train(was_training)
-    return metric.compute()["accuracy"]
 
 
 def predict(logits: torch.Tensor, classes: tuple[int, ...] | None) -> torch.Tensor:
