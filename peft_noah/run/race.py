@@ -133,14 +133,15 @@ def _run_heat(
     images = labelled.subset([row for row in range(len(labelled)) if row not in held_rows])
     training, until = heat_training(run.settings.training("subnet"), race.settings, heat.rung, len(images))
     model = add_design(run.fresh_backbone(), design, run.settings.recipe)
-    starts = design.head_start and heat.rung == 0  # later it goes on from a checkpoint
-    if starts:
+    if design.head_start and heat.rung == 0:  # later it goes on from a checkpoint
         for head in classifiers(model):
             start_head(model, head, images, run.normalize, run.accelerator)
     log = run.train(_name(design, heat.fold), model, images, training, until=until)
     logits = compute_logits(model, held, run.normalize, run.accelerator)
     run.on_main(_save_weights, model, weights_file(run, design, heat.fold))
-    passes = log.steps * training.batch_size + (len(images) + len(held) * (heat.rung + 1)) / 3 * starts
+    # of images, since the design started; a forward pass alone costs a third
+    forward = len(held) * (heat.rung + 1) + len(images) * design.head_start
+    passes = log.steps * training.batch_size + forward / 3
     accuracy = (logits.argmax(-1) == held.labels).double().mean().item()
     return image_scores(logits, held.labels), {"accuracy": accuracy, "steps": log.steps, "passes": round(passes)}
 

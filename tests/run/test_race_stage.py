@@ -65,6 +65,9 @@ def test_a_race_scores_all_labelled_images_and_goes_on_after_an_interruption(fol
     whole = stage.run_race(open_run(folders, tmp_path / "whole"), DESIGNS, SHORT)
     assert whole.is_over and {len(scores) for scores in whole.told.values()} == {18}
     assert {heat.rung for heat in whole.told} == {0, 1}
+    for heat, notes in whole.notes.items():  # 18 images on each side; the third design fits its head to them first
+        forward = 18 * (heat.rung + 1) + 18 * (heat.design == 2)
+        assert notes["passes"] == round(64 * notes["steps"] + forward / 3)
     path = tmp_path / "part" / "race.json"
     tell, left = Race.tell, [2]
 

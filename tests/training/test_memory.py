@@ -51,7 +51,8 @@ def test_scoring_candidates_leaves_nothing_behind():
         evaluate(model, images, normalize, accelerator)
 
     size, objects = growth(score, 50)
-    assert size < 50_000 and objects < 25
+    # what Python itself caches has been seen to take 55 kB late in a long process
+    assert size < 100_000 and objects < 25
 
 
 def test_the_peak_counts_what_was_given_back():
