@@ -6,11 +6,14 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SIZES
+from conftest import SIZES, make_model
+from test_run import write_task
 from transformers import ViTConfig
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -60,3 +63,21 @@ def test_a_section_runs_and_joins_the_report(tmp_path):
     subprocess.run([str(part) for part in command], check=True, capture_output=True, env=environment, timeout=300)
     found = json.loads((tmp_path / "results.json").read_text())
     assert found.keys() == {"startup"} and "peft-noah --help" in (tmp_path / "results.md").read_text()
+
+
+def test_a_cell_of_the_ladder_is_trained_and_reported(benchmark, tmp_path, monkeypatch):
+    ladder = benchmark("ladder/ladder")
+    make_model().save_pretrained(tmp_path / "vit")
+    write_task(tmp_path / "task", train=24)
+    cells = []
+    for rung in ("qk r8 s1", "all r2 s4 head"):
+        cell = {"backbone": "tiny", "epochs": 10, "rung": rung, "task": "task", "seed": 0}
+        monkeypatch.setitem(ladder.RUNGS, rung, replace(ladder.RUNGS[rung], training={"batch_size": 8}))
+        cells.append(ladder.train_cell(cell, str(tmp_path / "vit"), tmp_path / "task"))
+    assert [cell["parameters"] for cell in cells] == [4 * 2 * 8 * 48, 4 * 2 * (4 * 48 + 2 * 72)]
+    assert [cell["image_passes"] for cell in cells] == [240, 248] and "ridge" in cells[1]["head"]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in cells))
+    monkeypatch.setattr(ladder, "TABLE", tmp_path / "ladder.md")
+    monkeypatch.setattr(ladder, "PLOT", tmp_path / "ladder.png")
+    ladder.report(SimpleNamespace(results=tmp_path / "results.jsonl"))
+    assert "all r2 s4 head" in (tmp_path / "ladder.md").read_text() and (tmp_path / "ladder.png").exists()

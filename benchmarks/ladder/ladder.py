@@ -130,6 +130,7 @@ def train_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> di
     from peft_noah import Architecture, NoahConfig
     from peft_noah.data import Normalizer, Preprocessing, load_splits
     from peft_noah.run.models import count_trainable, load_backbone
+    from peft_noah.run.race import classifiers
     from peft_noah.training import TrainingSettings, evaluate, make_accelerator, train
     from peft_noah.training.averaging import WeightAverage
     from peft_noah.training.head_start import start_head
@@ -146,7 +147,7 @@ def train_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> di
     loaded = time.perf_counter()
     found: dict[str, Any] = {}
     if rung.head_start:
-        head = model.base_model.model.classifier.modules_to_save["default"]
+        (head,) = classifiers(model)
         fit = start_head(model, head, splits.train, normalize, accelerator)
         found["head"] = {"ridge": fit.ridge, "scale": fit.scale, "accuracy": round(fit.accuracy, 4)}
     settings = TrainingSettings.named("paper", "subnet", epochs=cell["epochs"], seed=cell["seed"], **rung.training)
