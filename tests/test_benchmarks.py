@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import SIZES, make_model
 from test_run import write_task
 from transformers import ViTConfig
@@ -70,10 +71,12 @@ def test_a_cell_of_the_ladder_is_trained_and_reported(benchmark, tmp_path, monke
     make_model().save_pretrained(tmp_path / "vit")
     write_task(tmp_path / "task", train=24)
     cells = []
+    AcceleratorState._reset_state()  # the precision of a process is fixed by its first accelerator
     for rung in ("qk r8 s1", "all r2 s4 head"):
         cell = {"backbone": "tiny", "epochs": 10, "rung": rung, "task": "task", "seed": 0}
         monkeypatch.setitem(ladder.RUNGS, rung, replace(ladder.RUNGS[rung], training={"batch_size": 8}))
         cells.append(ladder.train_cell(cell, str(tmp_path / "vit"), tmp_path / "task"))
+    AcceleratorState._reset_state()
     assert [cell["parameters"] for cell in cells] == [4 * 2 * 8 * 48, 4 * 2 * (4 * 48 + 2 * 72)]
     assert [cell["image_passes"] for cell in cells] == [240, 248] and "ridge" in cells[1]["head"]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in cells))
