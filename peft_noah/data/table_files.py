@@ -206,6 +206,9 @@ def _card(folder: Path) -> DatasetCardData:
     if not path.is_file():
         return DatasetCardData()
     try:
+        with path.open("rb") as file:
+            if not file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"---"):
+                return DatasetCardData()  # a README without YAML, which the Hub's client would print a warning about
         return DatasetCard.load(path, ignore_metadata_errors=True).data
     except Exception as error:  # whatever a YAML or text decoder raises
         logger.warning("%s: the YAML in it cannot be read and is left out (%s)", path, str(error).split("\n")[0])

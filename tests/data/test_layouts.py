@@ -428,3 +428,12 @@ def test_images_without_a_metadata_file_beside_those_with_one_are_said(tmp_path)
     (tmp_path / "test" / "1.png").write_bytes(encode(pixels(1, 4, 4)))
     listings = read_listings(tmp_path)
     assert listings.left_out == {"train": {}} and listings.notes[0] == "the folder 'test' was not read"
+
+
+def test_a_readme_without_yaml_is_not_handed_to_the_hubs_client_which_would_warn(tmp_path, monkeypatch, caplog):
+    for split in ("train", "test"):
+        put_parquet(tmp_path, f"{split}.parquet", 0, (0, 1, 2) * 2)
+    (tmp_path / "README.md").write_text("# Just words\n")
+    monkeypatch.setattr("peft_noah.data.table_files.DatasetCard.load", lambda *args, **kwargs: 1 / 0)
+    assert read_listings(tmp_path).label_names == ("cat", "dog", "owl")
+    assert "cannot be read" not in caplog.text
