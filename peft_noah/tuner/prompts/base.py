@@ -71,6 +71,9 @@ class PromptModule(nn.Module):
     #: place among them
     is_tokenwise: ClassVar[bool] = False
 
+    #: whether it is there or not: its dim is 1 or 0
+    is_switch: ClassVar[bool] = False
+
     #: while shapes are fixed: what all modules of the adapter chose, in one tensor, and where this one's numbers begin
     chosen: tuple[torch.Tensor, int] | None = None
 
@@ -115,11 +118,13 @@ class PromptModule(nn.Module):
 
     @classmethod
     def check_stored(cls, dim: int) -> None:
-        """Refuse a dim that no backbone should be given.
+        """Refuse a dim that no backbone should be given; more than 1 of a module that is there or not.
 
         Raises:
             ValueError: says which are allowed.
         """
+        if cls.is_switch and dim > 1:
+            raise ValueError(f"{cls.name} is there or not: its dim is 1 or 0, not {dim}.")
 
     @classmethod
     def runs_on(cls, config) -> bool:
@@ -296,13 +301,3 @@ def keep_in_graph(y: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Ten
 def init_normal(weight: torch.Tensor, init_weights: bool) -> None:
     """Truncated normal, std 0.02 (the released code's one pass); std 0.1 where a test wants a visible start."""
     nn.init.trunc_normal_(weight, std=0.02 if init_weights else 0.1)
-
-
-def check_switch(cls: type[PromptModule], dim: int) -> None:
-    """Refuse more than dim 1 of a module that is there or not.
-
-    Raises:
-        ValueError: if ``dim`` is more than 1.
-    """
-    if dim > 1:
-        raise ValueError(f"{cls.name} is there or not: its dim is 1 or 0, not {dim}.")

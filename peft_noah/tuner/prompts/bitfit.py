@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from peft_noah.plugins import own_dims
-from peft_noah.tuner.prompts.base import PromptModule, check_switch, init_normal
+from peft_noah.tuner.prompts.base import PromptModule, init_normal
 
 
 class BitFit(PromptModule):
@@ -26,6 +26,7 @@ class BitFit(PromptModule):
     colour = "#332288"
     dims = own_dims("bitfit")
     alone = 1
+    is_switch = True
     is_affine = True
     is_tokenwise = True
 
@@ -36,15 +37,6 @@ class BitFit(PromptModule):
         nn.init.zeros_(self.beta)
         if not config.init_weights:
             init_normal(self.beta, config.init_weights)
-
-    @classmethod
-    def check_stored(cls, dim: int) -> None:
-        """It is there or not.
-
-        Raises:
-            ValueError: if ``dim`` is more than 1.
-        """
-        check_switch(cls, dim)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return y + self.active("beta").to(y.dtype)

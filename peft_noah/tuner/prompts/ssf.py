@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from peft_noah.plugins import own_dims
-from peft_noah.tuner.prompts.base import PromptModule, check_switch, init_normal
+from peft_noah.tuner.prompts.base import PromptModule, init_normal
 
 
 class Ssf(PromptModule):
@@ -26,6 +26,7 @@ class Ssf(PromptModule):
     colour = "#999933"
     dims = own_dims("ssf")
     alone = 1
+    is_switch = True
     is_affine = True
     is_tokenwise = True
 
@@ -38,15 +39,6 @@ class Ssf(PromptModule):
                 init_normal(weight, config.init_weights)
             else:
                 nn.init.zeros_(weight)
-
-    @classmethod
-    def check_stored(cls, dim: int) -> None:
-        """It is there or not.
-
-        Raises:
-            ValueError: if ``dim`` is more than 1.
-        """
-        check_switch(cls, dim)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return y + (y * self.active("gamma") + self.active("beta")).to(y.dtype)
