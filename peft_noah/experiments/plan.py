@@ -146,8 +146,9 @@ class Plan:
             others = [find_method(name) for name in method.best_of if name not in done]
             return sum(self._passes(other, sizes, done) for other in others)
         passes = sizes["validation"] + sizes["test"]
-        if method.training is not None:
-            passes += method.passes * self.run.epochs * (2 * sizes["train"] + sizes["validation"])
+        if method.training is not None:  # on train + validation, and before on train where no stage has measured it
+            trained_on = sizes["train"] + sizes["validation"] + (sizes["train"] if method.validation is None else 0)
+            passes += method.passes * self.run.training(method.training).epochs * trained_on
         stages = method.needs.chain if method.needs is not None else ()
         return passes + sum(stage.passes(self.run, sizes) for stage in stages if stage.name not in done)
 

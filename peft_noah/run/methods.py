@@ -15,6 +15,8 @@ from peft_noah.run.names import RANDOM_SEARCH as RANDOM_SEARCH_FILE
 from peft_noah.run.names import SEARCH as SEARCH_FILE
 from peft_noah.run.names import SUPERNET as SUPERNET_FOLDER
 from peft_noah.run.registry import BackboneSource, Method, Stage, register_method
+from peft_noah.searching.portfolio import PORTFOLIO
+from peft_noah.searching.race import RaceSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -72,7 +74,8 @@ def _search_passes(settings: Any, sizes: Mapping[str, int]) -> float:
 
 def _race_passes(settings: Any, sizes: Mapping[str, int]) -> float:
     labelled = sizes["train"] + sizes["validation"]
-    return 2 * settings.epochs * labelled * sum(rung.designs * rung.share for rung in settings.race().rungs)
+    heats = [(min(rung.designs, len(PORTFOLIO)), rung.share) for rung in RaceSettings().rungs]
+    return labelled * sum(designs * (2 * settings.epochs * share + 1) for designs, share in heats)
 
 
 SUPERNET = Stage("supernet", SUPERNET_FOLDER, _train_supernet, _supernet_passes)
@@ -106,7 +109,6 @@ def _add_one_module(module: str, run: BackboneSource) -> PeftModel:
 
 def _add_default_design(run: BackboneSource) -> PeftModel:
     from peft_noah.run.models import add_design
-    from peft_noah.searching.portfolio import PORTFOLIO
 
     return add_design(run.fresh_backbone(), PORTFOLIO[0], run.settings.recipe)
 

@@ -81,7 +81,7 @@ def run_race(run: RunContext, designs: Sequence[Design] = PORTFOLIO, settings: R
     Args:
         run: the run.
         designs: the first is the default.
-        settings: None: those of the run, with more folds where classes have few images.
+        settings: None: the default ones; with more folds where classes have few images.
 
     Raises:
         ValueError: race.json is of another race.
@@ -89,7 +89,7 @@ def run_race(run: RunContext, designs: Sequence[Design] = PORTFOLIO, settings: R
     run.prepare()
     labelled = run.splits.train + run.splits.validation
     labels = labelled.labels.tolist()
-    settings = with_folds_for(settings or run.settings.race(), labels)
+    settings = with_folds_for(settings or RaceSettings(), labels)
     race, path = _open_race(run, designs, settings), run.folder / RACE
     folds = cut_folds(labels, settings.folds, run.settings.seed)
     start_measuring(run.accelerator.device)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, check_number, dump_json, load_json, write_atomically
 from peft_noah.run.options import Typed, option, read_names, read_pairs, read_triple
 from peft_noah.run.registry import find_baseline
-from peft_noah.searching.race import RaceSettings
 from peft_noah.searching.result import SearchSettings
 from peft_noah.sources import find_source, stored_path, stored_paths
 
@@ -242,10 +241,6 @@ class RunSettings:
             num_crossover=named.num_crossover * size // named.population_size,
             num_mutation=named.num_mutation * size // named.population_size,
         )
-
-    def race(self) -> RaceSettings:
-        """The settings of the race."""
-        return RaceSettings()
 
     @property
     def reading(self) -> dict[str, str]:
