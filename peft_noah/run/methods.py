@@ -184,6 +184,7 @@ INHERITED = register_method(
         needs=SEARCH,
         training=None,
         keeps="adapter-inherited",
+        strategy="noah",
         weights="inherited from the supernet",
     )
 )
@@ -194,6 +195,7 @@ RETRAINED = register_method(
         partial(_add_found, SEARCH),
         needs=SEARCH,
         keeps="adapter",
+        strategy="noah",
         weights="retrained from scratch",
     )
 )
@@ -204,6 +206,7 @@ CONTINUED = register_method(
         _cut_out,
         needs=SEARCH,
         keeps="adapter-continued",
+        strategy="noah",
         weights="inherited from the supernet and trained on",
     )
 )
@@ -216,12 +219,11 @@ RACED = register_method(
         needs=RACE,
         training="winner",
         keeps="adapter-race",
+        strategy="race",
         validation=_out_of_fold,
         weights="the mean of the winner's folds, trained on",
     )
 )
 
-#: what `run` does besides baselines
-STRATEGIES = {"noah": (INHERITED, RETRAINED, CONTINUED), "race": (RACED,)}
 #: names of the methods that use the architecture which the search finds
 NOAH = (INHERITED.name, RETRAINED.name, CONTINUED.name)

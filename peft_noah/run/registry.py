@@ -72,6 +72,7 @@ class Method:
         weights: what a model card says of the weights.
         passes: cost of one training image in passes through the backbone: 2 for forward and backward, 3 where the
             backbone's own weights train too, 1 without a backward pass through the backbone.
+        strategy: the strategy of a run that it belongs to; None: it is run where it is named.
         best_of: names of methods; this one is the one of them with the best validation accuracy.
         source: where the architecture of a transfer comes from.
         architecture: of a transfer.
@@ -86,6 +87,7 @@ class Method:
     keeps: str | None = None
     weights: str = "trained from scratch"
     passes: int = 2
+    strategy: str | None = None
     best_of: tuple[str, ...] = ()
     source: str | None = None
     architecture: Architecture | None = None
@@ -139,6 +141,12 @@ def unregister_method(name: str) -> None:
 def all_methods() -> tuple[Method, ...]:
     """Every method that has a name of its own, in the order of tables; transfers come after them."""
     return tuple(_methods.values())
+
+
+def strategies() -> dict[str, tuple[Method, ...]]:
+    """The methods that a run does besides baselines, by the name of its strategy."""
+    names = dict.fromkeys(method.strategy for method in _methods.values() if method.strategy is not None)
+    return {name: tuple(method for method in _methods.values() if method.strategy == name) for name in names}
 
 
 def baselines() -> tuple[Method, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, check_number, dump_json, load_json, write_atomically
 from peft_noah.run.options import Typed, option, read_names, read_pairs, read_triple
-from peft_noah.run.registry import find_baseline
+from peft_noah.run.registry import find_baseline, strategies
 from peft_noah.searching.result import SearchSettings
 from peft_noah.sources import find_source, stored_path, stored_paths
 
@@ -139,7 +139,7 @@ class RunSettings:
 
         check_fields(self)
         for name, allowed in (
-            ("strategy", ("noah", "race")),
+            ("strategy", strategies()),
             ("recipe", RECIPES),
             ("search_space", SPACES),
             ("mixed_precision", (None, *PRECISIONS)),

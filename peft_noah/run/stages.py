@@ -14,10 +14,9 @@ from torch import nn
 from peft_noah.results.report import RunReport
 from peft_noah.run.architecture_source import read_architecture
 from peft_noah.run.context import RunContext
-from peft_noah.run.methods import STRATEGIES
 from peft_noah.run.names import SHARED
 from peft_noah.run.publishing import publish
-from peft_noah.run.registry import Method, Stage, find_method
+from peft_noah.run.registry import Method, Stage, find_method, strategies
 from peft_noah.run.reporting import report_method
 
 
@@ -27,7 +26,7 @@ def run_everything(run: RunContext) -> None:
     Raises:
         Busy: another job is at work on one of them.
     """
-    strategy = STRATEGIES[run.settings.strategy]
+    strategy = strategies()[run.settings.strategy]
     do_stages(run, strategy[0].needs)
     for name in (*run.settings.baselines, *(method.name for method in strategy)):
         run_method_alone(run, name)
