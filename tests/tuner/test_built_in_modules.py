@@ -1,16 +1,19 @@
 """The built-in prompt modules beyond the paper's, each against its equation, and with what all modules can do."""
 
 import functools
-import random
 
 import pytest
 import reference
 import torch
 from conftest import make_model
-from peft import PeftModel, get_peft_model
+from elastic_checks import (
+    assert_fast_and_fixed_shapes_keep_outputs,
+    assert_subnets_are_cut_out_saved_and_loaded,
+    logits,
+)
+from peft import get_peft_model
 
 from peft_noah import Architecture, NoahConfig, SearchSpace, search
-from peft_noah.fast import fast_forward
 from peft_noah.tuner.backbones import BACKBONES
 from peft_noah.tuner.labels import module_colour, module_label
 from peft_noah.tuner.prompts import PROMPT_MODULES, find_prompt_module
@@ -44,10 +47,6 @@ def space(row):
     return SearchSpace(4, dims, {row: (0, 2, 4)})
 
 
-def logits(model, pixels):
-    return model(pixel_values=pixels.double()).logits
-
-
 @ROWS
 @FAMILIES
 def test_it_computes_its_equation_at_its_leaves_and_counts(row, family, pixels):
@@ -67,43 +66,14 @@ def test_it_computes_its_equation_at_its_leaves_and_counts(row, family, pixels):
 
 @ROWS
 def test_subnets_are_cut_out_bit_for_bit_saved_and_loaded(row, pixels, tmp_path):
-    model = supernet(row)
-    for seed in range(3):
-        architecture = space(row).sample(random.Random(seed))
-        model.set_architecture(architecture)
-        subnet = model.extract()
-        assert torch.equal(logits(subnet, pixels), logits(model, pixels))
-        assert subnet.count_parameters() == model.count_parameters()
-        subnet.save_pretrained(tmp_path / str(seed))
-        loaded = PeftModel.from_pretrained(make_model(), tmp_path / str(seed), autocast_adapter_dtype=False)
-        assert loaded.get_architecture() == architecture
-        assert torch.equal(logits(loaded.double().eval(), pixels), logits(subnet, pixels))
+    assert_subnets_are_cut_out_saved_and_loaded(supernet(row), space(row), pixels, tmp_path)
 
 
 @ROWS
 @FAMILIES
 @pytest.mark.parametrize("recipe", ["paper", "released"])
 def test_the_fast_forward_and_fixed_shapes_keep_logits_and_gradients(row, family, recipe, pixels):
-    model = supernet(row, family, recipe=recipe)
-
-    def run():
-        model.zero_grad()
-        output = logits(model, pixels)
-        output.square().sum().backward()
-        return output.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-    for seed in range(3):
-        model.set_architecture(space(row).sample(random.Random(seed)))
-        expected = run()
-        with fast_forward(model) as fast:
-            torch.testing.assert_close(run(), expected, atol=1e-9, rtol=1e-9)
-            assert fast.reason is None
-            with torch.inference_mode():
-                torch.testing.assert_close(logits(model, pixels), expected[0], atol=1e-9, rtol=1e-9)
-            with model.fixed_shapes():
-                fixed = run()
-        torch.testing.assert_close(fixed[0], expected[0], atol=1e-9, rtol=1e-9)
-        torch.testing.assert_close({n: fixed[1][n] for n in expected[1]}, expected[1], atol=1e-9, rtol=1e-9)
+    assert_fast_and_fixed_shapes_keep_outputs(supernet(row, family, recipe=recipe), space(row), pixels)
 
 
 @ROWS

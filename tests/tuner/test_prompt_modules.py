@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_model
+from elastic_checks import assert_fast_and_fixed_shapes_keep_outputs, logits
 from peft import PeftModel, get_peft_model
 from torch import nn
 
@@ -123,10 +124,6 @@ def supernet(family="vit", **options):
     return get_peft_model(make_model(family), NoahConfig(**options), autocast_adapter_dtype=False).double().eval()
 
 
-def logits(model, pixels):
-    return model(pixel_values=pixels.double()).logits
-
-
 @pytest.mark.parametrize("family", ["vit", "dinov2"])
 def test_each_sits_at_its_site_and_counts(family):
     model = supernet(family)
@@ -173,24 +170,7 @@ def test_each_changes_the_output_and_gets_gradients(pixels):
 @pytest.mark.parametrize("family", ["vit", "dinov2"])
 @pytest.mark.parametrize("recipe", ["paper", "released"])
 def test_the_fast_forward_and_fixed_shapes_keep_logits_and_gradients(family, recipe, pixels):
-    model = supernet(family, recipe=recipe).train()
-
-    def run():
-        model.zero_grad()
-        output = logits(model, pixels)
-        output.square().sum().backward()
-        return output.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-    for seed in range(3):
-        model.set_architecture(SPACE.sample(random.Random(seed)))
-        expected = run()
-        with fast_forward(model) as fast:
-            assert fast.reason is None
-            torch.testing.assert_close(run(), expected, atol=1e-9, rtol=1e-9)
-            with model.fixed_shapes():
-                output, gradients = run()
-        torch.testing.assert_close(output, expected[0], atol=1e-9, rtol=1e-9)
-        torch.testing.assert_close({n: gradients[n] for n in expected[1]}, expected[1], atol=1e-9, rtol=1e-9)
+    assert_fast_and_fixed_shapes_keep_outputs(supernet(family, recipe=recipe).train(), SPACE, pixels)
 
 
 def test_a_linear_one_is_merged_also_while_scoring(pixels):

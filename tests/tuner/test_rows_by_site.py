@@ -1,17 +1,20 @@
 """Rows for one Linear of each block, such as ``lora_fc1``: beside or instead of what ``target_modules`` names."""
 
-import random
-
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_model
+from elastic_checks import (
+    assert_fast_and_fixed_shapes_keep_outputs,
+    assert_subnets_are_cut_out_saved_and_loaded,
+    logits,
+)
 from peft import LoraConfig, PeftModel, get_peft_model
 from reference import reference_logits
 from transformers import Dinov2Config, Dinov2ForImageClassification
 
 from peft_noah import Architecture, Backbone, NoahConfig, PromptModule, SearchSpace, register_prompt_module, search
-from peft_noah.fast import check_backbone, fast_forward
+from peft_noah.fast import check_backbone
 from peft_noah.formatting import module_order
 from peft_noah.plugins import own_dims, plugins_among
 from peft_noah.tuner.backbones import BACKBONES
@@ -45,10 +48,6 @@ def build(family="vit", base=None, **options):
     options = {"init_weights": False, "dropout": 0.0, "drop_path": 0.0, **options}
     base = make_model(family) if base is None else base
     return get_peft_model(base, NoahConfig(**options), autocast_adapter_dtype=False).double().eval()
-
-
-def logits(model, pixels):
-    return model(pixel_values=pixels.double()).logits
 
 
 def test_a_row_is_a_module_and_a_site():
@@ -93,43 +92,14 @@ def test_rows_for_query_and_key_equal_the_one_row_for_both(family, pixels):
 
 
 def test_subnets_are_cut_out_bit_for_bit_saved_and_loaded(pixels, tmp_path):
-    model = build(search_space=SPACE)
-    for seed in range(3):
-        architecture = SPACE.sample(random.Random(seed))
-        model.set_architecture(architecture)
-        subnet = model.extract()
-        assert torch.equal(logits(subnet, pixels), logits(model, pixels))
-        assert subnet.count_parameters() == model.count_parameters()
-        subnet.save_pretrained(tmp_path / str(seed))
-        loaded = PeftModel.from_pretrained(make_model(), tmp_path / str(seed), autocast_adapter_dtype=False)
-        assert loaded.get_architecture() == architecture
-        assert torch.equal(logits(loaded.double().eval(), pixels), logits(subnet, pixels))
+    assert_subnets_are_cut_out_saved_and_loaded(build(search_space=SPACE), SPACE, pixels, tmp_path)
 
 
 @FAMILIES
 @pytest.mark.parametrize("recipe", ["paper", "released"])
 def test_the_fast_forward_and_fixed_shapes_keep_logits_and_gradients(family, recipe, pixels):
     model = build(family, search_space=SPACE, recipe=recipe).train()
-
-    def run():
-        model.zero_grad()
-        output = logits(model, pixels)
-        output.square().sum().backward()
-        return output.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-    for seed in range(2):
-        model.set_architecture(SPACE.sample(random.Random(seed)))
-        expected = run()
-        with fast_forward(model) as fast:
-            torch.testing.assert_close(run(), expected, atol=1e-9, rtol=1e-9)
-            assert fast.reason is None
-            with model.fixed_shapes():
-                fixed = run()
-            with torch.inference_mode():
-                torch.testing.assert_close(logits(model.eval(), pixels), expected[0], atol=1e-9, rtol=1e-9)
-            model.train()
-        torch.testing.assert_close(fixed[0], expected[0], atol=1e-9, rtol=1e-9)
-        torch.testing.assert_close({n: fixed[1][n] for n in expected[1]}, expected[1], atol=1e-9, rtol=1e-9)
+    assert_fast_and_fixed_shapes_keep_outputs(model, SPACE, pixels, subnets=2)
 
 
 def test_they_are_searched():
