@@ -1,10 +1,10 @@
-"""Where each model family keeps its blocks, and the sites in them that prompt modules attach to."""
+"""What is said of a model family: where it keeps its blocks, and the sites in them that prompt modules attach to."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -88,7 +88,7 @@ class Backbone:
             return prefix
         if len(found) > 1:
             raise ValueError(
-                f"this {type(model).__name__} holds several models with blocks: {', '.join(found)}. {_how_to_wrap(found[0])}"
+                f"this {type(model).__name__} holds several models with blocks: {', '.join(found)}. {how_to_wrap(found[0])}"
             )
         return found[0] if found else "" if self._blocks_below(model, "") else None
 
@@ -115,83 +115,5 @@ def has_module(model: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Module)
 
 
-_VIT = Backbone(
-    blocks="layers", mlp_output="mlp.fc2", norm="layernorm_before", norm_after="layernorm_after", head_tokens=1
-)
-_DINOV2 = Backbone(
-    blocks="encoder.layer",
-    mlp_output="layer_scale2",
-    norm="norm1",
-    attention_output="layer_scale1",
-    linears={
-        "output": "attention.o_proj",
-        "gate": "mlp.gate_proj",  # of the giant one alone
-        "fc1": ("mlp.fc1", "mlp.up_proj"),
-        "fc2": ("mlp.fc2", "mlp.down_proj"),
-    },
-    norm_after="norm2",
-    drop="drop_path",
-)
-
-BACKBONES: dict[str, Backbone] = {
-    "vit": _VIT,
-    "vit_msn": _VIT,
-    # with the head of its distillation token where it has one, as most of the family's checkpoints have
-    "deit": replace(
-        _VIT,
-        prefix_tokens=2,
-        head=("classifier", "cls_classifier", "distillation_classifier"),
-        head_tokens=2,
-    ),
-    "dinov2": _DINOV2,
-    "dinov2_with_registers": _DINOV2,
-}
-_BUILT_IN = dict(BACKBONES)
-
-
-def is_built_in(model_type: str | None) -> bool:
-    """Whether a family's layout is the package's own, so that its tests vouch for it."""
-    return model_type in _BUILT_IN and BACKBONES.get(model_type) is _BUILT_IN[model_type]
-
-
-def register_backbone(model_type: str, backbone: Backbone) -> None:
-    """Make a family known by its transformers ``config.model_type``.
-
-    Raises:
-        ValueError: if the family is known already with another layout.
-    """
-    if BACKBONES.get(model_type, backbone) != backbone:
-        raise ValueError(
-            f"model_type {model_type!r} is registered already, as {BACKBONES[model_type]}. Register each family once."
-        )
-    BACKBONES[model_type] = backbone
-
-
-def find_backbone(model_type: str | None, model: nn.Module | None = None) -> Backbone:
-    """The layout of a family.
-
-    Args:
-        model_type: its transformers ``config.model_type``.
-        model: what is to be adapted, so that the error can name a model of a known family inside it.
-
-    Raises:
-        ValueError: for a family that nobody has described.
-    """
-    if model_type not in BACKBONES:
-        raise ValueError(
-            f"no sites known for model_type {model_type!r} (known: {', '.join(sorted(BACKBONES))}). "
-            f"{how_to_know(model_type, model)}"
-        )
-    return BACKBONES[model_type]
-
-
-def how_to_know(model_type: str | None, model: nn.Module | None) -> str:
-    """What to do about a model of a family that nobody has described."""
-    for name, module in () if model is None else model.named_modules():
-        if name and getattr(getattr(module, "config", None), "model_type", None) in BACKBONES:
-            return f"This {type(model).__name__} holds a model of a known family as {name!r}. {_how_to_wrap(name)}"
-    return f"Describe its blocks with register_backbone({model_type!r}, Backbone(...)); examples/add_backbone.py shows how."
-
-
-def _how_to_wrap(name: str) -> str:
+def how_to_wrap(name: str) -> str:
     return f"Wrap the inner model: `model.{name} = get_peft_model(model.{name}, NoahConfig(...))`."
