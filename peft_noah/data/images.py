@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from peft_noah.data.labelled import Prepare
 from peft_noah.data.partial_downloads import POINTER, is_pointer
 from peft_noah.data.preprocessing import MAX_PIXELS, Preprocessing
 
@@ -227,6 +228,17 @@ class ImageSplit(Dataset):
             mine = owners == owner
             pixel_values[mine] = self._parts[owner].take(rows[mine] - self._starts[owner])
         return {"pixel_values": pixel_values, "labels": self.labels[rows]}
+
+    @staticmethod
+    def inputs(batch: Mapping[str, Tensor], prepare: Prepare | None = None) -> dict[str, Tensor]:
+        """What a model is called with for a batch: `pixel_values`.
+
+        Args:
+            batch: as `__getitems__` gives it.
+            prepare: from uint8 pixels (B, 3, H, W) to the backbone's input, as a `Normalizer`; None: pixels as they are.
+        """
+        pixels = batch["pixel_values"]
+        return {"pixel_values": pixels if prepare is None else prepare(pixels)}
 
     def on(self, device: torch.device) -> ImageSplit:
         """The same images in a device's own memory, if it has some and they take at most a quarter of what is free there;

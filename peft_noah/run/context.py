@@ -15,7 +15,7 @@ from torch import nn
 
 from peft_noah.architecture import Architecture
 from peft_noah.data import bundled_task, load_splits
-from peft_noah.data.images import ImageSplit
+from peft_noah.data.labelled import LabelledSplit
 from peft_noah.data.preprocessing import Normalizer, Preprocessing, load_config
 from peft_noah.data.splits import Splits
 from peft_noah.jsonfile import refuse_link
@@ -154,7 +154,7 @@ class RunContext:
         self,
         name: str,
         model: nn.Module,
-        images: ImageSplit,
+        images: LabelledSplit,
         settings: TrainingSettings,
         sampler: Callable[[int], Architecture] | None = None,
         until: int | None = None,
@@ -196,7 +196,7 @@ class RunContext:
         for name in names:
             self.on_main(self._checkpoint(name).remove)
 
-    def accuracy(self, model: nn.Module, images: ImageSplit) -> float:
+    def accuracy(self, model: nn.Module, images: LabelledSplit) -> float:
         """Share of images that a model classifies right."""
         return evaluate(model, images, self.normalize, self.accelerator)
 

@@ -20,7 +20,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save
 from torch import nn
 
-from peft_noah.data.images import ImageSplit
+from peft_noah.data.labelled import LabelledSplit
 from peft_noah.jsonfile import make_plain_folder, write_atomically
 from peft_noah.run.context import RunContext
 from peft_noah.run.models import add_design
@@ -125,7 +125,7 @@ def _note_seconds(run: RunContext, seconds: float) -> None:
 
 
 def _run_heat(
-    run: RunContext, race: Race, heat: Heat, labelled: ImageSplit, folds: list[list[int]]
+    run: RunContext, race: Race, heat: Heat, labelled: LabelledSplit, folds: list[list[int]]
 ) -> tuple[list[float], dict[str, float]]:
     """Scores of a heat's fold, and what is noted beside them."""
     design, held_rows = race.designs[heat.design], set(folds[heat.fold])

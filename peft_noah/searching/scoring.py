@@ -11,12 +11,11 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch import nn
 
 from peft_noah.architecture import Architecture
-from peft_noah.data.images import ImageSplit
-from peft_noah.data.preprocessing import Normalizer
+from peft_noah.data.labelled import LabelledSplit, Prepare
 from peft_noah.fast import fast_forward
 from peft_noah.searching.bounding import ImageDifficulty, Outcome, Threshold, bounded_accuracy
 from peft_noah.searching.result import BOUNDED, Bounds, SearchResult
@@ -32,9 +31,9 @@ class Scorer:
     of earlier candidates, so it is the same on all processes, see :func:`map_over_processes`.
 
     Args:
-        model: a supernet with ``set_architecture``, called as ``model(pixel_values=...)`` with ``.logits``.
-        images: uint8 images and labels.
-        normalize: uint8 pixels to the backbone's input.
+        model: a supernet with ``set_architecture`` and ``.logits``, called with what `images.inputs` gives.
+        images: a split of labelled samples, such as an `ImageSplit`.
+        normalize: uint8 pixels to the backbone's input; None where samples need no such step.
         accelerator: device, processes and precision.
         batch_size: most images per forward pass.
         on_scored: called as ``on_scored(done, best)`` while candidates are scored, with the number of those done and
@@ -50,8 +49,8 @@ class Scorer:
     def __init__(
         self,
         model: nn.Module,
-        images: ImageSplit,
-        normalize: Normalizer,
+        images: LabelledSplit,
+        normalize: Prepare | None,
         accelerator: Accelerator,
         *,
         batch_size: int = 256,
@@ -117,8 +116,8 @@ class Scorer:
         return (predicted.cpu() == self.images.labels[images]).tolist()
 
     def _logits(self, images: list[int]) -> torch.Tensor:
-        pixels = self.images.__getitems__(images)["pixel_values"].to(self.accelerator.device)
-        return self.model(pixel_values=self.normalize(pixels)).logits
+        batch = send_to_device(self.images.__getitems__(images), self.accelerator.device)
+        return self.model(**self.images.inputs(batch, self.normalize)).logits
 
 
 def map_over_processes(

@@ -1,4 +1,4 @@
-"""How well a classifier does on a split of labelled images."""
+"""How well a classifier does on a split of labelled images, or of other samples."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader
 
-from peft_noah.data.images import ImageSplit
-from peft_noah.data.preprocessing import Normalizer
+from peft_noah.data.labelled import LabelledSplit, Prepare
 from peft_noah.fast import fast_forward
 from peft_noah.training.metrics import Accuracy
 
 
 def evaluate(
-    model: nn.Module, images: ImageSplit, normalize: Normalizer, accelerator: Accelerator, batch_size: int = 256
+    model: nn.Module, images: LabelledSplit, normalize: Prepare | None, accelerator: Accelerator, batch_size: int = 256
 ) -> float:
     """Top-1 accuracy of a classifier, a fraction, on all processes alike; the model's mode is restored.
 
@@ -25,9 +24,9 @@ def evaluate(
     ImageNet-A and -R count among their 200 classes, where the authors' code counts among all 1,000.
 
     Args:
-        model: a classifier called as ``model(pixel_values=...)`` with ``.logits``.
-        images: uint8 images and labels.
-        normalize: uint8 pixels to the backbone's input.
+        model: a classifier with ``.logits``, called with what `images.inputs` gives.
+        images: a split of labelled samples, such as an `ImageSplit`.
+        normalize: uint8 pixels to the backbone's input; None where samples need no such step.
         accelerator: devices, processes and precision.
         batch_size: images per forward pass, over all processes together.
 
@@ -42,7 +41,7 @@ def evaluate(
 
 
 def compute_logits(
-    model: nn.Module, images: ImageSplit, normalize: Normalizer, accelerator: Accelerator, batch_size: int = 256
+    model: nn.Module, images: LabelledSplit, normalize: Prepare | None, accelerator: Accelerator, batch_size: int = 256
 ) -> torch.Tensor:
     """Logits of all images, (N, C) in float32 on the CPU, on all processes alike; arguments as in `evaluate`."""
     batches = _batches(model, images, normalize, accelerator, batch_size)
@@ -51,7 +50,7 @@ def compute_logits(
 
 @torch.inference_mode()
 def _batches(
-    model: nn.Module, images: ImageSplit, normalize: Normalizer, accelerator: Accelerator, batch_size: int
+    model: nn.Module, images: LabelledSplit, normalize: Prepare | None, accelerator: Accelerator, batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits (B, C) and labels (B,) of this process's share of each batch; the model's mode is restored."""
     # not the accelerator's own method: it keeps every loader that it has made, and a search makes thousands
@@ -68,7 +67,7 @@ def _batches(
         with fast_forward(model):
             for batch in loader:
                 with accelerator.autocast():
-                    logits = model(pixel_values=normalize(batch["pixel_values"])).logits
+                    logits = model(**images.inputs(batch, normalize)).logits
                 yield logits, batch["labels"]
     finally:
         model.train(was_training)

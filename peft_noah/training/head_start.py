@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import DataLoader
 
-from peft_noah.data.images import ImageSplit
-from peft_noah.data.preprocessing import Normalizer
+from peft_noah.data.labelled import LabelledSplit, Prepare
 from peft_noah.fast import fast_forward
 
 #: ridge penalties that are tried, as shares of the largest squared singular value of the features
@@ -92,17 +92,17 @@ def _leverage(u: torch.Tensor, s: torch.Tensor, ridge: float) -> torch.Tensor:
 
 
 def start_head(
-    model: nn.Module, head: nn.Linear, images: ImageSplit, normalize: Normalizer, accelerator: Accelerator
+    model: nn.Module, head: nn.Linear, images: LabelledSplit, normalize: Prepare | None, accelerator: Accelerator
 ) -> HeadFit:
     """Fit a model's classifier to the features that it reads of the images now, and write the fit into it.
 
     It costs one forward pass of the images. All processes do the same work, and get the same weights.
 
     Args:
-        model: a classifier called as ``model(pixel_values=...)``.
+        model: a classifier called with what `images.inputs` gives.
         head: the Linear in it that makes the logits.
-        images: uint8 images and labels.
-        normalize: uint8 pixels to the backbone's input.
+        images: a split of labelled samples, such as an `ImageSplit`.
+        normalize: uint8 pixels to the backbone's input; None where samples need no such step.
         accelerator: its device and precision.
     """
     fit = fit_head(read_features(model, head, images, normalize, accelerator), images.labels, head.out_features)
@@ -114,7 +114,7 @@ def start_head(
 
 @torch.inference_mode()
 def read_features(
-    model: nn.Module, head: nn.Module, images: ImageSplit, normalize: Normalizer, accelerator: Accelerator
+    model: nn.Module, head: nn.Module, images: LabelledSplit, normalize: Prepare | None, accelerator: Accelerator
 ) -> torch.Tensor:
     """What the classifier reads of each image, (N, D) in float32 on the CPU; the model's mode is restored."""
     found: list[torch.Tensor] = []
@@ -125,7 +125,7 @@ def read_features(
         with fast_forward(model):
             for batch in DataLoader(images, 256, collate_fn=images.collate):
                 with accelerator.autocast():
-                    model(pixel_values=normalize(batch["pixel_values"].to(device)))
+                    model(**images.inputs(send_to_device(batch, device), normalize))
     finally:
         hook.remove()
         model.train(was_training)

@@ -24,7 +24,7 @@ and versions of torch choose other kernels; ``torch.use_deterministic_algorithms
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 
@@ -37,7 +37,7 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
 from peft_noah.architecture import Architecture
-from peft_noah.data.images import ImageSplit
+from peft_noah.data.labelled import LabelledSplit, Prepare
 from peft_noah.fast import FastForward, fast_forward
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_number
 from peft_noah.training.averaging import WeightAverage
@@ -53,6 +53,9 @@ SAMPLING = ("shared", "per-process")
 
 #: how the learning rate goes on after the warm-up
 SCHEDULES = ("cosine", "constant")
+
+#: from a batch to what the model is called with
+Inputs = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 #: NumPy takes seeds below 2^32, and a process adds its number
 MAX_SEED = 2**31 - 1
@@ -187,8 +190,8 @@ class TrainingLog:
 
 def train(
     model: nn.Module,
-    images: ImageSplit,
-    preprocess: Callable[[torch.Tensor], torch.Tensor],
+    images: LabelledSplit,
+    preprocess: Prepare | None,
     settings: TrainingSettings,
     accelerator: Accelerator,
     *,
@@ -201,9 +204,9 @@ def train(
     """Train whatever in ``model`` requires gradients, on cross-entropy.
 
     Args:
-        model: a classifier called as ``model(pixel_values=...)`` with ``.logits`` (B, classes).
-        images: uint8 images and labels.
-        preprocess: uint8 pixels to the backbone's input; it may augment them first.
+        model: a classifier with ``.logits`` (B, classes), called with what `images.inputs` gives.
+        images: a split of labelled samples, such as an `ImageSplit`.
+        preprocess: uint8 pixels to the backbone's input; it may augment them first. None where samples need no such step.
         settings: epochs, rates and the rest.
         accelerator: devices, processes, precision and compiler; a compiled supernet keeps one shape, see
             `NoahModel.fixed_shapes`.
@@ -230,7 +233,7 @@ def train(
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
-    work = _prepare(model, preprocess, settings, accelerator, shares)
+    work = _prepare(model, lambda batch: images.inputs(batch, preprocess), settings, accelerator, shares)
     identity = {} if checkpoint is None else identity_of(images, settings.to_dict(), sampler)
     average = WeightAverage(model, settings.average) if settings.average else None
     state = TrainingState(model, work.optimizer, accelerator, identity, checkpoint, interruption, average)
@@ -248,7 +251,7 @@ def train(
     compiled = is_compiling(accelerator)
     with fast_forward(model) as fast, _compilable(model, compiled, elastic=sampler is not None):
         if compiled and fast.comparison is not None:
-            _compare(fast, model, preprocess(resident.__getitems__([0, len(images) - 1])["pixel_values"]), sampler)
+            _compare(fast, model, work.inputs(resident.__getitems__([0, len(images) - 1])), sampler)
         for epoch in range(len(progress.losses), settings.epochs):
             start = progress.step - epoch * shares.steps
             batches = iter(
@@ -282,7 +285,7 @@ def train(
 
 def _prepare(
     model: nn.Module,
-    preprocess: Callable[[torch.Tensor], torch.Tensor],
+    inputs: Inputs,
     settings: TrainingSettings,
     accelerator: Accelerator,
     shares: Shares,
@@ -305,7 +308,7 @@ def _prepare(
     optimizer = AdamW(trainable, lr=1.0, weight_decay=settings.weight_decay, fused=fused)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     fill = max(map(max, map(shares.counts, range(shares.steps)))) if is_compiling(accelerator) else 0
-    return _Work(prepared, preprocess, settings, accelerator, optimizer, fill)
+    return _Work(prepared, inputs, settings, accelerator, optimizer, fill)
 
 
 @contextmanager
@@ -321,20 +324,22 @@ def _compilable(model: nn.Module, compiled: bool, elastic: bool) -> Iterator[Non
         torch.compiler.reset()
 
 
-def _compare(fast: FastForward, model: nn.Module, pixels: torch.Tensor, sampler: Callable | None) -> None:
+def _compare(
+    fast: FastForward, model: nn.Module, inputs: Mapping[str, torch.Tensor], sampler: Callable | None
+) -> None:
     """Call what is about to be compiled, where parts of it are not built in: a compiler cannot compare.
 
     Raises:
         ValueError: if a supernet's subnets do not keep their outputs in one shape.
     """
-    fast.compare(pixel_values=pixels)
+    fast.compare(**inputs)
     if sampler is None:
         return
     stored = model.get_architecture()
     nothing = {row: [0] * stored.num_blocks for row in stored}
     for architecture in (nothing, model.get_search_space().smallest(), stored):
         model.set_architecture(architecture)
-        fast.compare(pixel_values=pixels)
+        fast.compare(**inputs)
     if fast.reason is not None:
         raise ValueError(
             f"this supernet cannot be compiled: {fast.reason}. Train without compiling, or let zeros behind a module's "
@@ -353,6 +358,7 @@ class _Work:
     """Forward and backward passes of one process, and the optimiser's step.
 
     Args:
+        inputs: from a batch to what the model is called with.
         fill: images that each forward pass gets, filled up with some of its own whose outputs count for nothing; 0: as they
             come. A compiler would compile the model anew for the last batch of an epoch.
     """
@@ -360,13 +366,13 @@ class _Work:
     def __init__(
         self,
         model: nn.Module,
-        preprocess: Callable[[torch.Tensor], torch.Tensor],
+        inputs: Inputs,
         settings: TrainingSettings,
         accelerator: Accelerator,
         optimizer: Optimizer,
         fill: int,
     ) -> None:
-        self.model, self.preprocess, self.settings, self.accelerator = model, preprocess, settings, accelerator
+        self.model, self.inputs, self.settings, self.accelerator = model, inputs, settings, accelerator
         self.optimizer, self.fill = optimizer, fill
         self._broken_images = False
 
@@ -394,22 +400,22 @@ class _Work:
             batch = send_to_device(next(batches), self.accelerator.device)
             exchange = index == len(counts) - 1
             with nullcontext() if exchange else self.accelerator.no_sync(self.model):
-                logits = self._logits(batch["pixel_values"])
+                logits = self._logits(batch)
                 smoothing = self.settings.label_smoothing
                 loss = F.cross_entropy(logits.float(), batch["labels"], label_smoothing=smoothing)
                 self.accelerator.backward(loss * (count * self.accelerator.num_processes / size))
             value = loss.item()  # not before the backward pass is queued: this waits for the device
             if not math.isfinite(value):
-                self._broken_images |= not torch.isfinite(self.preprocess(batch["pixel_values"])).all()
+                self._broken_images |= not all(torch.isfinite(value).all() for value in self.inputs(batch).values())
             loss_sum += value * count
         return loss_sum
 
-    def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits (B, classes) of uint8 images (B, 3, H, W)."""
-        size = len(pixels)
+    def _logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits (B, classes) of a batch of B samples."""
+        size = len(batch["labels"])
         if size < self.fill:
-            pixels = pixels[torch.arange(self.fill, device=pixels.device) % size]
-        return self.model(pixel_values=self.preprocess(pixels)).logits[:size]
+            batch = {key: value[torch.arange(self.fill, device=value.device) % size] for key, value in batch.items()}
+        return self.model(**self.inputs(batch)).logits[:size]
 
     def describe_non_finite(self, value: float, step: int, model: nn.Module | None) -> str:
         """Why the loss of a step may be ``value``; ``model`` is a supernet."""

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from peft_noah.data.images import ImageSplit
+from peft_noah.data.labelled import LabelledSplit
 from peft_noah.training.averaging import WeightAverage
 from peft_noah.training.checkpoint import Checkpoint, CheckpointFolder
 from peft_noah.training.interruption import Interrupted, Interruption, interrupted
@@ -221,7 +221,7 @@ class TrainingState:
         return [(name, state.to(device)) for name, state in states]
 
 
-def identity_of(images: ImageSplit, settings: Mapping[str, object], sampler: Callable | None) -> dict[str, object]:
+def identity_of(images: LabelledSplit, settings: Mapping[str, object], sampler: Callable | None) -> dict[str, object]:
     """What makes a training the one it is, beside its weights: settings, images, and the stream of architectures."""
     stream = None if sampler is None else _digest([sampler(step).to_dict() for step in range(4)])
     return {**settings, "images": len(images), "images_sha256": images.fingerprint, "architectures": stream}
