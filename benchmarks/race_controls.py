@@ -22,8 +22,8 @@ DESIGNS = ("query and key", "all sites", "all sites, scale 4", "all sites, scale
 def train_design(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, object]:
     """Train a design of the portfolio from its start, and measure it."""
     from peft_noah.data import Normalizer, Preprocessing, bundled_backbone, bundled_task, load_splits
+    from peft_noah.run.heats import classifiers
     from peft_noah.run.models import add_design, count_trainable, load_backbone
-    from peft_noah.run.race import classifiers
     from peft_noah.searching.portfolio import PORTFOLIO
     from peft_noah.training import TrainingSettings, evaluate, make_accelerator, train
     from peft_noah.training.head_start import start_head

@@ -133,8 +133,8 @@ def train_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> di
 
     from peft_noah import Architecture, NoahConfig
     from peft_noah.data import Normalizer, Preprocessing, load_splits
+    from peft_noah.run.heats import classifiers
     from peft_noah.run.models import count_trainable, load_backbone
-    from peft_noah.run.race import classifiers
     from peft_noah.training import TrainingSettings, evaluate, make_accelerator, train
     from peft_noah.training.averaging import WeightAverage
     from peft_noah.training.head_start import start_head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -118,6 +119,15 @@ class RunContext:
         known = read_inputs(self.folder)[1]
         check_backbone(self.folder, known, fingerprint_backbone(backbone), self.settings.backbone)
         return backbone
+
+    @cached_property
+    def _backbone(self) -> nn.Module:
+        return self.fresh_backbone()
+
+    def frozen_backbone(self) -> nn.Module:
+        """As `fresh_backbone`, for a model that leaves these weights as they are: all such models of this process share them,
+        and they are read from the disk once."""
+        return copy.deepcopy(self._backbone, {id(weight): weight for weight in self._backbone.parameters()})
 
     def prepare(self) -> None:
         """Check everything a run needs before anything is written, then write settings.json and what was read.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from safetensors.torch import load_file
 from test_run import invoke, write_task
 
 from peft_noah.results.report import RunReport
+from peft_noah.run import heats
 from peft_noah.run import race as stage
 from peft_noah.run.context import RunContext
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.design import Design
 from peft_noah.searching.portfolio import PORTFOLIO
-from peft_noah.searching.race import Race, RaceSettings, Rung
+from peft_noah.searching.race import Heat, Race, RaceSettings, Rung
 from peft_noah.training import TrainingSettings
 
 DESIGNS = (
@@ -41,10 +43,10 @@ def open_run(folders, output):
 def test_an_image_counts_by_being_right_and_by_its_likelihood_at_the_best_temperature():
     logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [2.0, 0.0, 0.0]])
     labels = torch.tensor([0, 1, 2])
-    scores = stage.image_scores(logits, labels)
-    assert scores == pytest.approx(stage.image_scores(8 * logits, labels))  # a sure design counts as an unsure one
+    scores = heats.image_scores(logits, labels)
+    assert scores == pytest.approx(heats.image_scores(8 * logits, labels))  # a sure design counts as an unsure one
     losses = []
-    for scale in stage.TEMPERATURES:
+    for scale in heats.TEMPERATURES:
         log_p = torch.log_softmax(scale * logits.double(), -1)
         losses.append(-log_p[range(3), labels])
     loss = min(losses, key=lambda each: each.mean().item())
@@ -55,14 +57,23 @@ def test_an_image_counts_by_being_right_and_by_its_likelihood_at_the_best_temper
 
 def test_heats_end_where_their_rung_says_and_warm_up_in_the_first():
     settings = RaceSettings(rungs=(Rung(3, 0.06), Rung(2, 0.1)))
-    training, until = stage.heat_training(TrainingSettings(epochs=20), settings, 0, 500)
+    training, until = heats.heat_training(TrainingSettings(epochs=20), settings, 0, 500)
     assert until == round(0.06 * 20 * 8) == 10
-    assert stage.heat_training(TrainingSettings(epochs=20), settings, 1, 500) == (training, round(0.16 * 20 * 8))
+    assert heats.heat_training(TrainingSettings(epochs=20), settings, 1, 500) == (training, round(0.16 * 20 * 8))
     assert (training.epochs, training.schedule) == (4, "constant") and training.warmup_epochs == pytest.approx(0.4)
 
 
-def test_a_race_scores_all_labelled_images_and_goes_on_after_an_interruption(folders, tmp_path, monkeypatch):
-    whole = stage.run_race(open_run(folders, tmp_path / "whole"), DESIGNS, SHORT)
+@pytest.fixture(scope="module")
+def whole_run(folders, tmp_path_factory):
+    """A run whose race is over, and the race."""
+    run = open_run(folders, tmp_path_factory.mktemp("whole") / "run")
+    return run, stage.run_race(run, DESIGNS, SHORT)
+
+
+def test_a_race_scores_all_labelled_images_and_goes_on_after_an_interruption(
+    folders, whole_run, tmp_path, monkeypatch
+):
+    run, whole = whole_run
     assert whole.is_over and {len(scores) for scores in whole.told.values()} == {18}
     assert {heat.rung for heat in whole.told} == {0, 1}
     for heat, notes in whole.notes.items():  # 18 images on each side; the third design fits its head to them first
@@ -83,16 +94,35 @@ def test_a_race_scores_all_labelled_images_and_goes_on_after_an_interruption(fol
     monkeypatch.undo()
     assert len(Race.load(path).told) == 1
     stage.run_race(open_run(folders, tmp_path / "part"), DESIGNS, SHORT)
-    assert path.read_bytes() == (tmp_path / "whole" / "race.json").read_bytes()
+    assert path.read_bytes() == (run.folder / "race.json").read_bytes()
     with pytest.raises(ValueError, match="other designs or settings"):
         stage.run_race(open_run(folders, tmp_path / "part"), DESIGNS[:2], SHORT)
 
 
-def test_the_winner_starts_from_the_mean_of_its_folds(folders, tmp_path):
-    run = open_run(folders, tmp_path / "run")
-    race = stage.run_race(run, DESIGNS, SHORT)
+def test_heats_that_other_machines_run_leave_the_same_bytes(folders, whole_run, tmp_path):
+    """Each heat gets nothing but bytes, and all that it leaves comes back as bytes."""
+    run, sent = open_run(folders, tmp_path / "run"), []
+
+    def elsewhere(function, packed):
+        for one in packed:
+            sent.append(pickle.dumps((function, one)))
+            function, one = pickle.loads(sent[-1])
+            yield pickle.loads(pickle.dumps(function(one)))
+
+    race = stage.run_race(run, DESIGNS, SHORT, map=elsewhere)
+    assert len(sent) == len(race.told) == 10
+    for name in ("race.json", *(f"race/{path.name}" for path in (run.folder / "race").iterdir())):
+        assert (run.folder / name).read_bytes() == (whole_run[0].folder / name).read_bytes()
+    logs = [sorted(path.name for path in (each.folder / "logs").iterdir()) for each in (run, whole_run[0])]
+    assert logs[0] == logs[1] and not list(run.folder.glob("checkpoints/*"))
+    with pytest.raises(ValueError, match="no file of its own"):
+        heats.unpack_heat(run, race, Heat(0, 0, 0), {"files": {"race/race.json": b""}})
+
+
+def test_the_winner_starts_from_the_mean_of_its_folds(whole_run):
+    run, race = whole_run
     design = race.designs[race.winner]
-    parts = [load_file(stage.weights_file(run, design, fold)) for fold in range(2)]
+    parts = [load_file(heats.weights_file(run, design, fold)) for fold in range(2)]
     weights = dict(stage.start_winner(run, race).named_parameters())
     for name in parts[0]:
         torch.testing.assert_close(weights[name], (parts[0][name] + parts[1][name]) / 2)

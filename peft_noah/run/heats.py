@@ -1,0 +1,254 @@
+"""A heat of a race: one design, trained on all labelled images but those of one fold, and scored on these.
+
+It is trained at a constant rate up to the end of its rung, and averaged weights are scored. In a later rung it goes on from
+its checkpoint. What a heat does depends on its design, fold and rung alone, so heats of one rung can be run in any order, by
+other processes and on other machines: `run_heat` takes plain data and gives plain data.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
+from safetensors.torch import save
+from torch import nn
+
+from peft_noah.jsonfile import dump_json, make_plain_folder, write_atomically
+from peft_noah.progress import Reporter
+from peft_noah.run.context import RunContext
+from peft_noah.run.inputs import INPUTS
+from peft_noah.run.models import add_design
+from peft_noah.run.names import CHECKPOINTS, LOGS, RACE_WEIGHTS, slug
+from peft_noah.run.settings import RunSettings
+from peft_noah.searching.design import Design
+from peft_noah.searching.folds import cut_folds
+from peft_noah.searching.race import Heat, Race, RaceSettings, Rung
+from peft_noah.training import TrainingSettings
+from peft_noah.training.evaluation import compute_logits
+from peft_noah.training.head_start import start_head
+from peft_noah.tuner.backbones import find_backbone
+
+#: how much of the old average a step keeps, in the weights that score a heat
+DECAY = 0.99
+
+#: share of an image's score that its likelihood decides; its being right or wrong decides the rest
+LIKELIHOOD = 0.25
+#: factors on the logits that are tried where a likelihood is computed
+TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-8, 9))
+
+
+def image_scores(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
+    """How well each image is predicted: ``(1 - w) right + w (1 + log p / log C)`` with w = 0.25.
+
+    p is the probability of the right class at the one temperature that suits these images best, so that a design is not
+    marked down for being too sure or too unsure of all of them. A guess over all C classes has 1 + log p / log C = 0; no
+    image counts for less than -1 there.
+
+    Args:
+        logits: (N, C).
+        labels: (N,), class indices.
+    """
+    logits, classes = logits.double(), logits.shape[-1]
+    losses = [F.cross_entropy(scale * logits, labels, reduction="none") for scale in TEMPERATURES]
+    loss = min(losses, key=lambda each: each.mean().item())
+    likelihood = (1 - loss / math.log(classes)).clamp(min=-1.0)
+    right = (logits.argmax(-1) == labels).double()
+    return ((1 - LIKELIHOOD) * right + LIKELIHOOD * likelihood).tolist()
+
+
+class HeatRunner:
+    """Runs heats of a race in this process, with images and backbone that are read once.
+
+    Args:
+        run: the run, in whose folder checkpoints, logs and averaged weights are.
+        settings: of the race, with as many folds as it has.
+    """
+
+    def __init__(self, run: RunContext, settings: RaceSettings) -> None:
+        self.run, self.settings = run, settings
+        self.labelled = run.splits.train + run.splits.validation
+        self.folds = cut_folds(self.labelled.labels.tolist(), settings.folds, run.settings.seed)
+
+    def __call__(self, design: Design, heat: Heat) -> tuple[list[float], dict[str, float]]:
+        """The scores of a heat's fold, one an image, and what is noted beside them.
+
+        Args:
+            design: the one that ``heat.design`` counts.
+            heat: the heat; the one before it in the same fold has been run, and has left its checkpoint.
+        """
+        run, held_rows = self.run, set(self.folds[heat.fold])
+        held = self.labelled.subset(sorted(held_rows))
+        images = self.labelled.subset([row for row in range(len(self.labelled)) if row not in held_rows])
+        training, until = heat_training(run.settings.training("subnet"), self.settings, heat.rung, len(images))
+        model = add_design(run.frozen_backbone(), design, run.settings.recipe)
+        if design.head_start and heat.rung == 0:  # later it goes on from a checkpoint
+            for head in classifiers(model):
+                start_head(model, head, images, run.normalize, run.accelerator)
+        log = run.train(heat_name(design, heat.fold), model, images, training, until=until)
+        logits = compute_logits(model, held, run.normalize, run.accelerator)
+        run.on_main(_save_weights, model, weights_file(run, design, heat.fold))
+        # of images, since the design started; a forward pass alone costs a third
+        forward = len(held) * (heat.rung + 1) + len(images) * design.head_start
+        passes = log.steps * training.batch_size + forward / 3
+        accuracy = (logits.argmax(-1) == held.labels).double().mean().item()
+        return image_scores(logits, held.labels), {"accuracy": accuracy, "steps": log.steps, "passes": round(passes)}
+
+
+def heat_training(
+    training: TrainingSettings, settings: RaceSettings, rung: int, num_images: int
+) -> tuple[TrainingSettings, int]:
+    """How a heat is trained, and the step at which it ends.
+
+    The rate stays constant after a warm-up of a third of the first rung: how long a design is trained is not known when it
+    starts.
+
+    Args:
+        training: of a full training, whose epochs are the unit of the rungs' shares.
+        settings: of the race.
+        rung: index of the rung.
+        num_images: images that the heat is trained on.
+    """
+    per_epoch = -(-num_images // training.batch_size)
+    epochs = max(1, math.ceil(settings.trained(len(settings.rungs) - 1) * training.epochs))
+    ends = [
+        max(index + 1, round(settings.trained(index) * training.epochs * per_epoch))
+        for index in range(len(settings.rungs))
+    ]
+    warmup = settings.rungs[0].share * training.epochs / 3
+    return replace(training, epochs=epochs, schedule="constant", average=DECAY, warmup_epochs=warmup), ends[rung]
+
+
+def heat_name(design: Design, fold: int) -> str:
+    """What the training of a design on a fold is called in logs and checkpoints."""
+    return f"race {design.name}, fold {fold}"
+
+
+def weights_file(run: RunContext, design: Design, fold: int) -> Path:
+    """Where the averaged weights of a design on a fold are kept until the winner has been trained on."""
+    return run.folder / RACE_WEIGHTS / f"{slug(heat_name(design, fold))}.safetensors"
+
+
+def _save_weights(model: nn.Module, path: Path) -> None:
+    make_plain_folder(path.parent)
+    weights = {
+        name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters() if weight.requires_grad
+    }
+    write_atomically(path, save(weights))
+
+
+def classifiers(model: PeftModel) -> list[nn.Linear]:
+    """The trained Linears that make the logits."""
+    core = model.base_model.model
+    heads = map(core.get_submodule, find_backbone(core.config.model_type).head_names(core))
+    return [h.modules_to_save[model.active_adapter] if isinstance(h, ModulesToSaveWrapper) else h for h in heads]
+
+
+# ---------------------------------------------------------------------- elsewhere
+
+
+def pack_heat(run: RunContext, race: Race, heat: Heat) -> dict[str, Any]:
+    """All that another machine needs to run a heat of a run, as plain data for `run_heat`.
+
+    ``files`` are those that the heat goes on from, by their place in the run folder: what was read, checkpoint and log.
+    The machine must find data and backbone where the settings say.
+    """
+    design = race.designs[heat.design]
+    return {
+        "settings": asdict(run.settings),
+        "race": asdict(race.settings),
+        "design": design.to_dict(),
+        "heat": asdict(heat),
+        "files": _read_files(run.folder, [Path(INPUTS), *_heat_files(run.folder, design, heat.fold)]),
+    }
+
+
+def run_heat(packed: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a heat away from its run folder; the images and the backbone are kept for the next one of the same race.
+
+    Args:
+        packed: what `pack_heat` made.
+
+    Returns:
+        ``scores`` and ``notes`` for `Race.tell`, and ``files`` for `unpack_heat`.
+
+    Raises:
+        ValueError: data or backbone are not those that the run began with.
+    """
+    design, heat = Design.from_dict(packed["design"]), Heat(**packed["heat"])
+    inputs = packed["files"].get(INPUTS, b"")
+    runner = _runner(dump_json(packed["settings"]), dump_json(packed["race"]), inputs)
+    folder = runner.run.folder
+    for path in _heat_files(folder, design, heat.fold):  # of an earlier try
+        (folder / path).unlink()
+    _write_files(folder, packed["files"])
+    scores, notes = runner(design, heat)
+    return {"scores": scores, "notes": notes, "files": _read_files(folder, _heat_files(folder, design, heat.fold))}
+
+
+def unpack_heat(run: RunContext, race: Race, heat: Heat, done: Mapping[str, Any]) -> None:
+    """Write what a heat that was run elsewhere has left, so that the next rung and the winner go on from it.
+
+    Args:
+        run: the run.
+        race: its race.
+        heat: the heat.
+        done: what `run_heat` gave for it.
+
+    Raises:
+        ValueError: it left a file that is none of its own.
+    """
+    places = _places(race.designs[heat.design], heat.fold)
+    for path in map(Path, done["files"]):
+        if not any(path.parent == place.parent and path.match(place.name) for place in places):
+            raise ValueError(f"a heat has left {str(path)!r}, which is no file of its own.")
+    _write_files(run.folder, done["files"])
+
+
+@functools.lru_cache(maxsize=1)
+def _runner(settings: str, race: str, inputs: bytes) -> HeatRunner:
+    """What runs the heats of one race in this process, in a folder of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="peft-noah-race-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if inputs:
+        write_atomically(folder / INPUTS, inputs)
+    run = RunContext(folder, RunSettings.from_dict(json.loads(settings)), Reporter(enabled=False))
+    options = json.loads(race)
+    return HeatRunner(run, RaceSettings(**{**options, "rungs": tuple(Rung(**rung) for rung in options["rungs"])}))
+
+
+def _places(design: Design, fold: int) -> list[Path]:
+    """Where a design's files on a fold lie in a run folder; patterns."""
+    name = slug(heat_name(design, fold))
+    return [
+        Path(CHECKPOINTS) / name / "*.safetensors",
+        Path(LOGS) / f"{name}.jsonl",
+        Path(RACE_WEIGHTS) / f"{name}.safetensors",
+    ]
+
+
+def _heat_files(folder: Path, design: Design, fold: int) -> list[Path]:
+    """The files of a design on a fold that are in a run folder, as seen from it."""
+    found = [path for place in _places(design, fold) for path in folder.glob(str(place))]
+    return sorted(path.relative_to(folder) for path in found)
+
+
+def _read_files(folder: Path, paths: list[Path]) -> dict[str, bytes]:
+    return {path.as_posix(): (folder / path).read_bytes() for path in paths if (folder / path).exists()}
+
+
+def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, content)
