@@ -37,6 +37,8 @@ class Best:
     def sentence(self) -> str:
         """The same in words."""
         result = self.result
+        if result.validation is None:
+            return f"use {BEST}/, a copy of {self.source}/: the default design; so little effort leaves no room for a race"
         error = standard_error(result.validation, result.n_validation)
         if method_of_row(result.method).validation is not None:
             return (
@@ -64,7 +66,9 @@ def find_best(folder: str | os.PathLike[str]) -> Best | None:
     kept, others = {}, []
     for result in report.results:
         method = method_of_row(result.method)
-        if result.validation is None or method is None or method.training is None or method.best_of:
+        if method is None or method.training is None or method.best_of:
+            continue
+        if result.validation is None and method.validation is None:
             continue
         if method.keeps is not None and (folder / method.keeps).exists():
             kept[method.keeps] = result
@@ -73,7 +77,7 @@ def find_best(folder: str | os.PathLike[str]) -> Best | None:
     if not kept:
         return None
     raced = [name for name in kept if method_of_row(kept[name].method).validation is not None]
-    source = max(raced or kept, key=lambda name: (kept[name].validation, -kept[name].parameters))
+    source = max(raced or kept, key=lambda name: (kept[name].validation or 0.0, -kept[name].parameters))
     if raced:
         return Best(source, kept[source], None)
     above = [result for result in others if result.validation > kept[source].validation]

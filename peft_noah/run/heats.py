@@ -99,11 +99,20 @@ class HeatRunner:
         log = run.train(heat_name(design, heat.fold), model, images, training, until=until)
         logits = compute_logits(model, held, run.normalize, run.accelerator)
         run.on_main(_save_weights, model, weights_file(run, design, heat.fold))
-        # of images, since the design started; a forward pass alone costs a third
-        forward = len(held) * (heat.rung + 1) + len(images) * design.head_start
-        passes = log.steps * training.batch_size + forward / 3
-        accuracy = (logits.argmax(-1) == held.labels).double().mean().item()
-        return image_scores(logits, held.labels), {"accuracy": accuracy, "steps": log.steps, "passes": round(passes)}
+        notes = {
+            "accuracy": (logits.argmax(-1) == held.labels).double().mean().item(),
+            "steps": log.steps,
+            # of images, since the design started: forward and backward in training, forward where it was scored
+            "trained": 2 * _images_seen(log.steps, len(images), training.batch_size),
+            "scored": len(held) * (heat.rung + 1) + len(images) * design.head_start,
+        }
+        return image_scores(logits, held.labels), notes
+
+
+def _images_seen(steps: int, num_images: int, batch_size: int) -> int:
+    """How many images a training has seen after some steps, again in each epoch; the last batch of one may be smaller."""
+    epochs, rest = divmod(steps, -(-num_images // batch_size))
+    return epochs * num_images + min(rest * batch_size, num_images)
 
 
 def heat_training(
@@ -122,8 +131,8 @@ def heat_training(
     """
     per_epoch = -(-num_images // training.batch_size)
     epochs = max(1, math.ceil(settings.trained(len(settings.rungs) - 1) * training.epochs))
-    ends = [
-        max(index + 1, round(settings.trained(index) * training.epochs * per_epoch))
+    ends = [  # never longer than their share, but of a step
+        max(index + 1, math.floor(settings.trained(index) * training.epochs * per_epoch + 1e-6))
         for index in range(len(settings.rungs))
     ]
     warmup = settings.rungs[0].share * training.epochs / 3

@@ -16,7 +16,7 @@ from peft_noah.run.names import SEARCH as SEARCH_FILE
 from peft_noah.run.names import SUPERNET as SUPERNET_FOLDER
 from peft_noah.run.registry import BackboneSource, Method, Stage, register_method
 from peft_noah.searching.portfolio import PORTFOLIO
-from peft_noah.searching.race import RaceSettings
+from peft_noah.searching.race_length import heats_cost
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,7 +60,8 @@ def _race_facts(path: Path, settings: Mapping[str, Any]) -> dict[str, object]:
     from peft_noah.searching.race import Race
 
     race = Race.load(path)
-    return {"designs raced": len(race.designs), "winner": race.designs[race.winner].name}
+    raced = len({heat.design for heat in race.told})
+    return {"designs raced": raced or "none", "winner": race.designs[race.winner].name}
 
 
 def _supernet_passes(settings: Any, sizes: Mapping[str, int]) -> float:
@@ -74,8 +75,7 @@ def _search_passes(settings: Any, sizes: Mapping[str, int]) -> float:
 
 def _race_passes(settings: Any, sizes: Mapping[str, int]) -> float:
     labelled = sizes["train"] + sizes["validation"]
-    heats = [(min(rung.designs, len(PORTFOLIO)), rung.share) for rung in RaceSettings().rungs]
-    return labelled * sum(designs * (2 * settings.epochs * share + 1) for designs, share in heats)
+    return 2 * settings.epochs * labelled * heats_cost(settings.race().rungs, settings.epochs)
 
 
 SUPERNET = Stage("supernet", SUPERNET_FOLDER, _train_supernet, _supernet_passes)
@@ -131,7 +131,19 @@ def _start_winner(run: Any) -> PeftModel:
     return start_winner(run)
 
 
-def _out_of_fold(run: Any) -> tuple[float, int]:
+def _winner_epochs(run: Any) -> int:
+    from peft_noah.run.race import epochs_left
+
+    return epochs_left(run, RACE.run(run))
+
+
+def _race_cost(run: Any) -> str:
+    from peft_noah.run.race import describe_cost
+
+    return describe_cost(run, RACE.run(run))
+
+
+def _out_of_fold(run: Any) -> tuple[float | None, int]:
     from peft_noah.run.race import out_of_fold_accuracy
 
     return out_of_fold_accuracy(RACE.run(run))
@@ -221,6 +233,8 @@ RACED = register_method(
         keeps="adapter-race",
         strategy="race",
         validation=_out_of_fold,
+        epochs=_winner_epochs,
+        cost=_race_cost,
         weights="the mean of the winner's folds, trained on",
     )
 )

@@ -92,7 +92,7 @@ def _figures(folder: Path) -> dict[Path, Callable[[], None]]:
     planned: dict[Path, Callable[[], None]] = {}
     if (folder / SEARCH).exists():
         planned[folder / FIGURES / "search.png"] = partial(_draw_search, folder)
-    if (folder / RACE).exists():
+    if (folder / RACE).exists() and Race.load(folder / RACE).standings:
         planned[folder / FIGURES / "race.png"] = partial(_draw_race, folder)
     searched = [m for m in all_methods() if m.needs is not None and m.needs.file == SEARCH and m.keeps is not None]
     kept = [method for method in searched if (folder / method.keeps).exists()]
@@ -163,6 +163,8 @@ def _card_data(
         "epochs": settings["supernet_epochs"] if as_cut_out else settings["epochs"],
         "seed": result.seed,
     }
+    if method.epochs is not None:  # as long as its stage has left; a note of the report says it
+        del training["epochs"]
     stage = method.needs
     search = {} if stage is None or stage.facts is None else stage.facts(folder / stage.file, settings)
     return CardData(

@@ -24,6 +24,7 @@ from peft_noah.searching.design import Design
 from peft_noah.searching.folds import with_folds_for
 from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.searching.race import Heat, Race, RaceSettings
+from peft_noah.searching.race_length import winner_epochs
 from peft_noah.training.memory import peak_memory, start_measuring
 
 
@@ -50,7 +51,7 @@ def run_race(
     Args:
         run: the run.
         designs: the first is the default.
-        settings: None: the default ones; with more folds where classes have few images.
+        settings: None: those of the run; with more folds where classes have few images.
         map: called as ``map(run_heat, packed)`` for the heats of a rung, to run them on other machines; gives what
             `run_heat` gives, in the order of ``packed``. None: they are run here.
 
@@ -59,6 +60,9 @@ def run_race(
     """
     run.prepare()
     race, path = open_race(run, designs, settings), run.folder / RACE
+    if not path.exists():  # a race of one design runs no heat
+        run.on_main(_note_seconds, run, 0.0)
+        run.on_main(race.save, path)
     heats_here = HeatRunner(run, race.settings) if map is None else None
     start_measuring(run.accelerator.device)
     while asked := race.ask():
@@ -88,7 +92,7 @@ def _run_elsewhere(run: RunContext, race: Race, heats: Sequence[Heat], map: Call
 def open_race(run: RunContext, designs: Sequence[Design] = PORTFOLIO, settings: RaceSettings | None = None) -> Race:
     """The race of a run as far as it is; arguments and errors as of `run_race`."""
     labels = (run.splits.train + run.splits.validation).labels.tolist()
-    settings = with_folds_for(settings or RaceSettings(), labels)
+    settings = with_folds_for(settings or run.settings.race(), labels)
     asked = Race(designs, settings, provenance={"task": run.splits.to_dict()}, versions=package_versions())
     path = run.folder / RACE
     race = Race.load(path) if path.exists() else asked
@@ -107,17 +111,47 @@ def _note_seconds(run: RunContext, seconds: float) -> None:
 
 
 def start_winner(run: RunContext, race: Race | None = None) -> PeftModel:
-    """The winner with the mean of its folds' weights, to be trained on; ``race`` is that of the run where it is None."""
+    """The winner with the mean of its folds' weights, to be trained on; ``race`` is that of the run where it is None.
+
+    Where no heat was run, it is the default design at its start.
+    """
     race = run_race(run) if race is None else race
     design = race.designs[race.winner]
     model = add_design(run.frozen_backbone(), design, run.settings.recipe)
+    if not race.told:
+        return model
     set_mean(model, [load_file(weights_file(run, design, fold)) for fold in range(race.settings.folds)])
     return model
 
 
-def out_of_fold_accuracy(race: Race) -> tuple[float, int]:
+def passes_spent(race: Race) -> tuple[int, int]:
+    """Passes of images through the backbone in all heats of a race: of trainings, and of scores."""
+    last = {(heat.design, heat.fold): notes for heat, notes in race.notes.items()}  # told rung by rung
+    return sum(notes["trained"] for notes in last.values()), sum(notes["scored"] for notes in last.values())
+
+
+def epochs_left(run: RunContext, race: Race) -> int:
+    """For how many epochs the winner is trained on, so that all of it costs what the run's effort says."""
+    epochs, images = run.settings.epochs, len(run.splits.train) + len(run.splits.validation)
+    return winner_epochs(run.settings.race_effort, sum(passes_spent(race)) / (2 * epochs * images), epochs)
+
+
+def describe_cost(run: RunContext, race: Race) -> str:
+    """What a race and its winner have cost, in one sentence."""
+    epochs, images = run.settings.epochs, len(run.splits.train) + len(run.splits.validation)
+    trained, scored = (passes / (2 * epochs * images) for passes in passes_spent(race))
+    winner = epochs_left(run, race) / epochs
+    return (
+        f"race: cost {trained + scored + winner:.2f} fine-tunes of {epochs} epochs on all labelled images, by image passes: "
+        f"heats {trained:.2f}, scores {scored:.2f}, winner {winner:.2f}."
+    )
+
+
+def out_of_fold_accuracy(race: Race) -> tuple[float | None, int]:
     """Share of all labelled images that the winner predicted right when it was last scored, each by a model that had not
-    seen it; and the number of images."""
+    seen it; and the number of images. (None, 0) where no heat was run."""
+    if not race.told:
+        return None, 0
     rung = race.rung - 1
     heats = [Heat(race.winner, fold, rung) for fold in range(race.settings.folds)]
     sizes = [len(race.told[heat]) for heat in heats]

@@ -67,7 +67,10 @@ class Method:
         training: which settings of the recipe it is trained with: ``"subnet"``, ``"full"`` or ``"winner"``; None: it is
             not trained.
         validation: reads, from a run, the accuracy that its stage has measured on images that were not trained on, and
-            the number of these images; None: it is measured by a training on the training images alone.
+            the number of these images, or (None, 0) where none was; None: it is measured by a training on the training images
+            alone.
+        epochs: reads, from a run, for how many epochs it is trained; None: as long as the settings say.
+        cost: says, from a run, what it has cost; a sentence below the table. None: nothing is said.
         keeps: the folder that keeps its adapter; None: no adapter is kept.
         weights: what a model card says of the weights.
         passes: cost of one training image in passes through the backbone: 2 for forward and backward, 3 where the
@@ -83,7 +86,9 @@ class Method:
     start: Callable[[Any], nn.Module] | None = None
     needs: Stage | None = None
     training: str | None = "subnet"
-    validation: Callable[[Any], tuple[float, int]] | None = None
+    validation: Callable[[Any], tuple[float | None, int]] | None = None
+    epochs: Callable[[Any], int] | None = None
+    cost: Callable[[Any], str] | None = None
     keeps: str | None = None
     weights: str = "trained from scratch"
     passes: int = 2

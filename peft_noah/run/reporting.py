@@ -17,7 +17,7 @@ from peft_noah.training.processes import is_compiling
 
 
 def report_method(
-    run: RunContext, method: Method, model: nn.Module, validation: tuple[float, int], seconds: float
+    run: RunContext, method: Method, model: nn.Module, validation: tuple[float | None, int], seconds: float
 ) -> RunReport:
     """Read the test images, for the first and only time, and say how a method did.
 
@@ -25,7 +25,7 @@ def report_method(
         run: the run.
         method: the method.
         model: as it was trained, in evaluation mode.
-        validation: accuracy on images that were not trained on, a share, and their number.
+        validation: accuracy on images that were not trained on, a share, and their number; (None, 0): not measured.
         seconds: of what the method did itself; its stages are added.
     """
     parameters, head = count_trainable(model)
@@ -45,6 +45,7 @@ def report_method(
     )
     notes = [f"{note}." for note in run.splits.notes]
     notes += [_memory_note(run, stages)] if stages else []
+    notes += [method.cost(run)] if method.cost is not None else []
     architecture = None if method.is_baseline else model.get_architecture().to_dict()
     return _report(run, result, architecture, notes)
 

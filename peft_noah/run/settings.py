@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, check_number, dump_json, load_json, write_atomically
 from peft_noah.run.options import Typed, option, read_names, read_pairs, read_triple
 from peft_noah.run.registry import find_baseline, strategies
+from peft_noah.searching.portfolio import PORTFOLIO
+from peft_noah.searching.race import RaceSettings
+from peft_noah.searching.race_length import EFFORT, heats_cost, rungs_within, winner_epochs
 from peft_noah.searching.result import SearchSettings
 from peft_noah.sources import find_source, stored_path, stored_paths
 
@@ -27,8 +30,6 @@ BUNDLED = {"epochs": 10, "supernet_epochs": 30, "generations": 5}
 #: cost of the paper's supernet, search and retraining, in fine-tunings of the length of the retraining
 PAPER_EFFORT = 5.6
 MAX_EFFORT = 100
-#: how long a race's winner is trained on, as a share of a full training
-WINNER_SHARE = 0.9
 #: fields that are left to Accelerate and its launcher where they are None
 LAUNCHER = ("mixed_precision", "accumulate", "compile")
 
@@ -86,8 +87,10 @@ class RunSettings:
     )
     effort: float | None = option(
         None,
-        f"Cost of supernet, search and retraining in fine-tunes of --epochs, of which the retraining is 1; instead of "
-        f"--supernet-epochs and --generations. The paper's: {PAPER_EFFORT}.",
+        f"What the strategy costs, in fine-tunes of --epochs on all labelled images. race: heats, scores and the winner "
+        f"together, counted in image passes; 1 trains the default design alone, and so does little more. Default: {EFFORT:g}. "
+        f"noah: supernet, search and retraining, of which the retraining is 1; instead of --supernet-epochs and "
+        f"--generations. The paper's: {PAPER_EFFORT}.",
     )
     seed: int = option(0, "Seed of everything random.")
     #: of lists of numbered classes; None: up to the largest label there is
@@ -189,7 +192,10 @@ class RunSettings:
     def _check_effort(self) -> None:
         if self.effort is None:
             return
-        check_number(self.effort, "effort (1 is the retraining alone)", above=1, high=MAX_EFFORT)
+        if self.strategy == "race":
+            check_number(self.effort, "effort (1 is the default design alone)", 1, high=MAX_EFFORT)
+        else:
+            check_number(self.effort, "effort (1 is the retraining alone)", above=1, high=MAX_EFFORT)
         if self.supernet_epochs is not None or self.generations is not None:
             raise ValueError("effort decides supernet_epochs and generations: give either it or them.")
 
@@ -211,14 +217,17 @@ class RunSettings:
         return "reduce-overhead" if self.accumulate in (None, 1) else "default"
 
     def training(self, stage: str) -> TrainingSettings:
-        """The training settings of ``"supernet"``, ``"subnet"``, ``"full"``, or a race's ``"winner"``."""
+        """The training settings of ``"supernet"``, ``"subnet"``, ``"full"``, or a race's ``"winner"``.
+
+        A winner's epochs are those after a race in which no design stopped before its place was gone.
+        """
         from peft_noah.training import TrainingSettings
 
         supernet_epochs = self.supernet_epochs
         if supernet_epochs is None:
             supernet_epochs = max(1, round(5 * self.epochs * self._share))
-        winner_epochs = max(1, round(WINNER_SHARE * self.epochs))
-        epochs = {"supernet": supernet_epochs, "winner": winner_epochs}.get(stage, self.epochs)
+        winner = winner_epochs(self.race_effort, heats_cost(self.race().rungs, self.epochs), self.epochs)
+        epochs = {"supernet": supernet_epochs, "winner": winner}.get(stage, self.epochs)
         return TrainingSettings.named(
             self.recipe,
             "subnet" if stage == "winner" else stage,
@@ -241,6 +250,15 @@ class RunSettings:
             num_crossover=named.num_crossover * size // named.population_size,
             num_mutation=named.num_mutation * size // named.population_size,
         )
+
+    @property
+    def race_effort(self) -> float:
+        """What a race costs at most with its winner, in fine-tunes."""
+        return EFFORT if self.effort is None else self.effort
+
+    def race(self) -> RaceSettings:
+        """The settings of the race, for two folds."""
+        return RaceSettings(rungs=rungs_within(self.race_effort, self.epochs, len(PORTFOLIO)))
 
     @property
     def reading(self) -> dict[str, str]:

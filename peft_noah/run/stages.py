@@ -102,7 +102,10 @@ def _train_and_report(run: RunContext, method: Method) -> None:
     if method.training is not None:
         model = method.start(run)
         images = run.splits.train + run.splits.validation
-        seconds += run.train(again, model, images, run.settings.training(method.training)).seconds
+        training = run.settings.training(method.training)
+        if method.epochs is not None:
+            training = replace(training, epochs=method.epochs(run))
+        seconds += run.train(again, model, images, training).seconds
     if method.keeps is not None:
         run.save_adapter(model, method.keeps)
     report = report_method(run, method, model.eval(), validation, seconds)

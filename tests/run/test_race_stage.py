@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from peft_noah.run import heats
 from peft_noah.run import race as stage
 from peft_noah.run.context import RunContext
 from peft_noah.run.settings import RunSettings
+from peft_noah.run.stages import run_everything
 from peft_noah.searching.design import Design
 from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.searching.race import Heat, Race, RaceSettings, Rung
@@ -58,8 +60,8 @@ def test_an_image_counts_by_being_right_and_by_its_likelihood_at_the_best_temper
 def test_heats_end_where_their_rung_says_and_warm_up_in_the_first():
     settings = RaceSettings(rungs=(Rung(3, 0.06), Rung(2, 0.1)))
     training, until = heats.heat_training(TrainingSettings(epochs=20), settings, 0, 500)
-    assert until == round(0.06 * 20 * 8) == 10
-    assert heats.heat_training(TrainingSettings(epochs=20), settings, 1, 500) == (training, round(0.16 * 20 * 8))
+    assert until == math.floor(0.06 * 20 * 8) == 9
+    assert heats.heat_training(TrainingSettings(epochs=20), settings, 1, 500) == (training, math.floor(0.16 * 20 * 8))
     assert (training.epochs, training.schedule) == (4, "constant") and training.warmup_epochs == pytest.approx(0.4)
 
 
@@ -77,8 +79,8 @@ def test_a_race_scores_all_labelled_images_and_goes_on_after_an_interruption(
     assert whole.is_over and {len(scores) for scores in whole.told.values()} == {18}
     assert {heat.rung for heat in whole.told} == {0, 1}
     for heat, notes in whole.notes.items():  # 18 images on each side; the third design fits its head to them first
-        forward = 18 * (heat.rung + 1) + 18 * (heat.design == 2)
-        assert notes["passes"] == round(64 * notes["steps"] + forward / 3)
+        assert notes["trained"] == 2 * 18 * notes["steps"]
+        assert notes["scored"] == 18 * (heat.rung + 1) + 18 * (heat.design == 2)
     path = tmp_path / "part" / "race.json"
     tell, left = Race.tell, [2]
 
@@ -131,9 +133,37 @@ def test_the_winner_starts_from_the_mean_of_its_folds(whole_run):
     assert "rung 2 of 2" in stage.describe_rung(race, 1) and "default" in stage.describe_rung(race, 1)
 
 
+def test_a_race_and_its_winner_cost_what_was_asked(folders, tmp_path):
+    backbone, task = folders
+    asked = RunSettings(model=str(backbone), dataset=str(task), epochs=6, strategy="race", effort=1.5, baselines=())
+    run = RunContext(tmp_path / "run", asked)
+    run_everything(run)
+    race = Race.load(run.folder / "race.json")
+    (note,) = [note for note in run.files.report().notes if note.startswith("race: cost")]
+    total, *parts = map(float, re.findall(r"\d+\.\d+", note))
+    assert total == pytest.approx(sum(parts), abs=0.02) and 1.5 - 1 / 6 < total <= 1.5
+    trained, scored = stage.passes_spent(race)
+    steps = [json.loads(line)["step"] for line in (run.folder / "logs" / "race-on-train-validation.jsonl").open()]
+    assert len(steps) == stage.epochs_left(run, race)  # 36 images are a step
+    assert trained + scored + 2 * 36 * len(steps) <= 1.5 * 2 * 6 * 36
+
+
+def test_the_least_effort_trains_the_default_design_alone_and_says_so(folders, tmp_path):
+    backbone, task = folders
+    arguments = ["run", "--strategy", "race", "--model", backbone, "--dataset", task, "--epochs", "1", "--effort", "1"]
+    done = invoke(*arguments, "--baselines", "none", "--output", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    assert "the default design; so little effort leaves no room for a race" in " ".join(done.output.split())
+    (result,) = RunReport.load(tmp_path / "run" / "results.json").results
+    assert result.validation is None and result.test is not None
+    config = json.loads((tmp_path / "run" / "best" / "adapter_config.json").read_text())
+    assert config["architecture"] == PORTFOLIO[0].architecture(4).to_dict()
+    assert not (tmp_path / "run" / "figures").exists()
+
+
 def test_a_run_with_the_race_ends_with_the_winner_in_best(folders, tmp_path):
     backbone, task = folders
-    arguments = ["run", "--strategy", "race", "--model", backbone, "--dataset", task, "--epochs", "2"]
+    arguments = ["run", "--strategy", "race", "--model", backbone, "--dataset", task, "--epochs", "6"]
     done = invoke(*arguments, "--baselines", "linear", "--output", tmp_path / "run")
     assert done.exit_code == 0, done.output
     race = Race.load(tmp_path / "run" / "race.json")
