@@ -65,7 +65,8 @@ def write_job(folder: Path) -> list[str]:
         labels = [index % 3 for index in range(number)]
         images = [(rng.integers(0, 60, (16, 16, 3)) + 80 * label).astype(np.uint8) for label in labels]
         Dataset.from_dict({"image": images, "label": labels}, features).to_parquet(folder / "task" / f"{name}.parquet")
-    options = {"model": folder / "vit", "dataset": folder / "task", "recipe": "released", "baselines": "none"}
+    options = {"model": folder / "vit", "dataset": folder / "task", "strategy": "noah", "recipe": "released"}
+    options["baselines"] = "none"
     size = {"epochs": 20, "supernet-epochs": 40, "population-size": 20, "generations": 3, "checkpoint-seconds": 0.05}
     return ["run", *(text for key, value in {**options, **size}.items() for text in (f"--{key}", str(value)))]
 

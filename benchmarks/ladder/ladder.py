@@ -88,16 +88,16 @@ class Part:
 
 
 PARTS = (
-    Part("dinov2", 20, (0,), ("qk r8 s1", "all r2 s1", "all r2 s4")),
-    Part("dinov2", 10, (0,), ("qk r8 s1",)),
-    Part("dinov2", 20, (0,), SIX),
+    Part("dinov2", 10, (0,), ("qk r8 s1", "all r2 s1", "all r2 s4")),
     Part("tiny", 100, (0,), SIX),
+    Part("dinov2", 20, (0,), SIX),
+    Part("dinov2", 10, (0,), SIX),
+    Part("tiny", 100, (0,)),
     Part("dinov2", 20, (0,)),
     Part("dinov2", 20, (1, 2), SIX),
-    Part("tiny", 100, (0,)),
+    Part("tiny", 100, (1, 2), SIX),
     Part("dinov2", 10, (0,)),
     Part("tiny", 10, (0,)),
-    Part("tiny", 100, (1, 2), SIX),
 )
 #: how images reach each backbone
 PREPROCESSING = {

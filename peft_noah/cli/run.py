@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from peft_noah.cli.options import (
     with_options,
 )
 from peft_noah.run.methods import CONTINUED, INHERITED, LORA, RETRAINED, SEARCH, SUPERNET
+from peft_noah.run.options import check_strategy
 from peft_noah.run.registry import baselines as known_baselines
 from peft_noah.run.registry import find_baseline, transfer
 from peft_noah.run.settings import RunSettings
@@ -61,15 +63,16 @@ def run(
     log_with: LogWith = None,
     **options: Any,
 ) -> None:
-    """The whole job: supernet, search, subnet, baselines, table and figures, and the best adapter in best/.
+    """The whole job: a race of designs or a search in a supernet, baselines, table, figures, and the best adapter in best/.
 
     With no option it uses the bundled ViT and task, needs no network, and takes a few minutes on two CPU cores.
     """
     from peft_noah.run.best import find_best
     from peft_noah.run.stages import run_everything
 
-    folder, settings = options.pop("output"), RunSettings(**read_options(options))
-    job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with)
+    folder, given = options.pop("output"), read_options(options)
+    check_strategy(fields(RunSettings), given, given["strategy"])
+    job = _open(folder, RunSettings(**given), checkpoint_seconds=checkpoint_seconds, log_with=log_with)
     run_everything(job)
     _show(job)
     job.reporter.say(f"adapters, table and figures are in {job.folder}")
@@ -79,17 +82,17 @@ def run(
 
 @commands.add("peft-noah supernet --dataset my-images/ --output runs/mine")
 @clear_errors
-@with_options({name: entry for name, entry in RUN_OPTIONS.items() if name != "baselines"})
+@with_options({name: entry for name, entry in RUN_OPTIONS.items() if name not in ("baselines", "strategy")})
 def supernet(
     *,
     checkpoint_seconds: CheckpointSeconds = 60.0,
     log_with: LogWith = None,
     **options: Any,
 ) -> None:
-    """Start a run folder and train its supernet."""
+    """Start a run folder of strategy noah, and train its supernet."""
     from peft_noah.run.stages import do_stages
 
-    folder, settings = options.pop("output"), RunSettings(**read_options(options), baselines=())
+    folder, settings = options.pop("output"), RunSettings(**read_options(options), strategy="noah", baselines=())
     job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with)
     do_stages(job, SUPERNET)
 

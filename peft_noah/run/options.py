@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field
 from typing import Any
 
@@ -24,9 +24,31 @@ class Typed:
     name: str | None = None
 
 
-def option(default: Any, help: str, typed: Typed | None = None) -> Any:
-    """A dataclass field that the command line offers."""
-    return field(default=default, metadata={"help": help, "typed": typed})
+def option(default: Any, help: str, typed: Typed | None = None, *, strategy: str | None = None) -> Any:
+    """A dataclass field that the command line offers.
+
+    Args:
+        default: its default.
+        help: one or two sentences.
+        typed: how it is typed, where a value of its type cannot be.
+        strategy: the only strategy of a run that it has an effect on; None: on all.
+    """
+    help = help if strategy is None else f"With --strategy {strategy}: {help[0].lower()}{help[1:]}"
+    return field(default=default, metadata={"help": help, "typed": typed, "strategy": strategy})
+
+
+def check_strategy(options: Sequence[Field], given: Mapping[str, Any], strategy: str) -> None:
+    """Refuse what was given to a run of a strategy on which it has no effect.
+
+    Raises:
+        ValueError: an option of another strategy is not at its default.
+    """
+    for one in options:
+        of = one.metadata.get("strategy")
+        if of not in (None, strategy) and given.get(one.name, one.default) != one.default:
+            raise ValueError(
+                f"--{one.name.replace('_', '-')} has no effect on --strategy {strategy}: leave it out, or give --strategy {of}."
+            )
 
 
 def help_of(one: Field) -> str | None:
@@ -65,6 +87,8 @@ def read_triple(text: str | None, name: str) -> tuple[float, ...] | None:
     return values
 
 
-def read_names(text: str, name: str) -> tuple[str, ...]:
-    """Names from a text like ``linear,lora``; ``none`` for none."""
+def read_names(text: str | None, name: str) -> tuple[str, ...] | None:
+    """Names from a text like ``linear,lora``; ``none`` for none, and None for no text."""
+    if text is None:
+        return None
     return () if text == "none" else tuple(text.split(","))

@@ -38,8 +38,12 @@ REMOVED = {"risk": 0.0}
 #: options of earlier versions that changed time and memory alone: a file's values of them mean nothing
 WITHOUT_EFFECT = ("cache_gb", "screen")
 
+#: what a file of an earlier version meant where it does not name an option
+EARLIER = {"strategy": "noah"}
+
 _TRIPLE = Typed(str | None, None, read_triple)
-_BASELINES = ("linear", "lora", "adapter", "vpt")
+#: what each strategy is compared with, where that is left out
+BASELINES = {"noah": ("linear", "lora", "adapter", "vpt")}
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ class RunSettings:
         "task.",
     )
     strategy: str = option(
-        "noah",
-        "noah: a supernet, its search, the best subnet. race: several designs trained side by side for a while, the winner "
-        "trained on.",
+        "race",
+        "race: several designs trained side by side for a while, the winner trained on. noah: a supernet, its search, the "
+        "best subnet.",
     )
     recipe: str = option("paper", "paper, or released (the authors' code).")
     search_space: str = option(
@@ -75,15 +79,17 @@ class RunSettings:
         "tasks 10, then with --effort 3.",
     )
     supernet_epochs: int | None = option(
-        None, "Epochs of the supernet. Default: 5 x epochs, as in the paper; see --epochs."
+        None, "Epochs of the supernet. Default: 5 x epochs, as in the paper; see --epochs.", strategy="noah"
     )
-    variant: str = option("default", "Search: default, paper or released.")
-    population_size: int | None = option(None, "Candidates of a generation. Default: the variant's.")
-    generations: int | None = option(None, "Rounds of the search. Default: the variant's; see --epochs.")
-    baselines: tuple[str, ...] = option(
-        _BASELINES,
-        "Methods to compare with, separated by commas; 'none' for none.",
-        Typed(str, ",".join(_BASELINES), read_names),
+    variant: str = option("default", "The search's variant: default, paper or released.", strategy="noah")
+    population_size: int | None = option(None, "Candidates of a generation. Default: the variant's.", strategy="noah")
+    generations: int | None = option(
+        None, "Rounds of the search. Default: the variant's; see --epochs.", strategy="noah"
+    )
+    baselines: tuple[str, ...] | None = option(
+        None,
+        f"Methods to compare with, separated by commas; 'none' for none. Default: none, with noah {','.join(BASELINES['noah'])}.",
+        Typed(str | None, None, read_names),
     )
     effort: float | None = option(
         None,
@@ -133,7 +139,7 @@ class RunSettings:
         "Micro-batches per step and process, to save memory. Default: what Accelerate's environment says, else 1.",
     )
     sampling: str = option(
-        "shared", "With several processes: shared (one subnet per step), or per-process (each its own)."
+        "shared", "Several processes have a subnet shared, or per-process (each its own), in a step.", strategy="noah"
     )
 
     def __post_init__(self) -> None:
@@ -155,10 +161,11 @@ class RunSettings:
         self._settle_length()
         self.search()
         self.training("supernet"), self.training("subnet")
-        for name in ("baselines", "image_mean", "image_std"):
+        for name in ("image_mean", "image_std"):
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else tuple(value))
-        object.__setattr__(self, "baselines", tuple(find_baseline(name).name for name in self.baselines))
+        names = BASELINES.get(self.strategy, ()) if self.baselines is None else self.baselines
+        object.__setattr__(self, "baselines", tuple(find_baseline(name).name for name in names))
         if self.budget is not None and self.budget < 1:
             raise ValueError(f"budget must be a positive number of parameters, got {self.budget}.")
         if self.shots is not None:
@@ -314,6 +321,7 @@ class RunSettings:
                         f"{name} is {value!r}: this version has no such option, and reads {unused!r} only."
                     )
             data = {name: value for name, value in data.items() if name not in (*REMOVED, *WITHOUT_EFFECT)}
+            data = {**EARLIER, **data}
         if not isinstance(data, dict) or set(data) - known:
             raise ValueError(f"expected an object with {', '.join(sorted(known))}.")
         return cls(**data)

@@ -74,16 +74,8 @@ def refused(place, *arguments):
 STAGES = {
     "supernet": ("supernet", "--model", "vit", "--dataset", "imgs", *SMALL, "--output", "run"),
     "run": (
-        "run",
-        "--model",
-        "vit",
-        "--dataset",
-        "imgs",
-        *SMALL,
-        "--output",
-        "run",
-        "--baselines",
-        "none",
+        *("run", "--strategy", "noah", "--model", "vit", "--dataset", "imgs"),
+        *(*SMALL, "--output", "run", "--baselines", "none"),
     ),
     "search": ("search", "run"),
     "subnet": ("subnet", "run"),

@@ -81,7 +81,7 @@ def invoke(*arguments):
 @pytest.fixture(scope="module")
 def finished(task, backbone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    result = invoke("run", "--model", backbone, "--dataset", task, *SMALL, "--output", folder)
+    result = invoke("run", "--strategy", "noah", "--model", backbone, "--dataset", task, *SMALL, "--output", folder)
     assert result.exit_code == 0, result.output
     return folder
 
@@ -111,7 +111,7 @@ def test_a_run_ends_with_the_adapter_to_use(finished, task, backbone):
     }
     for path in (finished / "best").iterdir():
         assert path.read_bytes() == (finished / best.source / path.name).read_bytes(), path
-    result = invoke("run", "--model", backbone, "--dataset", task, *SMALL, "--output", finished)
+    result = invoke("run", "--strategy", "noah", "--model", backbone, "--dataset", task, *SMALL, "--output", finished)
     assert result.output.rstrip().endswith(best.sentence())
     single = PeftModel.from_pretrained(
         AutoModelForImageClassification.from_pretrained(backbone, num_labels=3, ignore_mismatched_sizes=True),
@@ -188,7 +188,7 @@ def test_evaluate_repeats_the_tables_accuracy(finished, task, backbone):
 
 def test_a_finished_run_is_not_trained_again(finished, task, backbone):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
-    result = invoke("run", "--model", backbone, "--dataset", task, *SMALL, "--output", finished)
+    result = invoke("run", "--strategy", "noah", "--model", backbone, "--dataset", task, *SMALL, "--output", finished)
     assert result.exit_code == 0, result.output
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
 
@@ -361,7 +361,17 @@ def test_an_unknown_family_is_refused(task, tmp_path):
     swin = SwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[2], window_size=4)
     SwinForImageClassification(swin).save_pretrained(tmp_path / "swin")
     message = "no sites known for model_type 'swin'"
-    refused("run", "--model", tmp_path / "swin", "--dataset", task, folder=tmp_path / "run", message=message)
+    refused(
+        "run",
+        "--strategy",
+        "noah",
+        "--model",
+        tmp_path / "swin",
+        "--dataset",
+        task,
+        folder=tmp_path / "run",
+        message=message,
+    )
 
 
 @pytest.mark.parametrize(
@@ -375,14 +385,16 @@ def test_an_unknown_family_is_refused(task, tmp_path):
 def test_images_that_the_backbone_does_not_take_are_refused(task, tmp_path, config, size, message):
     model = ViTForImageClassification(ViTConfig(**{**SIZES, **config}))
     model.save_pretrained(tmp_path / "vit")
-    arguments = ("run", "--model", tmp_path / "vit", "--dataset", task, "--image-size", size)
+    arguments = ("run", "--strategy", "noah", "--model", tmp_path / "vit", "--dataset", task, "--image-size", size)
     refused(*arguments, folder=tmp_path / "run", message=message)
 
 
 def test_a_deit_with_its_distilled_head_runs_and_keeps_both_heads(task, tmp_path):
     DeiTForImageClassificationWithTeacher(DeiTConfig(**SIZES)).save_pretrained(tmp_path / "deit")
     folder = tmp_path / "run"
-    result = invoke("run", "--model", tmp_path / "deit", "--dataset", task, *SMALL, "--output", folder)
+    result = invoke(
+        "run", "--strategy", "noah", "--model", tmp_path / "deit", "--dataset", task, *SMALL, "--output", folder
+    )
     assert result.exit_code == 0, result.output
     heads = {name.split(".")[2] for name in load_file(folder / ADAPTERS[0]) if "classifier" in name}
     assert heads == {"cls_classifier", "distillation_classifier"}
@@ -394,7 +406,17 @@ def test_a_deit_with_its_distilled_head_runs_and_keeps_both_heads(task, tmp_path
 
 def test_a_missing_model_folder_is_refused(task, tmp_path):
     message = "model folder .* does not exist"
-    refused("run", "--model", tmp_path / "none", "--dataset", task, folder=tmp_path / "run", message=message)
+    refused(
+        "run",
+        "--strategy",
+        "noah",
+        "--model",
+        tmp_path / "none",
+        "--dataset",
+        task,
+        folder=tmp_path / "run",
+        message=message,
+    )
 
 
 @pytest.mark.parametrize(
@@ -406,7 +428,9 @@ def test_a_missing_model_folder_is_refused(task, tmp_path):
 )
 def test_a_dataset_with_a_split_or_classes_missing_is_refused(splits, message, backbone, tmp_path):
     task = write_task(tmp_path / "task", **splits)
-    refused("run", "--model", backbone, "--dataset", task, folder=tmp_path / "run", message=message)
+    refused(
+        "run", "--strategy", "noah", "--model", backbone, "--dataset", task, folder=tmp_path / "run", message=message
+    )
 
 
 def test_a_run_without_test_images_goes_on_and_says_so(backbone, tmp_path):
@@ -446,7 +470,7 @@ def test_splits_and_config_are_options_that_a_run_keeps(backbone, tmp_path):
 
 
 def test_a_missing_label_column_is_named(task, backbone, tmp_path):
-    arguments = ("run", "--model", backbone, "--dataset", task, "--label-column", "fine_label")
+    arguments = ("run", "--strategy", "noah", "--model", backbone, "--dataset", task, "--label-column", "fine_label")
     refused(*arguments, folder=tmp_path / "run", message="fine_label.*label")
 
 
@@ -456,11 +480,11 @@ def test_a_corrupt_image_is_named_with_its_index(backbone, tmp_path):
     broken = table.cast_column("image", Image(decode=False)).to_list()
     broken[7]["image"]["bytes"] = broken[7]["image"]["bytes"][:40]
     Dataset.from_list(broken, table.features).to_parquet(task / "train.parquet")
-    refused("run", "--model", backbone, "--dataset", task, folder=tmp_path / "run", message="7")
+    refused("run", "--strategy", "noah", "--model", backbone, "--dataset", task, folder=tmp_path / "run", message="7")
 
 
 def test_a_budget_below_the_smallest_says_what_would_fit(task, backbone, tmp_path):
-    arguments = ("run", "--model", backbone, "--dataset", task, "--budget", "10")
+    arguments = ("run", "--strategy", "noah", "--model", backbone, "--dataset", task, "--budget", "10")
     refused(
         *arguments, folder=tmp_path / "run", message="no architecture fits a budget of 10 parameters: the smallest"
     )
@@ -481,20 +505,33 @@ def test_a_budget_below_the_smallest_says_what_would_fit(task, backbone, tmp_pat
     ],
 )
 def test_a_setting_out_of_range_is_refused(option, value, message, task, backbone, tmp_path):
-    arguments = ("run", "--model", backbone, "--dataset", task, option, value)
+    arguments = ("run", "--strategy", "noah", "--model", backbone, "--dataset", task, option, value)
     refused(*arguments, folder=tmp_path / "run", message=message)
 
 
 def test_an_output_folder_that_holds_another_run_is_left_alone(finished, task, backbone):
     before = sorted(finished.rglob("*"))
-    result = invoke("run", "--model", backbone, "--dataset", task, *SMALL, "--seed", "1", "--output", finished)
+    result = invoke(
+        "run",
+        "--strategy",
+        "noah",
+        "--model",
+        backbone,
+        "--dataset",
+        task,
+        *SMALL,
+        "--seed",
+        "1",
+        "--output",
+        finished,
+    )
     assert result.exit_code == 2 and "holds another run, with other seed" in " ".join(result.output.split())
     assert sorted(finished.rglob("*")) == before
 
 
 def test_a_folder_that_is_not_a_run_is_left_alone(task, backbone, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    result = invoke("run", "--model", backbone, "--dataset", task, "--output", tmp_path)
+    result = invoke("run", "--strategy", "noah", "--model", backbone, "--dataset", task, "--output", tmp_path)
     assert result.exit_code == 2 and "is not empty and holds no run" in " ".join(result.output.split())
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -635,21 +672,16 @@ def test_another_process_that_holds_the_supernet_is_not_waited_for(finished, tas
     [("supernet", "supernet-and-search"), ("run", "supernet-and-search"), ("baseline", "lora")],
 )
 def test_a_second_command_on_what_another_is_at_work_on_says_so(command, lock, task, backbone, tmp_path):
-    baselines = ("linear", "lora", "adapter", "vpt") if command == "run" else ()
-    settings = {
-        "model": str(backbone),
-        "dataset": str(task),
-        "epochs": 1,
-        "supernet_epochs": 1,
-        "baselines": baselines,
-    }
+    settings = {"model": str(backbone), "dataset": str(task), "strategy": "noah", "epochs": 1, "supernet_epochs": 1}
+    if command != "run":
+        settings["baselines"] = ()
     job = RunContext(tmp_path / "run", RunSettings(**settings))
     job.prepare()
     arguments = ("--model", backbone, "--dataset", task, "--epochs", 1, "--supernet-epochs", 1)
     if command == "baseline":
         arguments = (job.folder, "--method", "lora")
     else:
-        arguments += ("--output", job.folder)
+        arguments += ("--output", job.folder, *(("--strategy", "noah") if command == "run" else ()))
     with job.files.lock(lock):
         result = invoke(command, *arguments)
     assert result.exit_code == 2, result.output
@@ -663,7 +695,7 @@ def test_a_second_command_on_what_another_is_at_work_on_says_so(command, lock, t
 def test_a_run_takes_few_shots_and_is_tested_on_further_sets(task, backbone, tmp_path):
     far = write_task(tmp_path / "far", test=9)
     arguments = ("--model", backbone, "--dataset", task, *SMALL, "--shots", "2", "--other-test", f"far={far}")
-    result = invoke("run", *arguments, "--baselines", "lora", "--output", tmp_path / "run")
+    result = invoke("run", "--strategy", "noah", *arguments, "--baselines", "lora", "--output", tmp_path / "run")
     assert result.exit_code == 0, result.output
     report = RunReport.load(tmp_path / "run" / "results.json")
     assert report.task["sizes"]["train"] == 3 * 2 and report.task["shots"] == 2
@@ -686,5 +718,5 @@ def test_augmented_training_differs_and_its_seed_fixes_it(task, backbone, tmp_pa
 
 
 def test_further_sets_are_named(task, backbone, tmp_path):
-    arguments = ("run", "--model", backbone, "--dataset", task, "--other-test", "far")
+    arguments = ("run", "--strategy", "noah", "--model", backbone, "--dataset", task, "--other-test", "far")
     refused(*arguments, folder=tmp_path / "run", message="other_test must be NAME=SOURCE, got 'far'")

@@ -88,6 +88,7 @@ def of_the_command_line(*arguments, monkeypatch):
     ],
 )
 def test_python_and_the_command_line_have_one_length_for_what_is_left_out(given, length, monkeypatch):
+    given = {"strategy": "noah", **given}
     settings = RunSettings(**given)
     assert (settings.epochs, settings.supernet_epochs, settings.generations) == length
     typed = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
@@ -114,3 +115,22 @@ def test_settings_are_described_without_torch():
         "assert not {'torch', 'transformers', 'datasets'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_that_names_no_strategy_is_of_the_time_when_noah_was_the_only_one(tmp_path):
+    RunSettings().save(tmp_path / "settings.json")
+    data = json.loads((tmp_path / "settings.json").read_text())
+    assert data.pop("strategy") == "race" and data.pop("baselines") == []
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    read = RunSettings.load(tmp_path / "old.json")
+    assert (read.strategy, read.baselines) == ("noah", ("linear", "lora", "adapter", "vpt"))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--supernet-epochs", "3"), ("--generations", "2"), ("--variant", "paper"), ("--population-size", "8")],
+)
+def test_an_option_of_the_search_is_refused_by_a_race(option, tmp_path):
+    result = CliRunner().invoke(app, ["run", *option, "--output", str(tmp_path / "run")])
+    assert result.exit_code == 2 and not (tmp_path / "run").exists()
+    assert f"{option[0]} has no effect on --strategy race: leave it out" in " ".join(result.output.split())

@@ -37,7 +37,18 @@ def job(tmp_path_factory):
 def test_a_whole_run_ends_with_its_results(encoding, backend, job, tmp_path):
     if (encoding is C_LOCALE) != (backend == "nonsense"):
         pytest.skip("each once is enough")
-    done = command("run", *job, "--baselines", "linear", "--output", tmp_path / "run", **encoding, MPLBACKEND=backend)
+    done = command(
+        "run",
+        "--strategy",
+        "noah",
+        *job,
+        "--baselines",
+        "linear",
+        "--output",
+        tmp_path / "run",
+        **encoding,
+        MPLBACKEND=backend,
+    )
     assert done.returncode == 0, done.stderr
     assert len(RunReport.load(tmp_path / "run" / "results.json").results) == 4
     assert b"linear" in done.stdout and done.stdout.isascii()

@@ -110,8 +110,11 @@ def test_the_whole_job_on_two_processes_is_that_of_one(tmp_path):
     make_model().save_pretrained(tmp_path / "vit")
     job = ("--model", tmp_path / "vit", "--dataset", task, *SMALL, "--baselines", "none")
     launcher = ("torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port(), "-m", "peft_noah")
-    two = launch(*launcher, "run", *job, "--output", tmp_path / "two")
-    assert [two.wait(300), launch("peft_noah", "run", *job, "--output", tmp_path / "one").wait(300)] == [0, 0]
+    two = launch(*launcher, "run", "--strategy", "noah", *job, "--output", tmp_path / "two")
+    assert [
+        two.wait(300),
+        launch("peft_noah", "run", "--strategy", "noah", *job, "--output", tmp_path / "one").wait(300),
+    ] == [0, 0]
     found = [SearchResult.load(tmp_path / name / "search.json").candidates for name in ("one", "two")]
     assert found[0] == found[1]
     for name in ("adapter", "adapter-inherited", "adapter-continued"):
