@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from peft_noah.architecture import Architecture, SearchSpace
-from peft_noah.data.preprocessing import load_config
+from peft_noah.data.preprocessing import Preprocessing, load_config
 from peft_noah.data.splits import Splits
 from peft_noah.searching.design import Design
 from peft_noah.tuner.backbones import find_backbone
@@ -36,24 +37,30 @@ def load_backbone(model: str | os.PathLike[str], splits: Splits, seed: int) -> n
     Raises:
         ValueError: if the family is unknown.
     """
-    backbone = load_classifier(model, splits.label_names, splits.preprocessing.size)
+    torch.manual_seed(seed)  # of what stands before a classifier and is not in the checkpoint
+    backbone = load_classifier(model, splits.label_names, splits.preprocessing.size, splits.preprocessing.model_class)
     torch.manual_seed(seed)
     for head in _heads(backbone):
         nn.init.trunc_normal_(head.weight, std=getattr(backbone.config, "initializer_range", 0.02))
-        nn.init.zeros_(head.bias)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
     return backbone
 
 
 def load_classifier(
-    model: str | os.PathLike[str], label_names: Sequence[str] | None, size: tuple[int, int]
+    model: str | os.PathLike[str],
+    label_names: Sequence[str] | None,
+    size: tuple[int, int] | None,
+    model_class: str = Preprocessing.model_class,
 ) -> PreTrainedModel:
-    """A pretrained ViT in float32; a classifier that does not fit the classes is made anew, with random weights.
+    """A pretrained backbone in float32; a classifier that does not fit the classes is made anew, with random weights.
 
     Args:
         model: a local folder or a Hub id.
         label_names: of the classes, in the order of the logits; None: the checkpoint's own.
         size: height and width of the images, in pixels; position embeddings are interpolated where it is not the
-            backbone's own.
+            backbone's own. None: it reads no images.
+        model_class: of transformers, that the backbone is a classifier of.
 
     Raises:
         ValueError: if the family is unknown, or the weights are damaged, a pickle, or of another model.
@@ -64,16 +71,16 @@ def load_classifier(
     if label_names is not None:
         names["id2label"] = dict(enumerate(label_names))
         names["label2id"] = {name: index for index, name in enumerate(label_names)}
-    backbone = _load_weights(model, names)
+    backbone = _load_weights(model, names, model_class)
     if needs_interpolation(config, size):
         backbone.register_forward_pre_hook(_interpolate, with_kwargs=True)
     return backbone
 
 
-def _load_weights(model: str | os.PathLike[str], names: dict[str, Any]) -> PreTrainedModel:
+def _load_weights(model: str | os.PathLike[str], names: dict[str, Any], model_class: str) -> PreTrainedModel:
     _refuse_pickle(Path(model))
     try:
-        backbone, found = AutoModelForImageClassification.from_pretrained(
+        backbone, found = getattr(transformers, model_class).from_pretrained(
             model,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
@@ -88,7 +95,7 @@ def _load_weights(model: str | os.PathLike[str], names: dict[str, Any]) -> PreTr
             "them again."
         ) from error
     new = [key if isinstance(key, str) else key[0] for key in (*found["missing_keys"], *found["mismatched_keys"])]
-    heads = tuple(f"{name}." for name in find_backbone(backbone.config.model_type).head_names(backbone))
+    heads = tuple(f"{name}." for name in find_backbone(backbone.config.model_type).trained_names(backbone))
     if lacking := sorted(key for key in new if not key.startswith(heads) and not key.endswith("mask_token")):
         raise ValueError(
             f"the weights in {model} are not those of the model in its config.json: {len(lacking):,} are missing or of "
@@ -110,8 +117,10 @@ def _heads(backbone: nn.Module) -> list[nn.Module]:
     return [backbone.get_submodule(name) for name in find_backbone(backbone.config.model_type).head_names(backbone)]
 
 
-def needs_interpolation(config: Any, size: tuple[int, int]) -> bool:
+def needs_interpolation(config: Any, size: tuple[int, int] | None) -> bool:
     """Whether images of ``size`` (height, width; pixels) differ from what the backbone was pretrained on."""
+    if size is None:
+        return False
     own = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
     return tuple(own) != tuple(size)
 
@@ -145,10 +154,10 @@ def add_supernet(backbone: nn.Module, search_space: str | SearchSpace, recipe: s
 
 
 def train_classifier(backbone: nn.Module) -> nn.Module:
-    """Let nothing train but the classifiers: a linear probe."""
+    """Let nothing train but the classifiers, with what stands before them: a linear probe."""
     backbone.requires_grad_(False)
-    for head in _heads(backbone):
-        head.requires_grad_(True)
+    for name in find_backbone(backbone.config.model_type).trained_names(backbone):
+        backbone.get_submodule(name).requires_grad_(True)
     return backbone
 
 
@@ -164,5 +173,6 @@ def train_all_weights(backbone: nn.Module) -> nn.Module:
 def count_trainable(model: nn.Module) -> tuple[int, int]:
     """Trainable parameters besides the classifiers, and the classifiers'."""
     core = model.base_model.model if isinstance(model, PeftModel) else model
-    head = sum(p.numel() for module in _heads(core) for p in module.parameters() if p.requires_grad)
+    names = find_backbone(core.config.model_type).trained_names(core)
+    head = sum(p.numel() for name in names for p in core.get_submodule(name).parameters() if p.requires_grad)
     return sum(p.numel() for p in model.parameters() if p.requires_grad) - head, head

@@ -104,7 +104,14 @@ def start_head(
         images: a split of labelled samples, such as an `ImageSplit`.
         normalize: uint8 pixels to the backbone's input; None where samples need no such step.
         accelerator: its device and precision.
+
+    Raises:
+        ValueError: the classifier has no bias, which the fit needs.
     """
+    if head.bias is None:
+        raise ValueError(
+            "the classifier of this family has no bias, so it cannot be fitted first. Leave head_start out."
+        )
     fit = fit_head(read_features(model, head, images, normalize, accelerator), images.labels, head.out_features)
     with torch.no_grad():
         head.weight.copy_(fit.weight)

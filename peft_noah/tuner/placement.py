@@ -138,7 +138,7 @@ def resolve_config(config: NoahConfig, layout: Layout, model: nn.Module, model_t
 
 
 def _resolve_heads(config: NoahConfig, backbone: Backbone, model: nn.Module) -> None:
-    heads = backbone.head_names(model)
+    heads = backbone.trained_names(model)
     empty = [name for name in heads if not any(True for _ in model.get_submodule(name).parameters())]
     trained = [name for name in heads if name not in empty]
     if config.modules_to_save is None and trained:

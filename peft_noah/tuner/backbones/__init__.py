@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from peft_noah.tuner.backbones import vit
+from peft_noah.tuner.backbones import text, vit
 from peft_noah.tuner.backbones.base import Backbone, has_module, how_to_wrap
 
-BACKBONES: dict[str, Backbone] = {**vit.FAMILIES}
+BACKBONES: dict[str, Backbone] = {**vit.FAMILIES, **text.FAMILIES}
 _BUILT_IN = dict(BACKBONES)
 
 

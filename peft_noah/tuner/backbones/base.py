@@ -24,7 +24,9 @@ class Backbone:
         mlp_output: path of the leaf whose output is added to the residual after the MLP.
         attention_output: path of the leaf whose output is added to the residual after attention.
         norm: name of the first norm of a block, a direct child of it; the leaf that holds VPT's tokens.
-        head: name of the classifier on the model, or names of all that the family's classes have.
+        head: name of the Linear that makes the logits, or names of all that the family's classes have. Of a name and one
+            inside it (``classifier``, ``classifier.out_proj``) the inner one counts.
+        before_head: names of what stands between the blocks and the classifier and trains with it, where a model has it.
         prefix_tokens: number of class tokens before the patches; no unit.
         norm_after: name of the second norm of a block, before the MLP; a site of SSF. Only where it is given does `fast_forward` know the
             block: ``x + drop(scale(attention(norm(x))))``, then ``x + drop(scale(mlp(norm_after(x))))``.
@@ -49,6 +51,7 @@ class Backbone:
     )
     attention_output: str = "attention.o_proj"
     head: str | tuple[str, ...] = "classifier"
+    before_head: tuple[str, ...] = ()
     prefix_tokens: int = 1
     norm_after: str | None = None
     attention: str = "attention"
@@ -104,7 +107,12 @@ class Backbone:
     def head_names(self, model: nn.Module) -> list[str]:
         """Names of the classifiers that ``model`` has; they may be empty, as with ``num_labels=0``."""
         names = (self.head,) if isinstance(self.head, str) else self.head
-        return [name for name in names if has_module(model, name)]
+        found = [name for name in names if has_module(model, name)]
+        return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
+
+    def trained_names(self, model: nn.Module) -> list[str]:
+        """Names of all that trains with an adapter: what stands before the classifiers, and these themselves."""
+        return [*(name for name in self.before_head if has_module(model, name)), *self.head_names(model)]
 
 
 def has_module(model: nn.Module, name: str) -> bool:
