@@ -57,7 +57,7 @@ RUN_OPTIONS = {**_run_options(), "output": option(Path, Path("noah-run"), "New f
 DATA_OPTIONS = {
     name: entry
     for name, entry in RUN_OPTIONS.items()
-    if name in ("model", "dataset", "dataset_config")
+    if name in ("model", "dataset", "dataset_config", "max_tokens")
     or name.startswith("image_")
     or name.endswith(("_column", "_split"))
 }

@@ -19,6 +19,7 @@ from peft_noah.cli.options import (
     with_options,
 )
 from peft_noah.run.registry import all_methods, find_method
+from peft_noah.run.settings import OF_TEXTS
 
 if TYPE_CHECKING:
     from peft_noah.architecture import Architecture
@@ -30,7 +31,7 @@ commands = Commands()
 
 ALL_METHODS = ",".join(method.option for method in all_methods())
 #: of a run, what the tasks decide
-_OWN = ("dataset", "baselines", "seed", "shots", "augment", "other_test", "search_space")
+_OWN = ("dataset", "baselines", "seed", "shots", "augment", "other_test", "search_space", "task", *OF_TEXTS)
 SUITE_OPTIONS = {name: option for name, option in RUN_OPTIONS.items() if name not in _OWN}
 
 SuiteFolder = Annotated[Path, typer.Argument(help="Suite folder, as made by 'suite'.")]

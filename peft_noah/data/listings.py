@@ -23,7 +23,7 @@ class Listing:
     """The images of one split before decoding, and their labels.
 
     Attributes:
-        images: N undecoded images, `{"bytes": ..., "path": ...}`; where bytes is None the file at path is read.
+        images: N undecoded images, `{"bytes": ..., "path": ...}`; where bytes is None the file at path is read. Or N texts.
         labels: N class indices.
         classes: the class indices that occur at all, where a test set has fewer classes than the training images and is
             scored among them; None: all classes.
@@ -71,6 +71,7 @@ class Listings:
         unsplit: whether the source has no splits, so that a test split is to be drawn too.
         left_out: number of files that were not read, by split and reason.
         notes: how the splits came about, in sentences without a full stop, to stand below a run's results.
+        what: one of the samples, in a word: image, or text.
     """
 
     train: Listing
@@ -82,6 +83,7 @@ class Listings:
     unsplit: bool = False
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    what: str = "image"
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -105,7 +107,7 @@ class Listings:
             entry: dict[str, Any] = {}
             if name in listings:
                 counts = Counter(listings[name].labels).values()
-                entry = {"images": len(listings[name]), "classes": len(counts)}
+                entry = {f"{self.what}s": len(listings[name]), "classes": len(counts)}
                 entry |= {"fewest per class": min(counts), "most per class": max(counts)}
             found[name] = {**entry, **{f"left out: {why}": n for why, n in self.left_out.get(name, {}).items()}}
         return {name: entry for name, entry in found.items() if entry}
@@ -126,10 +128,10 @@ class Listings:
             ValueError: a split is empty, a label is missing or out of range, or there is one class only.
         """
         for name, listing in self.by_name().items():
-            _check_labels(name, listing.labels, self.label_names, self.source)
+            _check_labels(name, listing.labels, self.label_names, self.source, self.what)
         if len(set(self.train.labels)) < 2:
             raise ValueError(
-                f"the training images of {self.source} have one class only, "
+                f"the training {self.what}s of {self.source} have one class only, "
                 f"{self.label_names[self.train.labels[0]]!r}: a classifier needs two or more. Check the label column "
                 "or the class folders."
             )
@@ -140,13 +142,13 @@ class Listings:
         for name, listing in self.by_name().items():
             if unseen := sorted(set(listing.labels) - seen):
                 logger.warning(
-                    "%s: %d classes of the %s split have no training image (%s)",
-                    *(self.source, len(unseen), name, self._named(unseen)),
+                    "%s: %d classes of the %s split have no training %s (%s)",
+                    *(self.source, len(unseen), name, self.what, self._named(unseen)),
                 )
             if listing.classes is None and (lacking := sorted(seen - set(listing.labels))):
                 logger.warning(
-                    "%s: %d classes of the training images have no image in the %s split (%s)",
-                    *(self.source, len(lacking), name, self._named(lacking)),
+                    "%s: %d classes of the training %ss have no %s in the %s split (%s)",
+                    *(self.source, len(lacking), self.what, self.what, name, self._named(lacking)),
                 )
 
     def _named(self, labels: Sequence[int]) -> str:
@@ -160,7 +162,8 @@ class Listings:
             if (listing := getattr(self, name)) is not None and listing.labels and set(listing.labels) <= {None, -1}
         }
         notes = [
-            f"the labels of all {len(listing):,} {name} images are missing or -1" for name, listing in withheld.items()
+            f"the labels of all {len(listing):,} {name} {self.what}s are missing or -1"
+            for name, listing in withheld.items()
         ]
         return replace(self, **dict.fromkeys(withheld), notes=(*self.notes, *notes))
 
@@ -174,7 +177,7 @@ class Listings:
 
     def noting_no_test(self) -> Listings:
         """The same; where there is no test split, the notes say what follows from it."""
-        note = "there are no labelled test images, so there is no test accuracy"
+        note = f"there are no labelled test {self.what}s, so there is no test accuracy"
         return self if self.test is not None else replace(self, notes=(*self.notes, note))
 
     def as_unsplit(self) -> Listings:
@@ -207,7 +210,7 @@ class Listings:
 
     def _noting(self, split: str, drawn: Listing, seed: int) -> Listings:
         note = (
-            f"no {split} split; {len(drawn):,} of {len(self.train):,} {'images' if split == 'test' else 'training images'} "
+            f"no {split} split; {len(drawn):,} of {len(self.train):,} {'' if split == 'test' else 'training '}{self.what}s "
             f"were split off, class by class, with seed {seed}"
         )
         return replace(self, notes=(*self.notes, note))
@@ -221,7 +224,7 @@ class Listings:
             chosen.update(rng.sample(rows, min(max(round(fraction * len(rows)), 1), len(rows) - 1)))
         if not chosen:
             raise ValueError(
-                f"{self.source} has no {split} split and one training image per class, so none can be split off. "
+                f"{self.source} has no {split} split and one training {self.what} per class, so none can be split off. "
                 f"Add a {split} split."
             )
         kept = [row for row in range(len(self.train)) if row not in chosen]
@@ -241,11 +244,12 @@ class Listings:
             short += len(rows) < shots
         if short:
             logger.warning(
-                "%s: %d classes have fewer than %d training images; all they have are used", self.source, short, shots
+                "%s: %d classes have fewer than %d training %ss; all they have are used",
+                *(self.source, short, shots, self.what),
             )
         changes: dict[str, Any] = {"train": self.train.take(sorted(train), "train")}
         if self.validation is None and validation:
-            note = f"no validation split; {len(validation):,} of the training images that are not among the {shots} shots serve as one"
+            note = f"no validation split; {len(validation):,} of the training {self.what}s that are not among the {shots} shots serve as one"
             changes |= {"validation": self.train.take(sorted(validation), "train"), "notes": (*self.notes, note)}
         return replace(self, **changes)
 
@@ -258,14 +262,14 @@ def _by_class(labels: Sequence[int]) -> dict[int, list[int]]:
     return dict(sorted(rows.items()))
 
 
-def _check_labels(name: str, labels: Sequence[int | None], label_names: Sequence[str], source: str) -> None:
+def _check_labels(name: str, labels: Sequence[int | None], label_names: Sequence[str], source: str, what: str) -> None:
     if not labels:
-        raise ValueError(f"the {name} split of {source} is empty. Give at least one labelled image.")
+        raise ValueError(f"the {name} split of {source} is empty. Give at least one labelled {what}.")
     for index, label in enumerate(labels):
         if label is None or not 0 <= label < len(label_names):
             hints = {-1: " (-1 usually marks labels that are withheld)", None: " (an empty cell, NA or null in a CSV)"}
             raise ValueError(
-                f"image {index} of the {name} split of {source} has the label {label}{hints.get(label, '')}: allowed are 0 to "
+                f"{what} {index} of the {name} split of {source} has the label {label}{hints.get(label, '')}: allowed are 0 to "
                 f"{len(label_names) - 1}. Repair the label, or choose another split or label column."
             )
 

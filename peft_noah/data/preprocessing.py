@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
@@ -59,6 +59,14 @@ class Preprocessing:
     crop: tuple[int, int] | None
     source: str
     processor: Any = field(repr=False, compare=False)
+
+    #: the class of transformers that has the models which read it
+    model_class: ClassVar[str] = "AutoModelForImageClassification"
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """What turns stored pixels into the backbone's input."""
+        return Normalizer(self)
 
     @classmethod
     def from_backbone(
@@ -222,7 +230,7 @@ def _load_processor(backbone: str | os.PathLike[str], size: tuple[int, int] | No
         except Exception as error:  # what transformers raises on a value of a wrong type depends on where it meets it
             where = "" if folder.is_dir() else " (no folder here, so a Hub id)"
             raise ValueError(
-                f"cannot read the image processor of {backbone}{where}: {_first_line(error)}. Give a local folder with "
+                f"cannot read the image processor of {backbone}{where}: {first_line(error)}. Give a local folder with "
                 "config.json and preprocessor_config.json, or a Hub id that is reachable or in the cache."
             ) from error
         return processor, f"preprocessor_config.json of {backbone}"
@@ -253,7 +261,7 @@ def load_config(backbone: str | os.PathLike[str]) -> Any:
         return AutoConfig.from_pretrained(str(backbone), trust_remote_code=False)
     except Exception as error:  # as above
         raise ValueError(
-            f"cannot read config.json in {backbone}: {_other_kind(Path(backbone)) or _first_line(error)}. Give a folder "
+            f"cannot read config.json in {backbone}: {_other_kind(Path(backbone)) or first_line(error)}. Give a folder "
             "written by save_pretrained, or a Hub id."
         ) from error
 
@@ -388,6 +396,7 @@ def _checked_channels(name: str, values: Any) -> tuple[float, float, float]:
     return tuple(map(float, numbers))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of a library's error that says something."""
     line = next(filter(str.strip, str(error).splitlines()), type(error).__name__)
     return (line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]}...").rstrip(". ")

@@ -9,22 +9,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peft_noah.data.images import ImageSplit
+from peft_noah.data.labelled import LabelledSplit
 from peft_noah.data.listings import Listing, Listings
 from peft_noah.data.preprocessing import Preprocessing
+from peft_noah.data.tokenization import Tokenization
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The three splits of one task, with one label per class index and one preprocessing for all.
+    """The three splits of one task, of images or texts, with one label per class index and one preprocessing for all.
 
     Attributes:
         train: images to train supernet and subnets on.
         validation: images to choose architectures with.
         test: images to report accuracy on, once; None: there are none with labels.
         label_names: the name of every class, in the order of class indices.
-        preprocessing: how every image was resized, and how it is to be normalised.
+        preprocessing: how every image was resized, and how it is to be normalised; or how every text became tokens.
         source: where the images come from, in words.
         other_tests: further test sets by name, as domain generalisation has them; each may be scored among fewer
             classes, see `ImageSplit.classes`.
@@ -35,13 +37,13 @@ class Splits:
         notes: how the splits came about, in sentences.
     """
 
-    train: ImageSplit
-    validation: ImageSplit
-    test: ImageSplit | None
+    train: LabelledSplit
+    validation: LabelledSplit
+    test: LabelledSplit | None
     label_names: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | Tokenization
     source: str
-    other_tests: Mapping[str, ImageSplit] = field(default_factory=dict)
+    other_tests: Mapping[str, LabelledSplit] = field(default_factory=dict)
     shared: Mapping[str, int] = field(default_factory=dict)
     summary: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -169,14 +171,14 @@ def decode_listings(listings: Listings, preprocessing: Preprocessing, cache_gb: 
         preprocessing=preprocessing,
         source=source,
         other_tests={name: decoded[f"test {name}"] for name in listings.other_tests},
-        shared=_count_shared(decoded, source),
+        shared=count_shared(decoded, source),
         summary=listings.summary(),
         notes=listings.notes,
     )
 
 
-def _count_shared(splits: Mapping[str, ImageSplit], source: str) -> dict[str, int]:
-    """How many images of each split were trained or selected on; logged once, with all counts."""
+def count_shared(splits: Mapping[str, LabelledSplit], source: str, what: str = "image") -> dict[str, int]:
+    """How many images (or texts) of each split were trained or selected on; logged once, with all counts."""
     digests = {name: split.digests for name, split in splits.items()}
     fitted = set(digests["train"])
     shared = {"validation": sum(digest in fitted for digest in digests["validation"])}
@@ -187,8 +189,8 @@ def _count_shared(splits: Mapping[str, ImageSplit], source: str) -> dict[str, in
     if shared:
         counts = ", ".join(f"{count} of {len(digests[name]):,} {name}" for name, count in shared.items())
         logger.warning(
-            "%s: images that occur in training too, byte for byte (for test sets, in training or validation): %s. "
+            "%s: %ss that occur in training too, byte for byte (for test sets, in training or validation): %s. "
             "Their accuracy is too high by what the model remembers of them.",
-            *(source, counts),
+            *(source, what, counts),
         )
     return shared

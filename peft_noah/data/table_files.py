@@ -267,7 +267,7 @@ def _with_names(table: datasets.Dataset, class_labels: Mapping[str, ClassLabel])
 
 
 @contextmanager
-def reading(source: object, file: str = "") -> Iterator[None]:
+def reading(source: object, file: str = "", give: str = "parquet files or images") -> Iterator[None]:
     """Turn whatever reading a dataset, or one file of it, raises into one ValueError, and keep datasets' progress bars off
     our log."""
     _check_cache()
@@ -281,7 +281,7 @@ def reading(source: object, file: str = "") -> Iterator[None]:
             lines[0] = f"{lines[0]} {lines[1]}. Choose one by dataset_config"
         raise ValueError(
             f"cannot read the dataset {source}: {file and f'{file}: '}{lines[0].rstrip('.') if lines else type(error).__name__}. Give a folder of "
-            "parquet files or images, or the id of a Hub dataset that is reachable or in the cache."
+            f"{give}, or the id of a Hub dataset that is reachable or in the cache."
         ) from error
     finally:
         if not disabled:
@@ -307,34 +307,53 @@ def undecoded(table: datasets.Dataset, image_column: str) -> datasets.Column:
     return table.cast_column(image_column, Image(decode=False))[image_column]
 
 
-def columns(table: datasets.Dataset, split: str, image: str | None, label: str | None) -> tuple[str, str]:
-    """Names of the image and the label column: as asked, else the one of fitting type.
+def columns(
+    table: datasets.Dataset, split: str, image: str | None, label: str | None, texts: bool = False
+) -> tuple[str, str]:
+    """Names of the image or text and the label column: as asked, else the one of fitting type.
 
     Raises:
         ValueError: there is none, or more than one that could be meant.
     """
-    return _image_column(table.features, split, image), _label_column(table.features, split, label)
+    name = _label_column(table.features, split, label) if texts else None
+    sample = _sample_column(table.features, split, image, name, texts)
+    return sample, name or _label_column(table.features, split, label)
 
 
 def columns_by_split(
-    tables: Mapping[str, datasets.Dataset], image: str | None, label: str | None
+    tables: Mapping[str, datasets.Dataset], image: str | None, label: str | None, texts: bool = False
 ) -> dict[str, tuple[str, str | None]]:
-    """The same for each split; the label is None where validation or test have none of the training images' column.
+    """The same for each split, of texts where there are no images; the label is None where validation or test have none of the training images' column.
 
     Raises:
         ValueError: as `columns`.
     """
-    found: dict[str, tuple[str, str | None]] = {"train": columns(tables["train"], "train", image, label)}
+    found: dict[str, tuple[str, str | None]] = {"train": columns(tables["train"], "train", image, label, texts)}
     for split, table in tables.items():
         if split != "train":
             name = found["train"][1]
             if label is None and name not in table.features and _label_candidates(table.features):
                 name = _label_column(table.features, split, None)
-            found[split] = (
-                _image_column(table.features, split, image),
-                name if name in table.features else None,
-            )
+            name = name if name in table.features else None
+            found[split] = (_sample_column(table.features, split, image, name, texts), name)
     return found
+
+
+def _sample_column(features: Features, split: str, asked: str | None, label: str | None, texts: bool) -> str:
+    return _text_column(features, split, asked, label) if texts else _image_column(features, split, asked)
+
+
+def _text_column(features: Features, split: str, asked: str | None, label: str | None) -> str:
+    if asked is not None:
+        if asked not in features or _kind(features[asked]) != "text":
+            fault = "column" if asked not in features else "column of texts"
+            raise ValueError(_no_column("text", f"no {fault} {asked!r}", split, features))
+        return asked
+    found = [name for name, feature in features.items() if name != label and _kind(feature) == "text"]
+    if len(found) != 1 and "text" not in found:
+        what = f"{len(found)} columns of texts" if found else "no column of texts"
+        raise ValueError(_no_column("text", what, split, features))
+    return "text" if "text" in found else found[0]
 
 
 def _image_column(features: Features, split: str, asked: str | None) -> str:
@@ -388,7 +407,10 @@ def _type_name(feature: Any) -> str:
 
 
 def encode_labels(
-    tables: Mapping[str, datasets.Dataset], columns: Mapping[str, str | None], num_classes: int | None = None
+    tables: Mapping[str, datasets.Dataset],
+    columns: Mapping[str, str | None],
+    num_classes: int | None = None,
+    what: str = "image",
 ) -> tuple[tuple[str, ...], dict[str, list[int | None]]]:
     """Class names and, per split, class indices; where the data has no names, the training split's values are them.
 
@@ -436,8 +458,8 @@ def encode_labels(
         unknown = [value for value in dict.fromkeys(labels) if value not in index and value not in (None, -1)]
         if unknown:
             raise ValueError(
-                f"the {name} split has the label {unknown[0]!r}, which no training image has."
-                f"{look_alike(str(unknown[0]), map(str, known))} Add training images of it, or remove its images."
+                f"the {name} split has the label {unknown[0]!r}, which no training {what} has."
+                f"{look_alike(str(unknown[0]), map(str, known))} Add training {what}s of it, or remove its {what}s."
             )
     encoded = {name: [index.get(value, value) for value in labels] for name, labels in values.items()}
     return tuple(map(str, known)), encoded

@@ -117,7 +117,7 @@ class Plan:
         return replace(
             self.run,
             dataset=task.dataset,
-            task=task.name,
+            task_name=task.name,
             group=task.group or None,
             num_classes=task.num_classes,
             shots=task.shots,

@@ -205,7 +205,15 @@ class RunReport:
 
     def _differences(self, other: RunReport) -> list[str]:
         """What made another report and not this one, but for seeds and what changes no result."""
-        free = {"seed", "baselines", "dataset", "task", "cache_gb", "screen"}  # the last two: of earlier versions
+        free = {
+            "seed",
+            "baselines",
+            "dataset",
+            "task",
+            "task_name",
+            "cache_gb",
+            "screen",
+        }  # the last two: of earlier versions
         names = [name for name in self.settings if name in other.settings and name not in free]
         changed = [name for name in names if self.settings[name] != other.settings[name]]
         changed += [name for name in ("backbone", "preprocessing") if getattr(self, name) != getattr(other, name)]

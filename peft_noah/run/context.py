@@ -15,10 +15,10 @@ from peft import PeftModel
 from torch import nn
 
 from peft_noah.architecture import Architecture
-from peft_noah.data import bundled_task, load_splits
-from peft_noah.data.labelled import LabelledSplit
-from peft_noah.data.preprocessing import Normalizer, Preprocessing, load_config
+from peft_noah.data.labelled import LabelledSplit, Prepare
+from peft_noah.data.preprocessing import Preprocessing, load_config
 from peft_noah.data.splits import Splits
+from peft_noah.data.tokenization import Tokenization
 from peft_noah.jsonfile import refuse_link
 from peft_noah.progress import Reporter
 from peft_noah.run.folder import Busy, RunFolder
@@ -26,6 +26,7 @@ from peft_noah.run.inputs import INPUTS, check_backbone, check_data, read_inputs
 from peft_noah.run.models import add_supernet, load_backbone
 from peft_noah.run.names import CHECKPOINTS, LOGS, SETTINGS, TRACKING, slug
 from peft_noah.run.settings import RunSettings
+from peft_noah.run.tasks import check_task, read_data, read_preprocessing
 from peft_noah.searching.budget import check_budget
 from peft_noah.training import TrainingLog, TrainingSettings, make_accelerator, train
 from peft_noah.training.checkpoint import CheckpointFolder
@@ -96,12 +97,12 @@ class RunContext:
         return splits
 
     @cached_property
-    def normalize(self) -> Normalizer:
-        """The one normalisation of the run."""
-        return Normalizer(self.splits.preprocessing)
+    def normalize(self) -> Prepare | None:
+        """The one normalisation of the run's images; None where its samples need none."""
+        return self.splits.preprocessing.normalizer
 
     @cached_property
-    def _preprocess_training(self) -> Callable:
+    def _preprocess_training(self) -> Prepare | None:
         """What training batches go through: augmentation, where the run asks for it, and the same normalisation."""
         if not self.settings.augment:
             return self.normalize
@@ -254,20 +255,9 @@ class RunContext:
             yield
 
 
-def read_splits(settings: RunSettings, preprocessing: Preprocessing | None = None) -> Splits:
-    """The task of a run, decoded once, as its backbone wants it or as is given."""
-    find_backbone(load_config(settings.backbone).model_type)  # before any image is read
-    preprocessing = preprocessing or Preprocessing.from_backbone(
-        settings.backbone, settings.image_size, settings.image_mean, settings.image_std
-    )
-    bundled = settings.dataset is None
-    splits = load_splits(
-        bundled_task() if bundled else settings.dataset,
-        preprocessing,
-        **settings.reading,
-        seed=settings.seed,
-        shots=settings.shots,
-        other_tests=settings.other_tests,
-        num_classes=settings.num_classes,
-    )
-    return replace(splits, source="Fashion-MNIST, bundled with peft-noah") if bundled else splits
+def read_splits(settings: RunSettings, preprocessing: Preprocessing | Tokenization | None = None) -> Splits:
+    """The task of a run, read once, as its backbone wants it or as is given."""
+    config = load_config(settings.backbone)  # before any data is read
+    check_task(config, settings.task, settings.backbone)
+    find_backbone(config.model_type)
+    return read_data(settings, preprocessing or read_preprocessing(settings, settings.backbone))

@@ -60,7 +60,7 @@ def _report(
     run: RunContext, result: MethodResult, architecture: dict[str, list[int]] | None, notes: list[str]
 ) -> RunReport:
     settings, core = run.settings, run.fresh_backbone().config
-    name = settings.task or Path(settings.dataset or run.splits.source).name
+    name = settings.task_name or Path(settings.dataset or run.splits.source).name
     return RunReport(
         results=[result],
         task={"name": name, "group": settings.group or "", "shots": settings.shots, **run.splits.to_dict()},

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, check_number, dump_json, load_json, write_atomically
 from peft_noah.run.options import Typed, option, read_names, read_pairs, read_triple
 from peft_noah.run.registry import find_baseline, strategies
+from peft_noah.run.tasks import IMAGES, TASKS
 from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.searching.race import RaceSettings
 from peft_noah.searching.race_length import EFFORT, heats_cost, rungs_within, winner_epochs
@@ -40,6 +41,9 @@ WITHOUT_EFFECT = ("cache_gb", "screen")
 
 #: what a file of an earlier version meant where it does not name an option
 EARLIER = {"strategy": "noah"}
+#: options that mean something for images, or for texts, alone
+OF_IMAGES = ("augment", "other_tests", "image_size", "image_mean", "image_std", "image_column", "compile")
+OF_TEXTS = ("text_column", "max_tokens")
 
 _TRIPLE = Typed(str | None, None, read_triple)
 #: what each strategy is compared with, where that is left out
@@ -59,6 +63,11 @@ class RunSettings:
         None,
         "Folder of images by (split and) class, of parquet files, or saved by datasets; or a Hub id. Default: the bundled "
         "task.",
+    )
+    task: str = option(
+        IMAGES,
+        "image-classification, or text-classification: then --model is BERT or the like with its tokenizer, and --dataset a "
+        "folder of parquet, CSV or JSON files with the columns text and label.",
     )
     strategy: str = option(
         "race",
@@ -109,7 +118,7 @@ class RunSettings:
         Typed(list[str], [], read_pairs, "other_test"),
     )
     #: what tables call the task and the tasks it belongs with; None: the dataset's name, and no group
-    task: str | None = None
+    task_name: str | None = None
     group: str | None = None
     image_size: int | None = option(None, "Side in pixels. Default: the backbone's own.")
     image_mean: tuple[float, ...] | None = option(
@@ -120,6 +129,10 @@ class RunSettings:
     )
     image_column: str | None = option(None, "Column of images. Default: found by its type.")
     label_column: str | None = option(None, "Column of labels. Default: found by its type.")
+    text_column: str | None = option(None, "Column of texts. Default: text, else the only one of texts.")
+    max_tokens: int | None = option(
+        None, "Tokens behind which a text is cut off. Default: 256, or as many as the model reads."
+    )
     dataset_config: str | None = option(None, "Which config of a dataset that has several.")
     train_split: str | None = option(None, "Name of the training split. Default: train, in its usual spellings.")
     validation_split: str | None = option(
@@ -148,6 +161,7 @@ class RunSettings:
 
         check_fields(self)
         for name, allowed in (
+            ("task", TASKS),
             ("strategy", strategies()),
             ("recipe", RECIPES),
             ("search_space", SPACES),
@@ -156,6 +170,7 @@ class RunSettings:
             if getattr(self, name) not in allowed:
                 allowed = [value for value in allowed if value is not None]
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        self._check_task()
         self._store_paths()
         self._check_effort()
         self._settle_length()
@@ -170,6 +185,20 @@ class RunSettings:
             raise ValueError(f"budget must be a positive number of parameters, got {self.budget}.")
         if self.shots is not None:
             check_int(self.shots, "shots", 1, MAX_COUNT)
+
+    def _check_task(self) -> None:
+        """Refuse options of the other task, whose values would do nothing."""
+        others = OF_TEXTS if self.task == IMAGES else OF_IMAGES
+        if given := [name for name in others if getattr(self, name)]:
+            raise ValueError(
+                f"{given[0]} is {getattr(self, given[0])!r}, but the task is {self.task}. Leave it out, or choose another task."
+            )
+        if self.task != IMAGES and (missing := [name for name in ("model", "dataset") if getattr(self, name) is None]):
+            raise ValueError(
+                f"{self.task} needs a {missing[0]}: none for it comes with the package. Give a folder, or a Hub id."
+            )
+        if self.max_tokens is not None:
+            check_int(self.max_tokens, "max_tokens", 1, MAX_COUNT)
 
     def _store_paths(self) -> None:
         """Store folders by their absolute paths, so that every stage reads the same."""
@@ -271,7 +300,8 @@ class RunSettings:
     def reading(self) -> dict[str, str]:
         """How the dataset is read, where that was asked for: keyword arguments of `read_listings`, but for what chooses
         images."""
-        names = ("image_column", "label_column", "dataset_config", "train_split", "validation_split", "test_split")
+        names = ("image_column", "text_column", "label_column", "dataset_config")
+        names = (*names, "train_split", "validation_split", "test_split")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     @property
@@ -322,6 +352,8 @@ class RunSettings:
                     )
             data = {name: value for name, value in data.items() if name not in (*REMOVED, *WITHOUT_EFFECT)}
             data = {**EARLIER, **data}
+            if "task_name" not in data and "task" in data:  # of a version without texts: what tables call the task
+                data["task_name"] = data.pop("task")
         if not isinstance(data, dict) or set(data) - known:
             raise ValueError(f"expected an object with {', '.join(sorted(known))}.")
         return cls(**data)

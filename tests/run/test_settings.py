@@ -1,5 +1,6 @@
 """What a run is asked to do."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def test_shots_are_whole_numbers(shots):
 
 
 def test_settings_survive_their_file(tmp_path):
-    settings = RunSettings(effort=3, shots=4, other_tests={"sketch": "folder"}, task="pets", group="Natural")
+    settings = RunSettings(effort=3, shots=4, other_tests={"sketch": "folder"}, task_name="pets", group="Natural")
     settings.save(tmp_path / "settings.json")
     assert RunSettings.load(tmp_path / "settings.json") == settings
 
@@ -58,6 +59,33 @@ def test_a_file_of_version_01_loads_where_its_removed_option_did_nothing(tmp_pat
     (tmp_path / "old.json").write_text(json.dumps(data | {"risk": 0.1}))
     with pytest.raises(ValueError, match="risk is 0.1: this version has no such option"):
         RunSettings.load(tmp_path / "old.json")
+
+
+def test_a_file_of_a_version_without_texts_says_what_tables_call_the_task(tmp_path):
+    settings = RunSettings(seed=3, task_name="pets")
+    data = dataclasses.asdict(settings)
+    old = {**{name: value for name, value in data.items() if name != "task_name"}, "task": "pets"}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert RunSettings.load(tmp_path / "old.json") == settings
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"task": "translation"}, "task must be one of image-classification, text-classification, got 'translation'"),
+        ({"max_tokens": 9}, "max_tokens is 9, but the task is image-classification. Leave it out"),
+        ({"task": "text-classification"}, "text-classification needs a model: none for it comes with the package"),
+        ({"task": "text-classification", "model": "a/b"}, "text-classification needs a dataset"),
+        (
+            {"task": "text-classification", "model": "a/b", "dataset": "a/b", "augment": True},
+            "augment is True, but the task",
+        ),
+        ({"task": "text-classification", "model": "a/b", "dataset": "a/b", "max_tokens": 0}, "max_tokens is 0"),
+    ],
+)
+def test_options_of_another_task_are_refused(given, fault):
+    with pytest.raises(ValueError, match=fault):
+        RunSettings(**given)
 
 
 @pytest.mark.parametrize("option", [{"cache_gb": 0.3}, {"screen": False}, {"cache_gb": 1.0, "screen": True}])

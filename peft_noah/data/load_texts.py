@@ -1,0 +1,190 @@
+"""Where a run's texts come from: parquet, CSV and JSON files, datasets saved to disk, the Hub."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from peft_noah.data.listings import Listing, Listings, check_shots
+from peft_noah.data.load import TEST_FRACTION
+from peft_noah.data.split_names import check_names, is_split_name, pick, unread
+from peft_noah.data.splits import Splits, count_shared
+from peft_noah.data.table_files import (
+    columns_by_split,
+    encode_labels,
+    is_one_table,
+    is_saved_to_disk,
+    parquet_files,
+    read_tables,
+    reading,
+)
+from peft_noah.data.texts import encode_split
+from peft_noah.data.tokenization import Tokenization
+
+#: how a file of each ending is read by `datasets`
+_READERS: dict[str, Any] = {
+    # an empty cell is an empty text, and so are "NA" and "null", which people write
+    ".csv": lambda file: datasets.Dataset.from_csv(file, keep_default_na=False),
+    ".tsv": lambda file: datasets.Dataset.from_csv(file, sep="\t", keep_default_na=False),
+    ".json": datasets.Dataset.from_json,
+    ".jsonl": datasets.Dataset.from_json,
+    ".parquet": datasets.Dataset.from_parquet,
+}
+
+
+def load_text_splits(source: str | os.PathLike[str], tokenization: Tokenization, **options: Any) -> Splits:
+    """Train, validation and test splits of a labelled text dataset, tokenised once.
+
+    Args:
+        source: a folder, a file, or a Hub id; what it may hold is said in `read_text_listings`.
+        tokenization: the run's tokenizer and greatest length.
+        **options: which columns, splits and shots: the keyword arguments of `read_text_listings`.
+
+    Raises:
+        ValueError: as `read_text_listings`; or a text is missing or empty.
+    """
+    listings = read_text_listings(source, **options)
+    listings.log_summary()
+    listings.warn_of_unseen_classes()
+    encoded = {
+        name: encode_split(listing.images, listing.labels, tokenization, name=listing.split or name)
+        for name, listing in listings.by_name().items()
+    }
+    return Splits(
+        *(encoded.get(name) for name in ("train", "validation", "test")),
+        label_names=listings.label_names,
+        preprocessing=tokenization,
+        source=listings.source,
+        shared=count_shared(encoded, listings.source, "text"),
+        summary=listings.summary(),
+        notes=listings.notes,
+    )
+
+
+def read_text_listings(
+    source: str | os.PathLike[str],
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str = "train",
+    validation_split: str | None = "validation",
+    test_split: str | None = "test",
+    validation_fraction: float = 0.2,
+    seed: int = 0,
+    shots: int | None = None,
+    num_classes: int | None = None,
+    dataset_config: str | None = None,
+) -> Listings:
+    """Which texts of a labelled dataset, with which labels, are in which split.
+
+    A folder holds one file for each split (`train.csv`, `validation.jsonl`, `test.parquet`, ...), or a single file, or a
+    dataset saved by `save_to_disk`, or parquet files as a Hub repository has them. A single file may be given itself. Where
+    its column `split` does not say otherwise, a fifth of its texts of every class becomes the test split. Anything that
+    does not exist here is a dataset's Hub id.
+
+    Args:
+        source: a folder, a file, or a Hub id.
+        text_column: the column of texts; None: `text`, else the only column of texts beside the labels.
+        label_column: the column of classes; found by its type, or the name `label`, where None.
+        train_split, validation_split, test_split, validation_fraction, seed, shots, num_classes, dataset_config: as in
+            `peft_noah.data.load.read_listings`.
+
+    Raises:
+        ValueError: source, split or column is missing or ambiguous; a split is empty; there are fewer than two classes; a
+            label is missing or out of range or its names differ over splits.
+    """
+    names = {"train": train_split, "validation": validation_split, "test": test_split}
+    check_names(names)
+    check_shots(shots)
+    if not os.fspath(source).strip():  # an empty text would be the working folder
+        raise ValueError("the source of dataset is empty. Give a folder, or a Hub id.")
+    tables, others, unsplit = _tables(source, names, dataset_config)
+    found = columns_by_split(tables, text_column, label_column, texts=True)
+    labels_at = {name: column for name, (_, column) in found.items()}
+    label_names, labels = encode_labels(tables, labels_at, num_classes, "text")
+    listing = {name: Listing(table[found[name][0]][:], labels[name]) for name, table in tables.items()}
+    notes = tuple(f"{other} was not read" for other in others)
+    listings = Listings(
+        *(listing.get(name) for name in ("train", "validation", "test")),
+        label_names=label_names,
+        source=str(source),
+        notes=notes,
+        what="text",
+    )
+    listings = (listings.as_unsplit() if unsplit else listings).without_unlabelled()
+    listings.check()
+    listings = listings.with_test(TEST_FRACTION, seed)
+    if shots is not None:
+        listings = listings.with_shots(shots, seed)
+    return listings.with_validation(validation_fraction, seed).noting_twins().noting_no_test()
+
+
+def _tables(
+    source: str | os.PathLike[str], names: Mapping[str, str | None], config: str | None
+) -> tuple[dict[str, datasets.Dataset], list[str], bool]:
+    """The table of each of our splits, what is not read, and whether all is one table without splits."""
+    path = Path(source).expanduser()
+    files = _files(path)
+    if len(files) == 1 and not is_split_name(path_stem := files[0].stem) and path_stem != names["train"]:
+        return _of_one_file(path, files[0], names)
+    if not path.is_dir() or is_saved_to_disk(path) or config is not None or parquet_files(path):
+        tables, others = read_tables(source, names, config)
+        return tables, others, path.is_dir() and is_one_table(path)
+    if not files:
+        raise ValueError(
+            f"{path} holds no texts: there is no file that ends in {', '.join(_READERS)}. Give a folder with train.csv and "
+            "test.csv, say, or a single file, each with the columns text and label."
+        )
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        by_name[file.stem].append(file)
+    if doubled := [name for name, of_split in by_name.items() if len(of_split) > 1]:
+        raise ValueError(
+            f"{path} has the split {doubled[0]!r} twice: {' and '.join(one.name for one in by_name[doubled[0]])}. Keep one."
+        )
+    available = {name: of_split[0] for name, of_split in by_name.items()}
+    picked = pick(available, names, path)
+    others = [f"the file {available[name].name!r}" for name in unread(available, picked)]
+    return {ours: _read(file) for ours, file in picked.items()}, others, False
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of texts in a folder; a file itself."""
+    if path.is_file():
+        if path.suffix.lower() not in _READERS:
+            raise ValueError(f"{path} is no file of texts that can be read: allowed are {', '.join(_READERS)}.")
+        return [path]
+    below = sorted(path.iterdir()) if path.is_dir() and not is_saved_to_disk(path) else []
+    plain = [file for file in below if file.is_file() and not file.name.startswith(".")]
+    return [file for file in plain if file.suffix.lower() in _READERS]
+
+
+def _of_one_file(
+    source: Path, file: Path, names: Mapping[str, str | None]
+) -> tuple[dict[str, datasets.Dataset], list[str], bool]:
+    """The splits of a table by its column `split`; without one, all of it is called the training split."""
+    table = _read(file)
+    if "split" not in table.features:
+        return {"train": table}, [], True
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, split in enumerate(table["split"][:]):
+        if split is None or not str(split).strip():
+            raise ValueError(
+                f"row {row} of {file} names no split. Name the split of every text, or remove the column."
+            )
+        rows[str(split)].append(row)
+    tables = {split: table.select(chosen) for split, chosen in rows.items()}
+    picked = pick(tables, names, source)
+    others = [f"the split {name!r} with its {len(tables[name]):,} texts" for name in unread(tables, picked)]
+    return picked, others, False
+
+
+def _read(file: Path) -> datasets.Dataset:
+    with reading(file.parent, file.name, "parquet, CSV or JSON files"):
+        return _READERS[file.suffix.lower()](escape(os.path.abspath(file)))

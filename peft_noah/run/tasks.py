@@ -1,0 +1,71 @@
+"""The kinds of task that a run can have: classes of images, or of texts. Nothing here imports torch before it is called."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft_noah.data.preprocessing import Preprocessing
+    from peft_noah.data.splits import Splits
+    from peft_noah.data.tokenization import Tokenization
+
+IMAGES, TEXTS = "image-classification", "text-classification"
+#: by name, what one of its samples is called
+TASKS = {IMAGES: "image", TEXTS: "text"}
+
+
+def task_of(config: Any) -> str | None:
+    """The task that a backbone is for, by the config of transformers; None: it classifies neither images nor texts."""
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+    for task, auto in ((IMAGES, AutoModelForImageClassification), (TEXTS, AutoModelForSequenceClassification)):
+        if type(config) in auto._model_mapping:
+            return task
+    return None
+
+
+def check_task(config: Any, task: str, model: str) -> None:
+    """Refuse a backbone that is for the other task, before any data is read.
+
+    Raises:
+        ValueError: says which task it is for.
+    """
+    other = task_of(config)
+    if other not in (None, task):
+        raise ValueError(
+            f"the model {model} is a {config.model_type}, which reads {TASKS[other]}s, but the task is {task}. Choose another "
+            f"model, or --task {other}."
+        )
+
+
+def read_preprocessing(settings: Any, backbone: str) -> Preprocessing | Tokenization:
+    """How the samples of a run become its backbone's input.
+
+    Args:
+        settings: the `RunSettings`.
+        backbone: whose image processor or tokenizer it is.
+    """
+    if settings.task == TEXTS:
+        from peft_noah.data.tokenization import Tokenization
+
+        return Tokenization.from_backbone(backbone, settings.max_tokens, settings.backbone)
+    from peft_noah.data.preprocessing import Preprocessing
+
+    return Preprocessing.from_backbone(backbone, settings.image_size, settings.image_mean, settings.image_std)
+
+
+def read_data(settings: Any, preprocessing: Preprocessing | Tokenization) -> Splits:
+    """The data of a run, as its backbone reads them; the task that comes with the package where no dataset is named."""
+    from dataclasses import replace
+
+    choice = {"seed": settings.seed, "shots": settings.shots, "num_classes": settings.num_classes}
+    if settings.task == TEXTS:
+        from peft_noah.data.load_texts import load_text_splits
+
+        return load_text_splits(settings.dataset, preprocessing, **settings.reading, **choice)
+    from peft_noah.data.load import bundled_task, load_splits
+
+    bundled = settings.dataset is None
+    source = bundled_task() if bundled else settings.dataset
+    splits = load_splits(source, preprocessing, **settings.reading, **choice, other_tests=settings.other_tests)
+    return replace(splits, source="Fashion-MNIST, bundled with peft-noah") if bundled else splits
