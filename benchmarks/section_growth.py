@@ -64,7 +64,7 @@ def _generation(stack: ExitStack, size: int):
     config = SIZES["small"]
     model = make_supernet(config).eval()
     scorer = Scorer(model, make_split(config, 16), as_floats, make_accelerator())
-    budget = scaled_budget(config.hidden_size, config.num_hidden_layers)
+    budget = scaled_budget([config.hidden_size] * config.num_hidden_layers)
     stack.enter_context(fast_forward(model))
     space, count = model.get_search_space(), model.count_parameters
     return lambda seed: random_search(space, scorer, count, budget, size, seed=seed, map=map_over_processes)

@@ -85,7 +85,7 @@ class Problem:
     def search(self, score_all: Callable) -> SearchResult:
         """The search, with any way of scoring within bounds."""
         core = self.model.base_model.model.config
-        budget = scaled_budget(core.hidden_size, core.num_hidden_layers)
+        budget = scaled_budget([core.hidden_size] * core.num_hidden_layers)
         evolution = Evolution(self.model.get_search_space(), self.model.count_parameters, budget, self.settings)
         return search_with_bounds(
             evolution,

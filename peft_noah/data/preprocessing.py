@@ -20,6 +20,9 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor
 
+from peft_noah.jsonfile import check_number
+from peft_noah.tuner.backbones.images import image_size, num_channels, patch_size, reads_one_size
+
 logger = logging.getLogger(__name__)
 
 MAX_SIDE = 4096
@@ -222,7 +225,8 @@ class Normalizer:
 def _load_processor(backbone: str | os.PathLike[str], size: tuple[int, int] | None) -> tuple[Any, str]:
     """The backbone's image processor, or ViT's defaults where a local folder has none, and a sentence on which."""
     folder = Path(backbone)
-    if not folder.is_dir() or any((folder / name).is_file() for name in _PROCESSOR_FILES):
+    of_timm = str(backbone).startswith("timm/") and not folder.is_dir()  # as all of the Hub's are called
+    if not of_timm and (not folder.is_dir() or any((folder / name).is_file() for name in _PROCESSOR_FILES)):
         # transformers 5.0 chose Pillow by use_fast=False; later that warns, and backend="pil" is the way.
         pillow = {"backend": "pil"} if hasattr(transformers, "ViTImageProcessorPil") else {"use_fast": False}
         try:
@@ -233,13 +237,42 @@ def _load_processor(backbone: str | os.PathLike[str], size: tuple[int, int] | No
                 f"cannot read the image processor of {backbone}{where}: {first_line(error)}. Give a local folder with "
                 "config.json and preprocessor_config.json, or a Hub id that is reachable or in the cache."
             ) from error
-        return processor, f"preprocessor_config.json of {backbone}"
+        source = f"preprocessor_config.json of {backbone}"
+        if hasattr(processor, "max_num_patches"):  # SigLIP 2 gives lists of patches, of varying shapes
+            return _one_size(processor, image_size(load_config(backbone))), source
+        return processor, source
     config = load_config(backbone)
-    size = size or _checked_size(getattr(config, "image_size", None))
-    default = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
+    if isinstance(getattr(config, "pretrained_cfg", None), Mapping):
+        return _stated_by_timm(config), f"pretrained_cfg in config.json of {backbone}"
+    size = size or _checked_size(image_size(config))
     source = f"defaults for {config.model_type}: no preprocessor_config.json in {backbone}"
     _warn_once(f"{source}; unless given, mean and std are 0.5, which is wrong for a backbone trained on others")
-    return default(size={"height": size[0], "width": size[1]}), source
+    return _vit_processor(size={"height": size[0], "width": size[1]}), source
+
+
+def _vit_processor(**settings: Any) -> Any:
+    return (getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor)(**settings)
+
+
+def _one_size(processor: Any, size: tuple[int, int]) -> Any:
+    """A processor with the mean, standard deviation and filter of another one, for images of one size."""
+    names = ("image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize")
+    kept = {name: value for name in names if (value := getattr(processor, name, None)) is not None}
+    return _vit_processor(size={"height": size[0], "width": size[1]}, **kept)
+
+
+def _stated_by_timm(config: Any) -> Any:
+    """The processor that a checkpoint of timm states in its config.json; transformers' own needs torchvision."""
+    stated = config.pretrained_cfg
+    size, share = image_size(config), stated.get("crop_pct") or 1.0
+    edge = {"shortest_edge": math.floor(min(_checked_size(size)) / check_number(share, "crop_pct", 0.1, 1))}
+    return transformers.CLIPImageProcessorPil(
+        size=edge,
+        crop_size={"height": size[0], "width": size[1]},
+        resample=PIL.Image.Resampling[str(stated.get("interpolation") or "bicubic").upper()],
+        image_mean=list(stated.get("mean") or (0.5,) * 3),
+        image_std=list(stated.get("std") or (0.5,) * 3),
+    )
 
 
 @functools.cache
@@ -286,16 +319,21 @@ def check_input(config: Any, size: tuple[int, int]) -> None:
         size: height and width of the images, in pixels. The size that the backbone was pretrained on is always allowed.
 
     Raises:
-        ValueError: it reads another number of channels, or its patches do not fill images of that size.
+        ValueError: it reads another number of channels or another size alone, or its patches do not fill such images.
     """
-    channels = getattr(config, "num_channels", 3)
+    channels = num_channels(config)
     if channels != 3:
         raise ValueError(
             f"the backbone reads images of {channels} channels (num_channels in its config.json), but images come as RGB, "
             "with 3. Choose a backbone with num_channels 3."
         )
-    patch = _two_sides(getattr(config, "patch_size", None))
-    if patch is None or size == _two_sides(getattr(config, "image_size", None)):
+    patch, own = patch_size(config), image_size(config)
+    if own is not None and own != size and reads_one_size(config):
+        raise ValueError(
+            f"this {config.model_type} reads images of {_by(own)} pixels alone, not of {_by(size)}. Leave image_size out, or "
+            "choose a backbone of another size."
+        )
+    if patch is None or size == own:
         return
     if any(side % part for side, part in zip(size, patch, strict=True)):
         fitting = [max(1, round(side / part)) * part for side, part in zip(size, patch, strict=True)]
@@ -305,12 +343,6 @@ def check_input(config: Any, size: tuple[int, int]) -> None:
             f"images of {_by(size)} pixels {fault} {_by(patch)}. Pass an image_size that is a multiple of "
             f"{patch[0] if patch[0] == patch[1] else _by(patch)}, for instance {fitting[0] if fitting[0] == fitting[1] else _by(fitting)}."
         )
-
-
-def _two_sides(size: Any) -> tuple[int, int] | None:
-    """A config's ``image_size`` or ``patch_size`` as height and width; None where it has no such pair."""
-    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (list, tuple)) else ()
-    return pair if len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair) else None
 
 
 def _by(sides: Sequence[int]) -> str:

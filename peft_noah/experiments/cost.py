@@ -15,6 +15,7 @@ from peft_noah.run.models import count_trainable
 from peft_noah.run.registry import Method, find_method, method_of_row, transfer
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.budget import scaled_budget
+from peft_noah.tuner.backbones import find_backbone
 
 if TYPE_CHECKING:
     from peft_noah.experiments.suite import Suite
@@ -66,8 +67,7 @@ def _parameters(settings: RunSettings, method: Method, classes: int) -> tuple[in
         return max(_parameters(settings, find_method(name), classes)[0] for name in method.best_of), False
     shapes = _Shapes(settings, classes)
     if method.needs is not None or (method.source is not None and method.architecture is None):
-        config = shapes.config
-        return settings.budget or scaled_budget(config.hidden_size, config.num_hidden_layers), False
+        return settings.budget or scaled_budget(shapes.widths()), False
     with torch.device("meta"):
         return count_trainable(method.start(shapes))[0], True
 
@@ -82,3 +82,7 @@ class _Shapes:
 
     def fresh_backbone(self) -> nn.Module:
         return AutoModelForImageClassification.from_config(self.config)
+
+    def widths(self) -> tuple[int, ...]:
+        with torch.device("meta"):
+            return find_backbone(self.config.model_type).widths(self.fresh_backbone())

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from peft_noah.fast.compare import Comparison
 from peft_noah.fast.forward import fast_forward
 from peft_noah.tuner.backbones import Backbone, find_backbone
+from peft_noah.tuner.backbones.images import image_size, num_channels, read_images
 from peft_noah.tuner.config import NoahConfig
 
 #: rows that put a module at every site; in the second one tokens run on where the recipe lets them
@@ -73,6 +74,7 @@ def check_backbone(model: PreTrainedModel, pixel_values: torch.Tensor | None = N
             "there. Name the list of blocks as model.named_modules() does."
         )
     pixels = _noise(model) if pixel_values is None else pixel_values.double()
+    read_images(model, tuple(pixels.shape[2:]))
     sites, problems = {}, []
     for site, path in _sites(backbone, model.get_submodule(blocks[0])).items():
         problem = _problem(model, f"{blocks[0]}.{path}", pixels)
@@ -102,10 +104,8 @@ def _sites(backbone: Backbone, block: nn.Module) -> dict[str, str]:
 
 
 def _noise(model: PreTrainedModel) -> torch.Tensor:
-    size = model.config.image_size
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
     generator = torch.Generator().manual_seed(0)
-    shape = 2, model.config.num_channels, height, width
+    shape = 2, num_channels(model.config), *image_size(model.config)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(next(model.parameters()).device)
 
 

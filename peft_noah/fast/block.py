@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from peft_noah.fast.hardware import has_amx
 from peft_noah.fast.packed import FrozenLinears, Stamp, is_frozen_linear, stacked_linear
-from peft_noah.tuner.backbones import Backbone
+from peft_noah.tuner.backbones import Backbone, has_module
 from peft_noah.tuner.layer import NoahLayer
 from peft_noah.tuner.prompts import PromptModule
 from peft_noah.tuner.prompts.tokens import FAST_CALL, insert_all, insert_tokens, strip_all, strip_tokens
@@ -77,7 +77,7 @@ class FastBlock:
         if attention_mask is not None and not call.unmasked:
             plain = super().forward
             return self.noah_fast.run_masked(self, plain, (hidden_states, attention_mask), kwargs)
-        return self.noah_fast.run(self, hidden_states, call, kwargs)
+        return self.noah_fast.run(self, hidden_states, attention_mask, call, kwargs)
 
 
 @functools.cache
@@ -118,18 +118,67 @@ class BlockPlan:
     def __reduce__(self):
         return type(None), ()  # a copy of the model, made inside a context, is a plain one
 
-    def run(self, block: nn.Module, hidden: torch.Tensor, call: FastCall, kwargs: dict[str, Any]) -> torch.Tensor:
+    def run(
+        self,
+        block: nn.Module,
+        hidden: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        call: FastCall,
+        kwargs: dict[str, Any],
+    ) -> torch.Tensor:
         """The block's output for ``hidden`` (B, T, D)."""
         part, layout = block.get_submodule, self.backbone
-        norm, drop = part(layout.norm), part(layout.drop)
-        stream, keys, visible, rows, after = self._enter(block, norm, hidden, call)
-        y = self._attend(block, norm(stream), None if keys is None else norm(keys), visible, rows, kwargs)
-        x = _add(drop(y), stream if rows is None else rows(stream))
-        y = part(layout.mlp)(part(layout.norm_after)(x))
-        if not layout.mlp_output.startswith(f"{layout.mlp}."):
+        norm = part(layout.norm)
+        entered = self._enter(block, norm, hidden, call)
+        stream, keys, visible, rows, after = entered
+        mask = visible
+        if layout.position_bias is not None:
+            mask = self._biased(block, norm, entered, attention_mask, kwargs)
+        y = self._attend(block, norm(stream), None if keys is None else norm(keys), mask, rows, kwargs)
+        x = _add(self._end(block, y, 0), stream if rows is None else rows(stream))
+        parts = (layout.mlp,) if isinstance(layout.mlp, str) else layout.mlp
+        y = part(layout.norm_after)(x)
+        for name in parts:
+            y = part(name)(y)
+        if not layout.mlp_output.startswith(f"{parts[-1]}."):
             y = part(layout.mlp_output)(y)
-        x = _add(drop(y), x)
+        x = _add(self._end(block, y, 1), x)
         return x if after is None else after(x)
+
+    def _end(self, block: nn.Module, y: torch.Tensor, branch: int) -> torch.Tensor:
+        """What the block makes of a branch before it adds it."""
+        if self.backbone.scales is not None:
+            y = getattr(block, self.backbone.scales[branch]) * y
+        for name in self.backbone.drops:
+            y = block.get_submodule(name)(y)
+        return y
+
+    def _biased(
+        self,
+        block: nn.Module,
+        norm: nn.Module,
+        entered: _Entered,
+        shared: torch.Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> torch.Tensor | None:
+        """The bias of each pair of a query and a key, (1, heads, queries, keys), with what is not visible; None: there is none."""
+        resolution, _ = kwargs.pop("resolution", None), kwargs.pop("interpolate_pos_encoding", None)
+        # what arrives as a mask hides nothing: it is a bias that all blocks share
+        bias = shared if shared is not None and shared.is_floating_point() else None
+        if has_module(block, self.backbone.position_bias):
+            window = tuple(side // block.patch_size for side in resolution)
+            own = block.get_submodule(self.backbone.position_bias).forward(window)  # without the hooks of tokens
+            bias = own if bias is None else own + bias
+        if bias is None:
+            return entered.visible
+        if entered.keys is not None:
+            bias = nn.functional.pad(bias, (0, entered.keys.shape[1]))
+        elif entered.stream.shape[1] > bias.shape[-1]:
+            for source in norm.token_modules():
+                bias = source.grow_mask(bias, self.backbone.prefix_tokens)
+        if entered.rows is not None:
+            bias = entered.rows(bias[0])[None]
+        return bias if entered.visible is None else bias.masked_fill(~entered.visible, -torch.inf)
 
     def run_masked(self, block: nn.Module, plain: Callable, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
         """The plain block, with a mask that grows with VPT's tokens; here their hooks have left them to us."""
@@ -201,9 +250,9 @@ class BlockPlan:
         name = attention.config._attn_implementation
         by_products = visible is None and _fused_is_slow(heads)
         function = matmul_attention if by_products else ALL_ATTENTION_FUNCTIONS[name]
-        dropout = attention.attention_dropout if attention.training else 0.0
-        y, _ = function(attention, *heads, visible, dropout=dropout, scaling=attention.scaling, **kwargs)
-        y = attention.o_proj(y.flatten(2))
+        dropout = _dropout(attention) if attention.training else 0.0
+        y, _ = function(attention, *heads, visible, dropout=dropout, scaling=_scaling(attention), **kwargs)
+        y = block.get_submodule(self.backbone.linears["output"])(y.flatten(2))
         if not self.backbone.attention_output.startswith(f"{self.backbone.attention}."):
             y = block.get_submodule(self.backbone.attention_output)(y)
         return y
@@ -237,6 +286,14 @@ class BlockPlan:
         if not modules or not all(module.is_linear for module in modules):
             return None
         return tuple((id(module), module.dim, module.versions()) for module in modules)
+
+
+def _scaling(attention: nn.Module) -> float:
+    return attention.scaling if hasattr(attention, "scaling") else attention.scale
+
+
+def _dropout(attention: nn.Module) -> float:
+    return attention.attention_dropout if hasattr(attention, "attention_dropout") else attention.dropout
 
 
 def _add(branch: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:

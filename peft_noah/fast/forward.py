@@ -163,8 +163,9 @@ def _why_never(root: nn.Module) -> str | None:
     """Why no call of this model can be fast."""
     model_type = getattr(root.config, "model_type", None)
     backbone = BACKBONES.get(model_type)
-    if backbone is None or backbone.norm_after is None:
-        return f"the blocks of model_type {model_type!r} are not known to it"
+    if backbone is None or backbone.norm_after is None or backbone.not_fast is not None:
+        why = None if backbone is None else backbone.not_fast
+        return why or f"the blocks of model_type {model_type!r} are not known to it"
     blocks = [root.get_submodule(name) for name in backbone.block_names(root)]
     for module in itertools.chain([root], *(block.modules() for block in blocks)):
         if hasattr(module, "_hf_hook"):

@@ -19,6 +19,7 @@ from peft_noah.data.preprocessing import Preprocessing, load_config
 from peft_noah.data.splits import Splits
 from peft_noah.searching.design import Design
 from peft_noah.tuner.backbones import find_backbone
+from peft_noah.tuner.backbones.images import read_images
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.prompts import PROMPT_MODULES
 
@@ -72,8 +73,8 @@ def load_classifier(
         names["id2label"] = dict(enumerate(label_names))
         names["label2id"] = {name: index for index, name in enumerate(label_names)}
     backbone = _load_weights(model, names, model_class)
-    if needs_interpolation(config, size):
-        backbone.register_forward_pre_hook(_interpolate, with_kwargs=True)
+    if size is not None:
+        read_images(backbone, size)
     return backbone
 
 
@@ -115,18 +116,6 @@ def _refuse_pickle(folder: Path) -> None:
 def _heads(backbone: nn.Module) -> list[nn.Module]:
     """The classifiers of a bare or adapted transformers model."""
     return [backbone.get_submodule(name) for name in find_backbone(backbone.config.model_type).head_names(backbone)]
-
-
-def needs_interpolation(config: Any, size: tuple[int, int] | None) -> bool:
-    """Whether images of ``size`` (height, width; pixels) differ from what the backbone was pretrained on."""
-    if size is None:
-        return False
-    own = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
-    return tuple(own) != tuple(size)
-
-
-def _interpolate(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    return args, {"interpolate_pos_encoding": True, **kwargs}
 
 
 def add_modules(backbone: nn.Module, architecture: Architecture, recipe: str) -> PeftModel:

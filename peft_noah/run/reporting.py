@@ -11,9 +11,11 @@ from torch import nn
 
 from peft_noah.results.report import MethodResult, RunReport
 from peft_noah.run.context import RunContext
-from peft_noah.run.models import count_trainable, needs_interpolation
+from peft_noah.run.models import count_trainable
 from peft_noah.run.registry import Method
 from peft_noah.training.processes import is_compiling
+from peft_noah.tuner.backbones import find_backbone
+from peft_noah.tuner.backbones.images import needs_interpolation
 
 
 def report_method(
@@ -59,17 +61,18 @@ def _memory_note(run: RunContext, stages: Sequence[str]) -> str:
 def _report(
     run: RunContext, result: MethodResult, architecture: dict[str, list[int]] | None, notes: list[str]
 ) -> RunReport:
-    settings, core = run.settings, run.fresh_backbone().config
+    settings, backbone = run.settings, run.fresh_backbone()
+    config, widths = backbone.config, find_backbone(backbone.config.model_type).widths(backbone)
     name = settings.task_name or Path(settings.dataset or run.splits.source).name
     return RunReport(
         results=[result],
         task={"name": name, "group": settings.group or "", "shots": settings.shots, **run.splits.to_dict()},
         backbone={
             "model": settings.model or "bundled vit-tiny-64",
-            "model_type": core.model_type,
-            "blocks": core.num_hidden_layers,
-            "width": core.hidden_size,
-            "interpolated": needs_interpolation(core, run.splits.preprocessing.size),
+            "model_type": config.model_type,
+            "blocks": len(widths),
+            "width": max(widths),
+            "interpolated": needs_interpolation(config, run.splits.preprocessing.size),
         },
         preprocessing=run.splits.preprocessing.to_dict(),
         settings={

@@ -21,6 +21,7 @@ from peft_noah.searching.result import SearchResult
 from peft_noah.searching.scoring import Scorer, map_over_processes
 from peft_noah.training.interruption import Interruption
 from peft_noah.training.memory import peak_memory, start_measuring
+from peft_noah.tuner.backbones import find_backbone
 
 
 def search(run: RunContext) -> SearchResult:
@@ -38,8 +39,8 @@ def run_budget(run: RunContext, supernet: PeftModel) -> int:
     """The budget of a run in parameters: the given one, or the paper's scaled to the backbone."""
     if run.settings.budget is not None:
         return run.settings.budget
-    core = supernet.base_model.model.config
-    return scaled_budget(core.hidden_size, core.num_hidden_layers)
+    core = supernet.base_model.model
+    return scaled_budget(find_backbone(core.config.model_type).widths(core))
 
 
 def _search(run: RunContext, name: str, file: str, algorithm: type[Evolution], how: object) -> SearchResult:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.jsonfile import MAX_COUNT, check_int
@@ -14,13 +14,16 @@ class BudgetError(ValueError):
     """No architecture of the search space fits the budget."""
 
 
-def scaled_budget(width: int, num_blocks: int) -> int:
-    """The paper's budget for a backbone of another size: ``0.64 M x (width x blocks) / (768 x 12)``, rounded.
+def scaled_budget(widths: Sequence[int]) -> int:
+    """The paper's budget for a backbone of another size: ``0.64 M x (sum of the blocks' widths) / (768 x 12)``, rounded.
 
     Prompt parameters grow with width times blocks, so this keeps the share of the search space that fits; at ViT-B/16
     it is the paper's 640,000.
+
+    Args:
+        widths: of the stream in each block; no unit.
     """
-    return round(640_000 * width * num_blocks / (768 * 12))
+    return round(640_000 * sum(widths) / (768 * 12))
 
 
 def check_budget(space: SearchSpace, count: Count, budget: int) -> None:

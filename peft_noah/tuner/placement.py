@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,9 +17,10 @@ from peft.tuners.tuners_utils import (
 )
 from torch import nn
 
+from peft_noah.architecture import MODULES as PAPER_MODULES
 from peft_noah.architecture import Architecture
 from peft_noah.plugins import import_hint, plugins_among
-from peft_noah.tuner.backbones import BACKBONES, Backbone, find_backbone, how_to_know
+from peft_noah.tuner.backbones import BACKBONES, Backbone, find_backbone, how_to_know, width_of
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.fingerprint import OtherBackboneWarning, fingerprint_backbone, same_backbone
 from peft_noah.tuner.prompts import PROMPT_MODULES, find_prompt_module, in_order, site_of
@@ -28,6 +30,8 @@ try:
 except ImportError:  # peft 0.20 raises a plain ValueError, which the later class derives from
     NoMatchingPeftModuleError = ValueError
 
+
+logger = logging.getLogger(__name__)
 
 #: prompt parameters that any backbone may be given, however small it is: 64 MiB in float32
 MIN_LIMIT = 2**24
@@ -62,14 +66,14 @@ class Layout:
     Args:
         backbone: the family's layout.
         blocks: names of the blocks.
-        width: of the stream; no unit.
+        widths: of the stream in each block; no unit.
         linears: path inside a block of each Linear that the family names, by its site, such as ``fc1``.
         sites: paths inside a block of the leaves of each other kind of site.
     """
 
     backbone: Backbone | None
     blocks: tuple[str, ...]
-    width: int | None
+    widths: tuple[int, ...] = ()
     linears: Mapping[str, str] = field(default_factory=dict)
     sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -81,7 +85,7 @@ class Layout:
             ValueError: for an unknown family without ``target_modules``, or a known one whose blocks are not found.
         """
         if model_type not in BACKBONES and config.target_modules is not None:
-            return cls(None, ("",), None)
+            return cls(None, ("",))
         backbone = find_backbone(model_type, model)
         blocks = tuple(backbone.block_names(model))
         if not blocks:
@@ -90,10 +94,14 @@ class Layout:
                 "peft-noah needs transformers >= 5.18 for the built-in families; for a model of your own see "
                 "examples/add_backbone.py."
             )
-        norm = model.get_submodule(f"{blocks[0]}.{backbone.norm}")
         first = model.get_submodule(blocks[0])
-        width = unwrap(norm).normalized_shape[-1]
-        return cls(backbone, blocks, width, backbone.linear_sites(first), backbone.site_paths(first))
+        sites = backbone.linear_sites(first), backbone.site_paths(first)
+        return cls(backbone, blocks, backbone.widths(model), *sites)
+
+    @property
+    def width(self) -> int | None:
+        """Of the stream where it enters the first block."""
+        return self.widths[0] if self.widths else None
 
     def block_of(self, key: str) -> int | None:
         """Index of the block that holds the leaf ``key``; None outside of all."""
@@ -109,7 +117,12 @@ class Layout:
 
     def can_carry(self, row: str) -> bool:
         """Whether this model has a place for a row's modules."""
-        return _is_targeted(row) or bool(self.paths(row))
+        return _is_targeted(row) or (bool(self.paths(row)) and not self.refuses(row))
+
+    def refuses(self, row: str) -> str | None:
+        """Why the family has no place for a row's modules, though it has their site; None: it has."""
+        adds_tokens = self.backbone is not None and find_prompt_module(row).adds_tokens
+        return self.backbone.no_tokens if adds_tokens else None
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -124,13 +137,18 @@ def resolve_config(config: NoahConfig, layout: Layout, model: nn.Module, model_t
         ValueError: if the architecture or the search space does not fit the model.
     """
     if layout.backbone is not None:
-        _resolve_targets(config, layout.linears)
+        _resolve_targets(config, layout.linears, layout.backbone.projections)
         _resolve_heads(config, layout.backbone, model)
+        if layout.backbone.tokens_first:
+            config.vpt_position = "after_cls"  # attention is the same in any order
     _maybe_include_all_linear_layers(config, model)
 
     num_blocks = len(layout.blocks)
     if config.architecture is None:
         space = config.resolve_search_space(num_blocks, layout.can_carry)
+        for row in [row for row in PAPER_MODULES if row not in space.dims and layout.refuses(row)]:
+            if not isinstance(config.search_space, Mapping) and config.search_space != "wide":
+                logger.warning("the supernet has no %s: %s.", row, layout.refuses(row))
         config.search_space, config.architecture = space.to_dict(), space.largest().to_dict()
     _check_placeable(Architecture(config.architecture), layout, model_type, model)
     config.plugins = plugins_among(config.architecture) or None
@@ -152,10 +170,10 @@ def _resolve_heads(config: NoahConfig, backbone: Backbone, model: nn.Module) -> 
             )
 
 
-def _resolve_targets(config: NoahConfig, linears: Mapping[str, str]) -> None:
+def _resolve_targets(config: NoahConfig, linears: Mapping[str, str], projections: Iterable[str]) -> None:
     targets = config.target_modules
     if targets is None:
-        targets = {"query", "key"} if not config.lora_shared_down else {"query", "key", "value"}
+        targets = set(list(projections) if config.lora_shared_down else list(projections)[:2])
     if isinstance(targets, (set, list)):
         # PEFT finds leaves by the ends of their names: one that is its site's name needs no path
         paths = {site: path for site, path in linears.items() if not path.endswith(f".{site}")}
@@ -182,6 +200,8 @@ def check_rows(architecture: Architecture, num_blocks: int) -> None:
 def _check_placeable(architecture: Architecture, layout: Layout, model_type: str | None, model: nn.Module) -> None:
     check_rows(architecture, len(layout.blocks))
     for name in (name for name, row in architecture.items() if any(row) and not layout.can_carry(name)):
+        if layout.refuses(name):
+            raise ValueError(f"{name!r} cannot be placed: {layout.refuses(name)}. Leave the row out.")
         if layout.backbone is not None and site_of(name) is not None:
             raise ValueError(
                 f"row {name!r} is for a Linear that is called {site_of(name)!r}, and the blocks of this {model_type!r} have "
@@ -374,6 +394,7 @@ def _leaf(leaves: dict, key: str, block: int, model: nn.Module, layout: Layout) 
     """What is placed on a leaf so far."""
     if key not in leaves:
         leaf = unwrap(model.get_submodule(key))
-        inputs, outputs = _get_in_out_features(leaf) if _is_linear(leaf) else (layout.width, layout.width)
+        own = width_of(leaf) or (layout.widths[block] if layout.widths else None)
+        inputs, outputs = _get_in_out_features(leaf) if _is_linear(leaf) else (own, own)
         leaves[key] = {"block": block, "in_features": inputs, "out_features": outputs, "dims": {}, "owners": {}}
     return leaves[key]

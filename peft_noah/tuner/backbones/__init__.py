@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from torch import nn
 
-from peft_noah.tuner.backbones import text, vit
-from peft_noah.tuner.backbones.base import Backbone, has_module, how_to_wrap
+from peft_noah.tuner.backbones import beit, clip, dinov3, text, vit
+from peft_noah.tuner.backbones.base import Backbone, has_module, how_to_wrap, width_of
 
-BACKBONES: dict[str, Backbone] = {**vit.FAMILIES, **text.FAMILIES}
+BACKBONES: dict[str, Backbone] = {
+    **vit.FAMILIES,
+    **beit.FAMILIES,
+    **clip.FAMILIES,
+    **dinov3.FAMILIES,
+    **text.FAMILIES,
+}
 _BUILT_IN = dict(BACKBONES)
 
 
@@ -63,4 +69,5 @@ __all__ = [
     "how_to_know",
     "is_built_in",
     "register_backbone",
+    "width_of",
 ]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -30,10 +31,18 @@ class Backbone:
         prefix_tokens: number of class tokens before the patches; no unit.
         norm_after: name of the second norm of a block, before the MLP; a site of SSF. Only where it is given does `fast_forward` know the
             block: ``x + drop(scale(attention(norm(x))))``, then ``x + drop(scale(mlp(norm_after(x))))``.
-        attention: name of a block's attention, the parent of the projections and of ``o_proj``.
-        mlp: name of a block's MLP.
-        drop: name of what drops out a branch before it is added, called twice.
+        attention: name of a block's attention, which knows its head's width, scale and dropout.
+        mlp: name of a block's MLP, or names of its parts, one after the other.
+        drop: name of what drops out a branch before it is added, called twice, or names of several, one after the other.
+        scales: names of the block's own factors on its two branches, applied before ``drop``; they may be numbers.
         head_tokens: number of leading tokens that the classifiers read; None: all.
+        position_bias: path of what computes a bias of each pair of tokens (1, heads, T, T) inside a block, where it has it.
+        images: how its models read images of another size than they were made for: ``"interpolated"``, with
+            ``interpolate_pos_encoding=True``; ``"any"``, as they are; ``"fixed"``, not at all; ``"patches"``, as rows of
+            patches with their ``spatial_shapes``.
+        tokens_first: whether positions are those of the last tokens, so that others must stand before them.
+        no_tokens: why a block can read no tokens beside the image's own, as the rest of a sentence; None: it can.
+        not_fast: why `fast_forward` does not know the block, as the rest of a sentence.
     """
 
     blocks: str
@@ -55,9 +64,20 @@ class Backbone:
     prefix_tokens: int = 1
     norm_after: str | None = None
     attention: str = "attention"
-    mlp: str = "mlp"
-    drop: str = "dropout"
+    mlp: str | tuple[str, ...] = "mlp"
+    drop: str | tuple[str, ...] = "dropout"
+    scales: tuple[str, str] | None = None
     head_tokens: int | None = None
+    position_bias: str | None = None
+    images: str = "interpolated"
+    tokens_first: bool = False
+    no_tokens: str | None = None
+    not_fast: str | None = None
+
+    @property
+    def drops(self) -> tuple[str, ...]:
+        """Names of all that drops out a branch."""
+        return (self.drop,) if isinstance(self.drop, str) else self.drop
 
     def site_paths(self, block: nn.Module) -> dict[str, tuple[str, ...]]:
         """Paths inside ``block`` of the leaves of each kind of site but projections, of which a user names some."""
@@ -91,7 +111,8 @@ class Backbone:
             return prefix
         if len(found) > 1:
             raise ValueError(
-                f"this {type(model).__name__} holds several models with blocks: {', '.join(found)}. {how_to_wrap(found[0])}"
+                f"this {type(model).__name__} holds several models with blocks: {', '.join(found)}. "
+                f"{how_to_wrap(next((name for name in found if 'vision' in name), found[0]))}"
             )
         return found[0] if found else "" if self._blocks_below(model, "") else None
 
@@ -104,6 +125,11 @@ class Backbone:
         base = self.base_name(model)
         return [] if base is None else self._blocks_below(model, base)
 
+    def widths(self, model: nn.Module) -> tuple[int, ...]:
+        """Width of the stream in each block, in order: one number in most models, growing by stages in hierarchical ones."""
+        norms = [model.get_submodule(f"{name}.{self.norm}") for name in self.block_names(model)]
+        return tuple(width for width in map(width_of, norms) if width is not None)
+
     def head_names(self, model: nn.Module) -> list[str]:
         """Names of the classifiers that ``model`` has; they may be empty, as with ``num_labels=0``."""
         names = (self.head,) if isinstance(self.head, str) else self.head
@@ -113,6 +139,16 @@ class Backbone:
     def trained_names(self, model: nn.Module) -> list[str]:
         """Names of all that trains with an adapter: what stands before the classifiers, and these themselves."""
         return [*(name for name in self.before_head if has_module(model, name)), *self.head_names(model)]
+
+
+def width_of(leaf: nn.Module) -> int | None:
+    """Width of what a leaf gives; None for one without weights, which passes on what it gets."""
+    while isinstance(leaf, BaseTunerLayer):
+        leaf = leaf.get_base_layer()
+    if hasattr(leaf, "out_features"):
+        return leaf.out_features
+    weight = next(leaf.parameters(), None)
+    return None if weight is None else weight.shape[-1]
 
 
 def has_module(model: nn.Module, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""ViT and its kin: `vit`, `vit_msn`, `deit`, `dinov2`."""
+"""ViT and its kin: `vit`, `vit_msn`, `ijepa`, `deit`, `dinov2`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ _DINOV2 = Backbone(
 FAMILIES: dict[str, Backbone] = {
     "vit": _VIT,
     "vit_msn": _VIT,
+    "ijepa": replace(_VIT, prefix_tokens=0, head_tokens=None),  # its classifier reads the mean of all patches
     # with the head of its distillation token where it has one, as most of the family's checkpoints have
     "deit": replace(
         _VIT,

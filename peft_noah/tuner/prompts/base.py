@@ -71,6 +71,9 @@ class PromptModule(nn.Module):
     #: place among them
     is_tokenwise: ClassVar[bool] = False
 
+    #: whether its block reads tokens beside the image's own, as the modules of a `TokenModule` do
+    adds_tokens: ClassVar[bool] = False
+
     #: whether it is there or not: its dim is 1 or 0
     is_switch: ClassVar[bool] = False
 

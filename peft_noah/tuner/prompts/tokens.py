@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from peft_noah.tuner.backbones import has_module
 from peft_noah.tuner.prompts.base import PromptModule
 
 #: keyword argument of a block whose fast forward reads the tokens itself, so that the hooks have nothing to do
@@ -28,6 +29,7 @@ class TokenModule(PromptModule):
 
     site = "norm"
     is_tokenwise = True
+    adds_tokens = True
     position: str
     dropout: nn.Module
     #: tokens as its block is entered and left; and while shapes are fixed, the largest of all choices
@@ -46,6 +48,10 @@ class TokenModule(PromptModule):
             block.register_forward_pre_hook(partial(insert_tokens, **where), with_kwargs=True)
             # first of all hooks: whoever records outputs then sees hidden states of the usual length
             block.register_forward_hook(partial(strip_tokens, **where), prepend=True, with_kwargs=True)
+            if backbone.position_bias is not None and has_module(block, backbone.position_bias):
+                bias = block.get_submodule(backbone.position_bias)
+                bias.register_forward_pre_hook(partial(_without_tokens, block=block, **where), with_kwargs=True)
+                bias.register_forward_hook(partial(_grow_bias, block=block, **where))
 
     @classmethod
     def detach(cls, block: nn.Module) -> None:
@@ -64,8 +70,8 @@ class TokenModule(PromptModule):
 
     @classmethod
     def owns_hook(cls, hook: object) -> bool:
-        """Whether a hook is `insert_tokens` or `strip_tokens`."""
-        return isinstance(hook, partial) and hook.func in (insert_tokens, strip_tokens)
+        """Whether a hook is one of those that `attach` places."""
+        return isinstance(hook, partial) and hook.func in (insert_tokens, strip_tokens, _without_tokens, _grow_bias)
 
     @property
     def passing(self) -> int:
@@ -207,8 +213,9 @@ def insert_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], *, site
     for vpt in vpts:
         if len(args) > 1 and args[1] is not None:
             args[1] = vpt.grow_mask(args[1], prefix)
-        elif kwargs.get("attention_mask") is not None:
-            kwargs["attention_mask"] = vpt.grow_mask(kwargs["attention_mask"], prefix)
+        for name in ("attention_mask", "relative_position_bias"):  # the latter of data2vec, shared by all blocks
+            if kwargs.get(name) is not None:
+                kwargs[name] = vpt.grow_mask(kwargs[name], prefix)
     return tuple(args), kwargs
 
 
@@ -220,3 +227,20 @@ def strip_tokens(block: nn.Module, args: tuple, kwargs: dict[str, Any], output: 
     if isinstance(output, torch.Tensor):
         return strip_all(vpts, output, prefix)
     return (strip_all(vpts, output[0], prefix), *output[1:])
+
+
+def _without_tokens(
+    bias: nn.Module, args: tuple, kwargs: dict[str, Any], *, block: nn.Module, site: str, prefix: int
+) -> Any:
+    """Forward pre-hook of a block's position bias: as many tokens as the image has; a copied block comes with its copy."""
+    count = sum(vpt.passing for vpt in block.get_submodule(site).token_modules())
+    return (args, {**kwargs, "dim_size": kwargs["dim_size"] - count}) if kwargs.get("dim_size") else None
+
+
+def _grow_bias(
+    bias: nn.Module, args: tuple, output: torch.Tensor, *, block: nn.Module, site: str, prefix: int
+) -> torch.Tensor:
+    """Forward hook of a block's position bias (1, heads, T, T): tokens have no place, so no bias."""
+    for vpt in block.get_submodule(site).token_modules():
+        output = vpt.grow_mask(output, prefix)
+    return output
