@@ -1,13 +1,16 @@
 """Prompt modules from outside this package, by the row they have: which Python module defines each, as plain data.
 
 A file that was made with one names that Python module, so that whoever lacks it is told what to import. Nothing is ever
-imported because a file says so.
+imported because a file says so: only what a user names is, by `import_plugins`.
 """
 
 from __future__ import annotations
 
+import os
 import reprlib
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 
 MAX_PLUGINS = 64
 MAX_NAME = 200
@@ -21,6 +24,63 @@ _named_in_files: dict[str, str] = {}
 def note_plugin(row: str, python_module: str, dims: tuple[int, ...] | None = None) -> None:
     """Remember where a prompt module that has just been registered is defined, and the dims that it asks for."""
     _registered[row], _dims[row] = python_module, dims
+
+
+def read_plugin_names(texts: Sequence[str], name: str = "plugin") -> tuple[str, ...] | None:
+    """Python modules from texts like ``"my_package.my_module"`` or ``"one,other"``; None for no text.
+
+    Raises:
+        ValueError: if one is no dotted name.
+    """
+    names = dict.fromkeys(part.strip() for text in texts for part in text.split(","))
+    for one in names:
+        if not _is_module(one):
+            raise ValueError(
+                f"{name} is {reprlib.repr(one)}; give the dotted name of a Python module, such as my_package.my_module."
+            )
+    return tuple(names) or None
+
+
+def import_plugins(names: Iterable[str] | None) -> None:
+    """Import the Python modules that a user named, as Python finds them, and those in the working folder too.
+
+    What they register (prompt modules, backbones, methods) is known from then on. Call it in every process.
+
+    Raises:
+        ValueError: if there is no such module, or it cannot be imported; the message says why.
+    """
+    for name in names or ():
+        here = os.getcwd()
+        if here not in sys.path:
+            sys.path.append(here)  # last: a file of a user's must not take the place of an installed package
+        try:
+            import_module(name)
+        except Exception as error:
+            lacking = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
+            if lacking:
+                raise ValueError(
+                    f"plugin {name!r} is not there: Python finds no module {error.name!r}, neither installed nor in {here}. "
+                    "Check the name, start in its folder, or set PYTHONPATH."
+                ) from error
+            raise ValueError(f"plugin {name!r} cannot be imported ({type(error).__name__}: {error}).") from error
+
+
+def check_imported(names: Iterable[str] | None) -> None:
+    """Refuse to go on without plugins that settings name.
+
+    Raises:
+        ValueError: if one has not been imported; the message says what to do.
+    """
+    if missing := [name for name in names or () if name not in sys.modules]:
+        raise ValueError(
+            f"these settings need {', '.join(missing)}, which is not imported, and never is because a file says so. If you "
+            f"trust it, add {' '.join(f'--plugin {name}' for name in missing)}, or import it in Python first."
+        )
+
+
+def _is_module(name: object) -> bool:
+    """Whether a name could be that of a Python module."""
+    return isinstance(name, str) and len(name) <= MAX_NAME and all(part.isidentifier() for part in name.split("."))
 
 
 def own_dims(row: str) -> tuple[int, ...] | None:
@@ -65,4 +125,7 @@ def import_hint(row: str) -> str:
         return "Import the Python module that registers it first."
     if module == "__main__":
         return f"{row!r} was defined in a script or notebook: run its definition, with @register_prompt_module, first."
-    return f"It was made with one from the Python module {module!r}: if you trust it, import {module} first."
+    return (
+        f"It was made with one from the Python module {module!r}: if you trust it, import {module} first, on the command line "
+        f"by --plugin {module}."
+    )

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from peft_noah.plugins import import_plugins, read_plugin_names
 from peft_noah.run.options import help_of, typed_as
 from peft_noah.run.registry import Method
 from peft_noah.run.settings import RunSettings
@@ -23,9 +24,10 @@ class Commands:
     found: list[tuple[Callable, str]] = field(default_factory=list)
 
     def add(self, example: str) -> Callable[[Callable], Callable]:
-        """Decorator: make a function a command."""
+        """Decorator: make a function a command, which takes ``--plugin`` and whose errors are sentences."""
 
         def decorate(command: Callable) -> Callable:
+            command = clear_errors(with_plugins(command))
             self.found.append((command, f"Example: {example}"))
             return command
 
@@ -79,6 +81,18 @@ def with_options(options: dict[str, tuple[Any, Any]]) -> Callable:
         return command
 
     return decorate
+
+
+def with_plugins(command: Callable) -> Callable:
+    """Let a command take ``--plugin``: what it names is imported before anything else is done."""
+    keeps = "plugin" in inspect.signature(command).parameters  # as a setting of the run
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        import_plugins(read_plugin_names(kwargs["plugin"] if keeps else kwargs.pop("plugin")))
+        return command(*args, **kwargs)
+
+    return with_options({"plugin": RUN_OPTIONS["plugin"]})(wrapped)
 
 
 def clear_errors(command: Callable) -> Callable:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from peft_noah.cli.options import RUN_OPTIONS, Commands, clear_errors, quiet, with_options
+from peft_noah.cli.options import RUN_OPTIONS, Commands, quiet, with_options
 
 if TYPE_CHECKING:
     from peft_noah.progress import Reporter
@@ -26,7 +26,6 @@ _NAMED = 10  # unreadable images that are named; all are counted
 
 
 @commands.add("peft-noah predict runs/mine/adapter photos/ --output predictions.csv")
-@clear_errors
 @with_options({"mixed_precision": RUN_OPTIONS["mixed_precision"]})
 def predict(
     adapter: Annotated[str, typer.Argument(help="Folder or Hub id of a NOAH adapter.")],

@@ -14,7 +14,6 @@ from peft_noah.cli.options import (
     DATA_OPTIONS,
     RUN_OPTIONS,
     Commands,
-    clear_errors,
     help_on,
     option,
     quiet,
@@ -55,7 +54,6 @@ def _show(run: Any) -> None:
 
 
 @commands.add("peft-noah run --dataset my-images/ --budget 300000 --output runs/mine")
-@clear_errors
 @with_options(RUN_OPTIONS)
 def run(
     *,
@@ -81,7 +79,6 @@ def run(
 
 
 @commands.add("peft-noah supernet --dataset my-images/ --output runs/mine")
-@clear_errors
 @with_options({name: entry for name, entry in RUN_OPTIONS.items() if name not in ("baselines", "strategy")})
 def supernet(
     *,
@@ -98,7 +95,6 @@ def supernet(
 
 
 @commands.add("peft-noah search runs/mine")
-@clear_errors
 def search(run_folder: RunFolder) -> None:
     """Search the trained supernet; writes search.json and the inherited adapter."""
     from peft_noah.run.stages import do_stages, run_method_alone
@@ -111,7 +107,6 @@ def search(run_folder: RunFolder) -> None:
 
 
 @commands.add("peft-noah subnet runs/mine --architecture vtab/cifar100")
-@clear_errors
 def subnet(
     run_folder: RunFolder,
     architecture: Annotated[
@@ -140,7 +135,6 @@ def subnet(
 
 
 @commands.add("peft-noah baseline runs/mine --method full")
-@clear_errors
 def baseline(
     run_folder: RunFolder,
     method: Annotated[str, typer.Option(help=help_on(known_baselines()))] = LORA.option,
@@ -155,7 +149,6 @@ def baseline(
 
 
 @commands.add("peft-noah evaluate runs/mine/adapter --dataset my-images/ --split test")
-@clear_errors
 @with_options(
     {
         **DATA_OPTIONS,
@@ -180,7 +173,6 @@ def evaluate(
 
 
 @commands.add("peft-noah plot runs/mine")
-@clear_errors
 def plot(run_folder: RunFolder) -> None:
     """Draw the figures of a run anew from its files."""
     from peft_noah.run.publishing import draw_figures
@@ -190,7 +182,6 @@ def plot(run_folder: RunFolder) -> None:
 
 
 @commands.add("peft-noah table runs/seed0 runs/seed1 runs/seed2")
-@clear_errors
 def table(
     sources: Annotated[
         list[Path], typer.Argument(help="Run folders that differ in their seed only, or a .jsonl file of them.")

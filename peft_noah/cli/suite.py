@@ -11,7 +11,6 @@ import typer
 from peft_noah.cli.options import (
     RUN_OPTIONS,
     Commands,
-    clear_errors,
     help_on,
     quiet,
     read_options,
@@ -38,7 +37,6 @@ SuiteFolder = Annotated[Path, typer.Argument(help="Suite folder, as made by 'sui
 
 
 @commands.add("peft-noah suite vtab-1k/ --model google/vit-base-patch16-224-in21k --output suites/vtab")
-@clear_errors
 @with_options(SUITE_OPTIONS)
 def suite(
     root: Annotated[
@@ -133,7 +131,6 @@ def _chosen(found: tuple[Task, ...], names: list[str]) -> tuple[Task, ...]:
 
 
 @commands.add("peft-noah progress suites/vtab --watch")
-@clear_errors
 def progress(
     folder: SuiteFolder,
     watch: Annotated[bool, typer.Option(help="Look again every ten seconds, until the suite has ended.")] = False,
@@ -151,7 +148,6 @@ def progress(
 
 
 @commands.add("peft-noah tables suites/vtab --output paper/")
-@clear_errors
 def tables(
     sources: Annotated[list[Path], typer.Argument(help="Suite or run folders, or .jsonl files of their results.")],
     output: Annotated[Path | None, typer.Option(help="Where to write. Default: tables/ beside the results.")] = None,
@@ -171,7 +167,6 @@ def tables(
 
 
 @commands.add("peft-noah rank runs/mine --architectures 20")
-@clear_errors
 def rank(
     run_folder: Annotated[Path, typer.Argument(help="Run folder, as made by 'run', 'supernet' or 'suite'.")],
     architectures: Annotated[int, typer.Option(help="Random architectures to train from scratch.")] = 20,

@@ -18,8 +18,9 @@ import yaml
 from peft_noah.architecture import Architecture
 from peft_noah.formatting import code, escape, facts, one_line, percent, table
 from peft_noah.jsonfile import MAX_COUNT, check_int
+from peft_noah.plugins import read_plugins
 from peft_noah.results.statistics import standard_error
-from peft_noah.tuner.card import MAX_LABELS, TAGS
+from peft_noah.tuner.card import MAX_LABELS, TAGS, plugin_imports
 from peft_noah.tuner.labels import architecture_table
 
 _INLINE_LABELS = 100  # more would hide the snippet they stand in
@@ -52,6 +53,7 @@ class CardData:
         interpolate_pos_encoding: whether the images have another size than the backbone was pretrained with.
         adapter: what the snippet loads: Hub id or folder of the adapter. Beside the adapter it reads the image
             processor, preprocessor_config.json.
+        plugins: rows whose prompt modules come from outside, with the Python module that registers each.
 
     Raises:
         ValueError: a value cannot be.
@@ -73,9 +75,11 @@ class CardData:
     figure: str | None = None
     interpolate_pos_encoding: bool = False
     adapter: str = "path/to/this/folder"
+    plugins: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         Architecture(self.architecture)
+        read_plugins(self.plugins)
         for name in ("preprocessing", "accuracy", "training", "search", "versions"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"{name} is {reprlib.repr(getattr(self, name))}; give a mapping.")
@@ -204,7 +208,7 @@ def _snippet(data: CardData) -> str:
     answer = "labels[best]" if named else "best"
     return f"""```python
 import peft_noah  # registers the method NOAH with PEFT
-
+{plugin_imports(data.plugins)}
 import torch
 from peft import PeftModel
 from PIL import Image

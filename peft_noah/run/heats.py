@@ -26,6 +26,7 @@ from safetensors.torch import save
 from torch import nn
 
 from peft_noah.jsonfile import dump_json, make_plain_folder, write_atomically
+from peft_noah.plugins import import_plugins
 from peft_noah.progress import Reporter
 from peft_noah.run.context import RunContext
 from peft_noah.run.inputs import INPUTS
@@ -195,6 +196,7 @@ def run_heat(packed: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: data or backbone are not those that the run began with.
     """
+    import_plugins(packed["settings"]["plugins"])
     design, heat = Design.from_dict(packed["design"]), Heat(**packed["heat"])
     inputs = packed["files"].get(INPUTS, b"")
     runner = _runner(dump_json(packed["settings"]), dump_json(packed["race"]), inputs)

@@ -182,4 +182,5 @@ def _card_data(
         versions=report.versions,
         figure=figure,
         interpolate_pos_encoding=report.backbone["interpolated"],
+        plugins=config.get("plugins") or {},
     )

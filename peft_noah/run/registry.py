@@ -180,7 +180,10 @@ def find_baseline(name: str) -> Method:
 def _find(name: str, kind: str, among: tuple[Method, ...]) -> Method:
     found = {method.name: method for method in among}.get(_plain(name))
     if found is None:
-        raise ValueError(f"{kind} {name!r} is not known (known: {', '.join(method.option for method in among)}).")
+        known = ", ".join(method.option for method in among)
+        raise ValueError(
+            f"{kind} {name!r} is not known (known: {known}). One of your own needs --plugin, with the module that registers it."
+        )
     return found
 
 

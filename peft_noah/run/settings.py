@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, check_number, dump_json, load_json, write_atomically
+from peft_noah.plugins import check_imported, read_plugin_names
 from peft_noah.run.options import Typed, option, read_names, read_pairs, read_triple
 from peft_noah.run.registry import find_baseline, strategies
 from peft_noah.run.tasks import IMAGES, TASKS
@@ -154,12 +155,19 @@ class RunSettings:
     sampling: str = option(
         "shared", "Several processes have a subnet shared, or per-process (each its own), in a step.", strategy="noah"
     )
+    plugins: tuple[str, ...] | None = option(
+        None,
+        "Python module of yours, as in 'import my_package.my_module', that registers prompt modules, backbones or methods. "
+        "May be repeated.",
+        Typed(list[str], [], read_plugin_names, "plugin"),
+    )
 
     def __post_init__(self) -> None:
         from peft_noah.training.processes import PRECISIONS
         from peft_noah.tuner.config import RECIPES, SPACES
 
         check_fields(self)
+        check_imported(self.plugins)  # first: what is allowed depends on them
         for name, allowed in (
             ("task", TASKS),
             ("strategy", strategies()),
@@ -176,7 +184,7 @@ class RunSettings:
         self._settle_length()
         self.search()
         self.training("supernet"), self.training("subnet")
-        for name in ("image_mean", "image_std"):
+        for name in ("image_mean", "image_std", "plugins"):
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else tuple(value))
         names = BASELINES.get(self.strategy, ()) if self.baselines is None else self.baselines

@@ -16,12 +16,26 @@ TAGS = ("peft", "noah", "image-classification")
 MAX_LABELS = 100_000
 
 
+def plugin_imports(plugins: Mapping[str, str]) -> str:
+    """Lines of Python that import what defines the prompt modules of an adapter from outside the package, by row.
+
+    ``plugins`` has been read by `peft_noah.plugins.read_plugins`, so that nothing but names of modules stands in it.
+    """
+    rows = {module: [row for row in plugins if plugins[row] == module] for module in plugins.values()}
+    return "".join(f"import {module}  # registers {', '.join(names)}\n" for module, names in rows.items())
+
+
 def complete_card(
-    folder: str | os.PathLike[str], base_model: str | None, architecture: object, factors: Mapping[str, float]
+    folder: str | os.PathLike[str],
+    base_model: str | None,
+    architecture: object,
+    factors: Mapping[str, float],
+    plugins: Mapping[str, str] | None = None,
 ) -> None:
     """Make the card that PEFT has just written beside an adapter say how to load it and what it is.
 
-    ``factors`` are those of its updates; the card names them where one is not 1.
+    ``factors`` are those of its updates; the card names them where one is not 1. ``plugins`` are the Python modules to
+    import, by row.
 
     PEFT's own card knows nothing of NOAH, and PEFT drops the tags of a card that was there before. A README.md that is
     no card of PEFT is left alone.
@@ -37,7 +51,7 @@ def complete_card(
     if "import peft_noah" not in card.text:
         snippet = f"""```python
 import peft_noah  # registers the method NOAH with PEFT
-
+{plugin_imports(plugins or {})}
 from peft import PeftModel
 from transformers import AutoModelForImageClassification
 

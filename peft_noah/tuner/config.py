@@ -240,7 +240,7 @@ class NoahConfig(PeftConfig):
         """Write adapter_config.json, and how to load the adapter into the card that PEFT writes beside it."""
         super().save_pretrained(save_directory, **kwargs)
         factors = {name: getattr(self, name) for name in ("lora_scale", "adapter_scale")}
-        complete_card(save_directory, self.base_model_name_or_path, self.architecture, factors)
+        complete_card(save_directory, self.base_model_name_or_path, self.architecture, factors, self.plugins)
 
     def __hash__(self) -> int:
         return hash(json.dumps(self.to_dict(), sort_keys=True))
