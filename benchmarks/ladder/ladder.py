@@ -107,10 +107,10 @@ PREPROCESSING = {
 
 
 def cells(tasks: list[str]) -> Iterator[dict[str, Any]]:
-    """All cells, the most telling ones first."""
+    """All cells, the most telling ones first; all rungs of a task stand together, so that what is there can be compared."""
     for part in PARTS:
-        for rung in part.rungs:
-            for task in tasks:
+        for task in tasks:
+            for rung in part.rungs:
                 for seed in part.seeds:
                     yield {"backbone": part.backbone, "epochs": part.epochs, "rung": rung, "task": task, "seed": seed}
 
