@@ -27,7 +27,6 @@ from peft_noah.run.models import add_supernet, load_backbone
 from peft_noah.run.names import CHECKPOINTS, LOGS, SETTINGS, TRACKING, slug
 from peft_noah.run.settings import RunSettings
 from peft_noah.run.tasks import check_task, read_data, read_preprocessing
-from peft_noah.searching.budget import check_budget
 from peft_noah.training import TrainingLog, TrainingSettings, make_accelerator, train
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.evaluation import evaluate
@@ -134,7 +133,7 @@ class RunContext:
         """Check everything a run needs before anything is written, then write settings.json and what was read.
 
         Raises:
-            ValueError: on data, backbone or budget that cannot be used, or data that are not those the run began with.
+            ValueError: on data or backbone that cannot be used, or data that are not those the run began with.
         """
         self.splits  # noqa: B018 (it checks)
         if self._prepared:
@@ -143,8 +142,6 @@ class RunContext:
             return
         self._preprocess_training  # noqa: B018 (it checks that what augments is installed)
         supernet = self.fresh_supernet()
-        if self.settings.budget is not None:
-            check_budget(supernet.get_search_space(), supernet.count_parameters, self.settings.budget)
         self.on_main(self.files.path.mkdir, parents=True, exist_ok=True)
         self._record(supernet.base_model.model)
         self.on_main(self.files.write_settings, self.settings)

@@ -43,6 +43,18 @@ def _random_search(run: Any) -> Any:
     return random_search(run)
 
 
+def _check_space(run: Any) -> None:
+    from peft_noah.run.searches import check_run_budget
+
+    check_run_budget(run)
+
+
+def _check_designs(run: Any) -> None:
+    from peft_noah.run.race import within_budget
+
+    within_budget(run, PORTFOLIO)
+
+
 def _race(run: Any) -> Any:
     from peft_noah.run.race import run_race
 
@@ -78,13 +90,13 @@ def _race_passes(settings: Any, sizes: Mapping[str, int]) -> float:
     return 2 * settings.epochs * labelled * heats_cost(settings.race().rungs, settings.epochs)
 
 
-SUPERNET = Stage("supernet", SUPERNET_FOLDER, _train_supernet, _supernet_passes)
+SUPERNET = Stage("supernet", SUPERNET_FOLDER, _train_supernet, _supernet_passes, check=_check_space)
 SEARCH = Stage("search", SEARCH_FILE, _search, _search_passes, after=SUPERNET, facts=_search_facts)
 RANDOM_SEARCH = Stage(
     "random search", RANDOM_SEARCH_FILE, _random_search, _search_passes, after=SUPERNET, facts=_search_facts
 )
 
-RACE = Stage("race", RACE_FILE, _race, _race_passes, facts=_race_facts)
+RACE = Stage("race", RACE_FILE, _race, _race_passes, facts=_race_facts, check=_check_designs)
 
 # ---------------------------------------------------------------------- models
 

@@ -17,9 +17,10 @@ from torch import nn
 
 from peft_noah.run.context import RunContext
 from peft_noah.run.heats import HeatRunner, heat_name, pack_heat, run_heat, unpack_heat, weights_file
-from peft_noah.run.models import add_design
+from peft_noah.run.models import add_design, count_trainable
 from peft_noah.run.names import RACE
 from peft_noah.run.reporting import package_versions
+from peft_noah.searching.budget import BudgetError
 from peft_noah.searching.design import Design
 from peft_noah.searching.folds import with_folds_for
 from peft_noah.searching.portfolio import PORTFOLIO
@@ -58,6 +59,7 @@ def run_race(
     Raises:
         ValueError: race.json is of another race.
     """
+    designs = within_budget(run, designs)
     run.prepare()
     race, path = open_race(run, designs, settings), run.folder / RACE
     if not path.exists():  # a race of one design runs no heat
@@ -79,6 +81,29 @@ def run_race(
         run.reporter.say(describe_rung(race, race.rung - 1))
     run.forget(*(heat_name(design, fold) for design in race.designs for fold in range(race.settings.folds)))
     return race
+
+
+def within_budget(run: RunContext, designs: Sequence[Design]) -> list[Design]:
+    """The designs whose parameters are within the budget of a run; all of them where none was given.
+
+    Raises:
+        BudgetError: none is.
+    """
+    budget = run.settings.budget
+    if budget is None:
+        return list(designs)
+    sizes = [count_trainable(add_design(run.frozen_backbone(), one, run.settings.recipe))[0] for one in designs]
+    said = ", ".join(f"{design.name} {size:,}" for design, size in zip(designs, sizes, strict=True))
+    fitting = [design for design, size in zip(designs, sizes, strict=True) if size <= budget]
+    if not fitting:
+        raise BudgetError(
+            f"no design of the race fits a budget of {budget:,} parameters: {said}. Raise the budget, or give --strategy noah."
+        )
+    if len(fitting) < len(designs) and not (run.folder / RACE).exists():
+        run.reporter.say(
+            f"race: {len(fitting)} of {len(designs)} designs fit the budget of {budget:,} parameters: {said}."
+        )
+    return fitting
 
 
 def _run_elsewhere(run: RunContext, race: Race, heats: Sequence[Heat], map: Callable) -> Iterator[tuple]:

@@ -40,6 +40,8 @@ class Stage:
             an image that is trained on counts twice.
         after: the stage that must be done before.
         facts: what a model card says of it, from its file and the settings of the run's report; None: nothing.
+        check: raises ValueError where the settings of a `RunContext` leave it nothing to do; called before anything is
+            written. None: there is nothing to check.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Stage:
     passes: Callable[[Any, Mapping[str, int]], float]
     after: Stage | None = None
     facts: Callable[[Path, Mapping[str, Any]], dict[str, object]] | None = None
+    check: Callable[[Any], object] | None = None
 
     @property
     def chain(self) -> tuple[Stage, ...]:

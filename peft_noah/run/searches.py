@@ -15,7 +15,7 @@ from peft_noah.run.names import RANDOM_SEARCH, SEARCH
 from peft_noah.run.reporting import package_versions
 from peft_noah.run.supernet import load_supernet
 from peft_noah.searching.bounding import search_with_bounds
-from peft_noah.searching.budget import scaled_budget
+from peft_noah.searching.budget import check_budget, scaled_budget
 from peft_noah.searching.evolution import Evolution, RandomSearch
 from peft_noah.searching.result import SearchResult
 from peft_noah.searching.scoring import Scorer, map_over_processes
@@ -33,6 +33,13 @@ def random_search(run: RunContext) -> SearchResult:
     """The control at NOAH's cost: the best of as many random architectures, scored in the same supernet."""
     evaluations = run.settings.search().population_size * run.settings.search().generations
     return _search(run, "random search", RANDOM_SEARCH, RandomSearch, evaluations)
+
+
+def check_run_budget(run: RunContext) -> None:
+    """Raise BudgetError where not even the smallest architecture of the run's space fits the budget that was given."""
+    if run.settings.budget is not None:
+        supernet = run.fresh_supernet()
+        check_budget(supernet.get_search_space(), supernet.count_parameters, run.settings.budget)
 
 
 def run_budget(run: RunContext, supernet: PeftModel) -> int:

@@ -80,7 +80,8 @@ class RunSettings:
         "vtab", "vtab (dims 1, 5, 10), few_shot (5, 10, 50, 100) or wide (LoRA on each Linear, Adapter+)."
     )
     budget: int | None = option(
-        None, "Most prompt parameters, classifier excluded. Default: the paper's 0.64 M scaled to the model."
+        None,
+        "Most prompt parameters, classifier excluded. Default: with noah the paper's 0.64 M scaled to the model, with race none.",
     )
     epochs: int | None = option(
         None,

@@ -38,9 +38,17 @@ def do_stages(run: RunContext, last: Stage) -> None:
     Raises:
         Busy: another job is at work on one of them.
     """
+    check_stages(run, last)
     with run.alone(SHARED):
         for stage in last.chain:
             stage.run(run)
+
+
+def check_stages(run: RunContext, last: Stage) -> None:
+    """Raise ValueError where a stage, or one before it, is not done and would have nothing to do."""
+    for stage in last.chain:
+        if stage.check is not None and not (run.folder / stage.file).exists():
+            stage.check(run)
 
 
 def run_method_alone(run: RunContext, method: Method | str) -> None:
@@ -66,6 +74,8 @@ def run_method(run: RunContext, method: Method | str) -> None:
         Busy: if another job is at work on what the method needs.
     """
     method = find_method(method) if isinstance(method, str) else method
+    if method.needs is not None:
+        check_stages(run, method.needs)
     run.prepare()
     if run.files.result(method.name) is not None:
         _check_same(run, method)

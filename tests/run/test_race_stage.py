@@ -184,3 +184,16 @@ def test_a_run_with_the_race_ends_with_the_winner_in_best(folders, tmp_path):
     assert again.exit_code == 0 and "use best/" in " ".join(again.output.split())
     other = invoke(*arguments, "--baselines", "lora", "--output", tmp_path / "run")
     assert other.exit_code == 2 and "other baselines" in " ".join(other.output.split())
+
+
+def test_a_budget_leaves_out_the_designs_that_are_larger_and_says_which(folders, tmp_path, capsys):
+    backbone, task = folders
+    settings = {"model": str(backbone), "dataset": str(task), "epochs": 2}
+    run = RunContext(tmp_path / "run", RunSettings(**settings, budget=2_700))
+    fitting = stage.within_budget(run, PORTFOLIO)  # rank 2 on all sites: 4 blocks x 2 x (4 x 48 + 2 x 72) = 2,688
+    assert fitting == [design for design in PORTFOLIO if set(design.dims) == {"lora"} and design.dims["lora"] == 2]
+    said = capsys.readouterr()
+    assert "designs fit the budget of 2,700 parameters: all sites 2,688" in " ".join((said.out + said.err).split())
+    with pytest.raises(ValueError, match="no design of the race fits a budget of 10 parameters: all sites 2,688"):
+        run_everything(RunContext(tmp_path / "run", RunSettings(**settings, budget=10)))
+    assert not (tmp_path / "run").exists()

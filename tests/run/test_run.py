@@ -489,7 +489,9 @@ def test_a_budget_below_the_smallest_says_what_would_fit(task, backbone, tmp_pat
         *arguments, folder=tmp_path / "run", message="no architecture fits a budget of 10 parameters: the smallest"
     )
     with pytest.raises(BudgetError):
-        RunContext(tmp_path / "run", RunSettings(model=str(backbone), dataset=str(task), budget=10)).prepare()
+        do_stages(
+            RunContext(tmp_path / "run", RunSettings(model=str(backbone), dataset=str(task), budget=10)), SUPERNET
+        )
 
 
 @pytest.mark.parametrize(
