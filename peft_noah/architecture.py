@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
@@ -184,16 +185,19 @@ class SearchSpace:
     """All architectures a search may choose from: per prompt module, which depths and which dims.
 
     A module's row is a depth d out of ``depths``, a dim out of ``dims`` in each of the first d blocks, and 0 behind
-    (arXiv 2206.04673). Immutable and hashable; the order of rows changes neither equality nor a random draw.
+    (arXiv 2206.04673). A row whose choices are given block by block, or have a 0 among them, has no depth: each block
+    chooses for itself. Immutable and hashable; the order of rows changes neither equality nor a random draw.
 
     Args:
         num_blocks: blocks of the backbone.
-        dims: per prompt module, the dims a carrying block may have (no unit, 1 to 65,536).
+        dims: per prompt module, the dims a carrying block may have (no unit, 1 to 65,536): one sequence for all blocks, or
+            one sequence for each. With a 0 among them, a block may also go without.
         depths: per prompt module, how many leading blocks may carry it (0 to ``num_blocks``). A module that is left
             out gets the paper's depths, see :func:`default_depths`.
 
     Raises:
-        ValueError: a dim or depth is out of its bounds, a module has none, or ``depths`` names an unknown module.
+        ValueError: a dim or depth is out of its bounds, a module has none, ``depths`` names an unknown module or one in which
+            each block chooses for itself, or a row has choices for another number of blocks.
 
     Examples:
         >>> space = SearchSpace.vtab()
@@ -201,21 +205,30 @@ class SearchSpace:
         ((3, 6, 9, 12), (1, 5, 10))
         >>> space.sample(random.Random(0)) in space
         True
+        >>> SearchSpace(3, {"lora": (0, 2, 4), "ssf": [[0], [0], [0, 1]]}).largest()
+        Architecture(lora=[4, 4, 4], ssf=[0, 0, 1])
     """
 
     num_blocks: int
-    dims: Mapping[str, tuple[int, ...]]
+    dims: Mapping[str, tuple[int, ...] | tuple[tuple[int, ...], ...]]
     depths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         blocks = check_int(self.num_blocks, "num_blocks", 1, MAX_BLOCKS)
-        dims = _check_choices(self.dims, "dims", 1, MAX_DIM)
+        dims = _check_dims(self.dims, blocks)
         depths = _check_choices(self.depths, "depths", 0, blocks)
         if not dims:
             raise ValueError("a search space needs the dims of at least one prompt module.")
         if unknown := [name for name in depths if name not in dims]:
             raise ValueError(f"depths are given for {', '.join(unknown)}, but dims only for {', '.join(dims)}.")
-        depths = {name: depths.get(name, default_depths(blocks)) for name in dims}
+        every = (blocks,)
+        if both := [name for name in depths if _is_by_block(dims[name]) and depths[name] != every]:
+            raise ValueError(
+                f"row {both[0]!r} has depths, but each of its blocks chooses for itself: its dims have a 0 among them, or stand "
+                "block by block. Leave its depths out, or the 0."
+            )
+        free = {name: every for name in dims if _is_by_block(dims[name])}
+        depths = {name: free.get(name) or depths.get(name, default_depths(blocks)) for name in dims}
         object.__setattr__(self, "num_blocks", blocks)
         object.__setattr__(self, "dims", MappingProxyType(dims))
         object.__setattr__(self, "depths", MappingProxyType(depths))
@@ -270,8 +283,26 @@ class SearchSpace:
         return same_modules and all(self._allows(name, row) for name, row in architecture.items())
 
     def _allows(self, name: str, row: tuple[int, ...]) -> bool:
-        depth = _depth(row)
-        return depth in self.depths[name] and all(dim in self.dims[name] for dim in row[:depth])
+        depth = self.depth(name, row)
+        return depth in self.depths[name] and all(dim in self.choices(name, i) for i, dim in enumerate(row[:depth]))
+
+    def choices(self, name: str, block: int) -> tuple[int, ...]:
+        """The dims of a module in a block among its first ``depth``, in order; with a 0 where the block may go without.
+
+        Args:
+            name: of the module.
+            block: index of the block.
+        """
+        dims = self.dims[name]
+        return dims[block] if isinstance(dims[0], tuple) else dims
+
+    def all_dims(self, name: str) -> tuple[int, ...]:
+        """Every dim that a block can have of a module, in order; 0 is one of them."""
+        return tuple(sorted({0, *(dim for block in range(self.num_blocks) for dim in self.choices(name, block))}))
+
+    def depth(self, name: str, row: Sequence[int]) -> int:
+        """The depth of a module's row; the number of blocks where each of them chooses for itself."""
+        return self.num_blocks if _is_by_block(self.dims[name]) else _depth(row)
 
     def __iter__(self) -> Iterator[Architecture]:
         """Every architecture once, in a fixed order. Look at :meth:`size` before asking for all of them."""
@@ -289,7 +320,7 @@ class SearchSpace:
         return [
             dims + (0,) * (self.num_blocks - depth)
             for depth in self.depths[name]
-            for dims in product(self.dims[name], repeat=depth)
+            for dims in product(*(self.choices(name, block) for block in range(depth)))
         ]
 
     def build(self, rows: Mapping[str, Sequence[int]]) -> Architecture:
@@ -305,7 +336,8 @@ class SearchSpace:
         rows: dict[str, list[int]] = {}
         for name in self.module_order:
             depth = rng.choice(self.depths[name])
-            rows[name] = [rng.choice(self.dims[name]) for _ in range(depth)] + [0] * (self.num_blocks - depth)
+            drawn = [rng.choice(self.choices(name, block)) for block in range(depth)]
+            rows[name] = drawn + [0] * (self.num_blocks - depth)
         return self.build(rows)
 
     def smallest(self) -> Architecture:
@@ -318,15 +350,16 @@ class SearchSpace:
 
     def _corner(self, end: int) -> Architecture:
         depths = {name: choices[end] for name, choices in self.depths.items()}
-        rows = {name: (dims[end],) * depths[name] for name, dims in self.dims.items()}
+        rows = {name: tuple(self.choices(name, block)[end] for block in range(depths[name])) for name in self.dims}
         return Architecture({name: row + (0,) * (self.num_blocks - len(row)) for name, row in rows.items()})
 
     def size(self) -> int:
-        """Exact number of distinct architectures: the product over modules of ``sum(len(dims) ** depth)``."""
-        total = 1
-        for name, dims in self.dims.items():
-            total *= sum(len(dims) ** depth for depth in self.depths[name])
-        return total
+        """Exact number of distinct architectures: the product over modules of ``sum(len(dims) ** depth)``; where each block
+        chooses for itself, of the product over its blocks."""
+        return prod(
+            sum(prod(len(self.choices(name, block)) for block in range(depth)) for depth in depths)
+            for name, depths in self.depths.items()
+        )
 
     def max_dim(self, name: str) -> int:
         """The greatest dim of a module (no unit): how much of it a supernet stores per block.
@@ -336,11 +369,14 @@ class SearchSpace:
         """
         if name not in self.dims:
             raise ValueError(f"no module {name!r} in this search space (modules: {', '.join(self.dims)}).")
-        return self.dims[name][-1]
+        return self.all_dims(name)[-1]
 
     def to_dict(self) -> dict[str, object]:
         """The space as plain ints, lists and dicts, ready for JSON."""
-        dims = {name: list(choices) for name, choices in self.dims.items()}
+        dims = {
+            name: [list(each) if isinstance(each, tuple) else each for each in choices]
+            for name, choices in self.dims.items()
+        }
         depths = {name: list(choices) for name, choices in self.depths.items()}
         return {"num_blocks": self.num_blocks, "dims": dims, "depths": depths}
 
@@ -400,15 +436,48 @@ def _check_rows(rows: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]
 
 
 def _check_choices(choices: object, what: str, low: int, high: int) -> dict[str, tuple[int, ...]]:
+    _check_mapping(choices, what)
+    return {name: _check_values(values, f"{what} of {name!r}", low, high) for name, values in choices.items()}
+
+
+def _check_dims(dims: object, blocks: int) -> dict[str, tuple]:
+    """The dims of each row: one tuple for all blocks, or one for each."""
+    _check_mapping(dims, "dims")
+    checked = {}
+    for name, values in dims.items():
+        what = f"dims of {name!r}"
+        _check_sequence(values, what, MAX_DIM)
+        if not any(isinstance(each, Sequence) for each in values):
+            checked[name] = _check_values(values, what, 0, MAX_DIM)
+        elif len(values) != blocks:
+            raise ValueError(
+                f"{what} are for {len(values)} blocks, but the space is for {blocks}. Give one list a block."
+            )
+        else:
+            by_block = (
+                _check_values(each, f"{what} in block {block}", 0, MAX_DIM) for block, each in enumerate(values)
+            )
+            checked[name] = tuple(by_block)
+        if not any(any(each) if isinstance(each, tuple) else each for each in checked[name]):
+            raise ValueError(f"{what} are 0 in every block. Leave the row out.")
+    return checked
+
+
+def _check_mapping(choices: object, what: str) -> None:
     if not isinstance(choices, Mapping) or len(choices) > MAX_ROWS:
         raise ValueError(f"{what} is {reprlib.repr(choices)}; give a mapping of at most {MAX_ROWS} modules.")
-    checked = {}
-    for name, values in choices.items():
+    for name in choices:
         _check_name(name)
-        _check_sequence(values, f"{what} of {name!r}", MAX_DIM)
-        distinct = {check_int(value, f"one of the {what} of {name!r}", low, high) for value in values}
-        checked[name] = tuple(sorted(distinct))
-    return checked
+
+
+def _check_values(values: object, what: str, low: int, high: int) -> tuple[int, ...]:
+    _check_sequence(values, what, MAX_DIM)
+    return tuple(sorted({check_int(value, f"one of the {what}", low, high) for value in values}))
+
+
+def _is_by_block(dims: tuple) -> bool:
+    """Whether each block chooses its dim for itself."""
+    return isinstance(dims[0], tuple) or 0 in dims
 
 
 @cache

@@ -8,6 +8,7 @@ import importlib
 import json
 import pickle
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -339,7 +340,7 @@ def test_a_space_sorts_its_choices_and_drops_repeats():
     [
         ((0, {"lora": [1]}), "num_blocks is 0"),
         ((10**9, {"lora": [1]}), "num_blocks is 1000000000; give a whole number from 1 to 4,096"),
-        ((4, {"lora": [0]}), "dims of 'lora' is 0; give a whole number from 1 to 65,536"),
+        ((4, {"lora": [-1]}), "dims of 'lora' is -1; give a whole number from 0 to 65,536"),
         ((4, {"lora": [10**9]}), "is 1000000000"),
         ((4, {"lora": [1.5]}), "is 1.5"),
         ((4, {"lora": []}), "dims of 'lora' has 0 entries"),
@@ -414,6 +415,41 @@ def test_size_iteration_and_membership_agree_with_brute_force(space):
     assert len(listed) == len(set(listed)) == space.size() == len(expected)
     assert set(listed) == expected
     assert all(architecture in space for architecture in expected)
+
+
+BY_BLOCK = SearchSpace(3, {"lora": (0, 2, 4), "ssf": [[0], [1], [0, 1]], "vpt": [5]}, {"vpt": [0, 3]})
+
+
+def test_each_block_may_choose_for_itself():
+    lora, ssf = list(product((0, 2, 4), repeat=3)), [(0, 1, 0), (0, 1, 1)]
+    expected = {Architecture(lora=a, ssf=b, vpt=c) for a, b, c in product(lora, ssf, [(0, 0, 0), (5, 5, 5)])}
+    assert set(BY_BLOCK) == expected and BY_BLOCK.size() == len(expected) == len(list(BY_BLOCK))
+    assert all(architecture in BY_BLOCK for architecture in expected)
+    assert Architecture(lora=[1, 0, 0], ssf=[0, 1, 0], vpt=[0, 0, 0]) not in BY_BLOCK
+    assert Architecture(lora=[2, 0, 0], ssf=[1, 1, 0], vpt=[0, 0, 0]) not in BY_BLOCK
+    assert BY_BLOCK.smallest() == Architecture(lora=[0] * 3, ssf=[0, 1, 0], vpt=[0] * 3)
+    assert BY_BLOCK.largest() == Architecture(lora=[4] * 3, ssf=[0, 1, 1], vpt=[5] * 3)
+    assert (BY_BLOCK.max_dim("ssf"), BY_BLOCK.choices("ssf", 2), BY_BLOCK.all_dims("vpt")) == (1, (0, 1), (0, 5))
+    drawn = {BY_BLOCK.sample(random.Random(seed)) for seed in range(2_000)}
+    assert drawn == expected
+    again = SearchSpace.from_dict(json.loads(json.dumps(BY_BLOCK.to_dict())))
+    assert again == BY_BLOCK and hash(again) == hash(BY_BLOCK) and pickle.loads(pickle.dumps(again)) == again
+
+
+@pytest.mark.parametrize(
+    ("dims", "depths", "said"),
+    [
+        ({"lora": [[1], [2]]}, {}, "dims of 'lora' are for 2 blocks, but the space is for 3. Give one list a block"),
+        ({"lora": [[1], 2, [3]]}, {}, "dims of 'lora' in block 1 is 2; give a list of whole numbers"),
+        ({"lora": [[1], [], [3]]}, {}, "dims of 'lora' in block 1 has 0 entries"),
+        ({"lora": [0, 4]}, {"lora": [1, 2]}, "row 'lora' has depths, but each of its blocks chooses for itself"),
+        ({"lora": [[0], [0], [0]]}, {}, "dims of 'lora' are 0 in every block. Leave the row out"),
+        ({"lora": [0]}, {}, "dims of 'lora' are 0 in every block"),
+    ],
+)
+def test_choices_of_a_block_that_cannot_be_are_refused(dims, depths, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        SearchSpace(3, dims, depths)
 
 
 def test_the_size_of_the_papers_space_is_exact():

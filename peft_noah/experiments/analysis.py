@@ -100,22 +100,24 @@ class Shares:
         """The shares in some architectures of a space."""
         depths, dims = {}, {}
         for name in space.dims:
-            depths[name] = _shares([a.depth(name) for a in architectures], space.depths[name])
+            depths[name] = _shares([space.depth(name, a[name]) for a in architectures], space.depths[name])
             columns = zip(*(a[name] for a in architectures), strict=True)
-            dims[name] = tuple(_shares(column, (0, *space.dims[name])) for column in columns)
+            dims[name] = tuple(_shares(column, space.all_dims(name)) for column in columns)
         return cls(len(architectures), depths, dims)
 
     @classmethod
     def uniform(cls, space: SearchSpace) -> Shares:
         """The shares that the paper's draw gives: a depth uniformly, then a dim per carrying block; no budget."""
         depths, dims = {}, {}
-        for name, choices in space.dims.items():
-            allowed = space.depths[name]
+        for name, allowed in space.depths.items():
             depths[name] = dict.fromkeys(allowed, 1 / len(allowed))
             blocks = []
             for block in range(space.num_blocks):
                 carried = sum(depth > block for depth in allowed) / len(allowed)
-                blocks.append({0: 1 - carried} | dict.fromkeys(choices, carried / len(choices)))
+                shares, choices = {0: 1 - carried}, space.choices(name, block)
+                for dim in choices:
+                    shares[dim] = shares.get(dim, 0.0) + carried / len(choices)
+                blocks.append(shares)
             dims[name] = tuple(blocks)
         return cls(None, depths, dims)
 
@@ -158,7 +160,7 @@ class BestShare:
 
     def dim_table(self, name: str = "best_dims") -> Table:
         """Per module and block: the share of each dim among the best and, in brackets, among the others, in percent."""
-        choices = sorted({0, *(dim for dims in self.space.dims.values() for dim in dims)})
+        choices = sorted({dim for module in self.space.dims for dim in self.space.all_dims(module)})
         rows: list[tuple[Entry, ...]] = []
         rules = []
         for module in module_order(self.space.dims):

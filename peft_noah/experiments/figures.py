@@ -234,14 +234,14 @@ def plot_best(shares: BestShare, path: str | os.PathLike[str]) -> None:
         OSError: the file cannot be written.
     """
     names, blocks = module_order(shares.space.dims), shares.space.num_blocks
-    heights = [1 + len(shares.space.dims[name]) for name in names]
+    heights = [len(shares.space.all_dims(name)) for name in names]
     across = max(3.4, 0.5 * blocks)
     inches = (min(_MAX_INCHES, 5.2 + across), min(_MAX_INCHES, 1.3 + sum(0.4 * h + 0.85 for h in heights)))
     with figure_file(path, inches) as figure:
         ratios = {"width_ratios": [across, 3.6], "height_ratios": [h + 2 for h in heights]}
         grid = figure.subplots(len(names), 2, squeeze=False, gridspec_kw=ratios)
         for (left, right), name in zip(grid, names, strict=True):
-            choices = (0, *shares.space.dims[name])
+            choices = shares.space.all_dims(name)
             pairs = list(zip(shares.best.dims[name], shares.others.dims[name], strict=True))
             _draw_differences(left, [[100 * (b[c] - o[c]) for b, o in pairs] for c in choices])
             left.set_yticks(range(len(choices)), ["absent", *map(str, choices[1:])])

@@ -154,7 +154,9 @@ class RunContext:
 
     def fresh_supernet(self) -> PeftModel:
         """The supernet of the run's search space, untrained."""
-        return add_supernet(self.fresh_backbone(), self.settings.search_space, self.settings.recipe)
+        backbone = self.fresh_backbone()
+        blocks = len(find_backbone(backbone.config.model_type).block_names(backbone))
+        return add_supernet(backbone, self.settings.space(blocks), self.settings.recipe)
 
     # ------------------------------------------------------------------ training and accuracy
 

@@ -15,6 +15,7 @@ from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, check_number,
 from peft_noah.plugins import check_imported, read_plugin_names
 from peft_noah.run.options import Typed, option, read_names, read_pairs, read_triple
 from peft_noah.run.registry import find_baseline, strategies
+from peft_noah.run.spaces import build_space, check_space, read_space
 from peft_noah.run.tasks import IMAGES, TASKS
 from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.searching.race import RaceSettings
@@ -23,6 +24,7 @@ from peft_noah.searching.result import SearchSettings
 from peft_noah.sources import find_source, stored_path, stored_paths
 
 if TYPE_CHECKING:
+    from peft_noah.architecture import SearchSpace
     from peft_noah.training import TrainingSettings
 
 #: length of a training, where it is left out
@@ -76,8 +78,17 @@ class RunSettings:
         "best subnet.",
     )
     recipe: str = option("paper", "paper, or released (the authors' code).")
-    search_space: str = option(
-        "vtab", "vtab (dims 1, 5, 10), few_shot (5, 10, 50, 100) or wide (LoRA on each Linear, Adapter+)."
+    search_space: str | Mapping[str, object] = option(
+        "vtab",
+        "vtab (dims 1, 5, 10), few_shot (5, 10, 50, 100), wide (LoRA on each Linear, Adapter+), or a JSON file with a space of "
+        "your own.",
+        Typed(str, "vtab", read_space),
+    )
+    modules: tuple[str, ...] | None = option(
+        None,
+        "Rows that a named search space has, separated by commas, such as lora,adapter,ssf. Default: its own.",
+        Typed(str | None, None, lambda text, name: None if text is None else tuple(text.split(","))),
+        strategy="noah",
     )
     budget: int | None = option(
         None,
@@ -165,7 +176,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         from peft_noah.training.processes import PRECISIONS
-        from peft_noah.tuner.config import RECIPES, SPACES
+        from peft_noah.tuner.config import RECIPES
 
         check_fields(self)
         check_imported(self.plugins)  # first: what is allowed depends on them
@@ -173,19 +184,23 @@ class RunSettings:
             ("task", TASKS),
             ("strategy", strategies()),
             ("recipe", RECIPES),
-            ("search_space", SPACES),
             ("mixed_precision", (None, *PRECISIONS)),
         ):
             if getattr(self, name) not in allowed:
                 allowed = [value for value in allowed if value is not None]
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         self._check_task()
+        check_space(self.search_space, self.modules)
+        if self.strategy == "race" and not isinstance(self.search_space, str):
+            raise ValueError(
+                "a search space of your own has no effect on strategy race: leave it out, or ask for noah."
+            )
         self._store_paths()
         self._check_effort()
         self._settle_length()
         self.search()
         self.training("supernet"), self.training("subnet")
-        for name in ("image_mean", "image_std", "plugins"):
+        for name in ("image_mean", "image_std", "plugins", "modules"):
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else tuple(value))
         names = BASELINES.get(self.strategy, ()) if self.baselines is None else self.baselines
@@ -312,6 +327,14 @@ class RunSettings:
         names = ("image_column", "text_column", "label_column", "dataset_config")
         names = (*names, "train_split", "validation_split", "test_split")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def space(self, num_blocks: int) -> str | SearchSpace:
+        """What a supernet on a backbone of ``num_blocks`` blocks samples from; a name alone leaves the rows to the backbone.
+
+        Raises:
+            ValueError: if the space is for another number of blocks.
+        """
+        return build_space(self.search_space, self.modules, num_blocks)
 
     @property
     def protocol(self) -> str:

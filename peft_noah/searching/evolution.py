@@ -40,22 +40,24 @@ def mutate(a: Architecture, space: SearchSpace, settings: SearchSettings, rng: r
     rows = dict(a)
     for name in space.module_order:
         if rng.random() < settings.mutation_prob:
-            rows[name] = _mutate_row(a[name], a.depth(name), space, name, settings, rng)
+            rows[name] = _mutate_row(a[name], space, name, settings, rng)
     return space.build(rows)
 
 
 def _mutate_row(
     row: tuple[int, ...],
-    depth: int,
     space: SearchSpace,
     name: str,
     settings: SearchSettings,
     rng: random.Random,
 ) -> list[int]:
+    depth = space.depth(name, row)
     new_depth = rng.choice(space.depths[name]) if rng.random() < settings.depth_prob else depth
-    dims = space.dims[name]
-    kept = [rng.choice(dims) if rng.random() < settings.dim_prob else dim for dim in row[: min(depth, new_depth)]]
-    added = [rng.choice(dims) for _ in range(new_depth - len(kept))]
+    kept = [
+        rng.choice(space.choices(name, block)) if rng.random() < settings.dim_prob else dim
+        for block, dim in enumerate(row[: min(depth, new_depth)])
+    ]
+    added = [rng.choice(space.choices(name, block)) for block in range(len(kept), new_depth)]
     return kept + added + [0] * (space.num_blocks - new_depth)
 
 

@@ -19,11 +19,11 @@ from torch import nn
 
 from peft_noah.architecture import MODULES as PAPER_MODULES
 from peft_noah.architecture import Architecture
-from peft_noah.plugins import import_hint, plugins_among
+from peft_noah.plugins import plugins_among
 from peft_noah.tuner.backbones import BACKBONES, Backbone, find_backbone, how_to_know, width_of
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.fingerprint import OtherBackboneWarning, fingerprint_backbone, same_backbone
-from peft_noah.tuner.prompts import PROMPT_MODULES, find_prompt_module, in_order, site_of
+from peft_noah.tuner.prompts import PROMPT_MODULES, check_row, find_prompt_module, in_order, site_of
 
 try:
     from peft.utils.error import NoMatchingPeftModuleError
@@ -187,9 +187,7 @@ def check_rows(architecture: Architecture, num_blocks: int) -> None:
         ValueError: if a row is of no prompt module, or has not one dim per block.
     """
     for name, row in architecture.items():
-        if find_prompt_module(name) is None:
-            known = ", ".join(PROMPT_MODULES)
-            raise ValueError(f"unknown prompt module {name!r} (known: {known}). {import_hint(name)}")
+        check_row(name)
         if len(row) != num_blocks:
             raise ValueError(
                 f"row {name!r} has {len(row)} dims but this model has {num_blocks} blocks. Give one dim per block, 0 where "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from peft_noah.plugins import note_plugin
+from peft_noah.plugins import import_hint, note_plugin
 from peft_noah.tuner.prompts.adapter import Adapter
 from peft_noah.tuner.prompts.adapter_plus import AdapterPlus
 from peft_noah.tuner.prompts.base import SITES, PromptModule
@@ -39,6 +39,22 @@ def _split(row: str) -> tuple[str, str | None]:
     targeted = (name for name, cls in PROMPT_MODULES.items() if cls.site == "projection")
     name = max((name for name in targeted if row.startswith(f"{name}_")), key=len, default=None)
     return (row, None) if name is None else (name, row.removeprefix(f"{name}_"))
+
+
+def check_row(row: str, dim: int = 0) -> None:
+    """Refuse a row that no prompt module has, or a dim that its modules cannot have.
+
+    Args:
+        row: of an architecture, a search space or a design.
+        dim: the largest in any block.
+
+    Raises:
+        ValueError: says which are known, or what is allowed.
+    """
+    cls = find_prompt_module(row)
+    if cls is None:
+        raise ValueError(f"unknown prompt module {row!r} (known: {', '.join(PROMPT_MODULES)}). {import_hint(row)}")
+    cls.check_stored(dim)
 
 
 def in_order(rows: Iterable[str]) -> list[str]:
@@ -97,6 +113,7 @@ __all__ = [
     "Ssf",
     "Vpt",
     "by_row",
+    "check_row",
     "find_prompt_module",
     "in_order",
     "is_own_hook",
