@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -15,6 +15,9 @@ from peft_noah.plugins import import_plugins, read_plugin_names
 from peft_noah.run.options import help_of, typed_as
 from peft_noah.run.registry import Method
 from peft_noah.run.settings import RunSettings
+
+if TYPE_CHECKING:
+    from peft_noah.run.cluster import Cluster
 
 
 @dataclass
@@ -62,6 +65,17 @@ DATA_OPTIONS = {
     if name in ("model", "dataset", "dataset_config", "max_tokens")
     or name.startswith("image_")
     or name.endswith(("_column", "_split"))
+}
+
+#: where pieces of work are run
+CLUSTER_OPTIONS = {
+    "ray": option(
+        str | None,
+        None,
+        "Run cells on a Ray cluster: auto (that of this machine), HOST:PORT of its head, or local (this machine alone).",
+    ),
+    "gpus_per_cell": option(float | None, None, "With --ray: 0 to 1. Default: 1 where a node has a GPU."),
+    "cpus_per_cell": option(int | None, None, "With --ray: CPU cores, which are threads too. Default: 1."),
 }
 
 
@@ -126,19 +140,23 @@ def _expanded(value: Any) -> Any:
     return value.expanduser() if isinstance(value, Path) else value
 
 
-def quiet() -> None:
-    """The backbone's new classifier is expected; transformers' report about it would only worry."""
-    import logging
-    import warnings
+def read_cluster(options: dict[str, Any]) -> Cluster | None:
+    """Take the cluster that was typed out of the options; None: there is none.
 
-    import transformers
+    Raises:
+        ValueError: a number is out of range, or there is no cluster that it could be of.
+    """
+    from peft_noah.run.cluster import Cluster
 
-    # PEFT's call, not the user's
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("peft_noah").setLevel(logging.INFO)
+    address = options.pop("ray")
+    given = {name: value for name in ("gpus_per_cell", "cpus_per_cell") if (value := options.pop(name)) is not None}
+    if address is None:
+        if given:
+            raise ValueError(
+                f"--{next(iter(given)).replace('_', '-')} belongs to --ray: give it too, or leave both out."
+            )
+        return None
+    return Cluster(address, **given)
 
 
 def whole_numbers(text: str, name: str) -> tuple[int, ...]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from peft_noah.cli.options import RUN_OPTIONS, Commands, quiet, with_options
+from peft_noah.cli.options import RUN_OPTIONS, Commands, with_options
+from peft_noah.run.quiet import quiet
 
 if TYPE_CHECKING:
     from peft_noah.progress import Reporter

@@ -16,12 +16,12 @@ from peft_noah.cli.options import (
     Commands,
     help_on,
     option,
-    quiet,
     read_options,
     with_options,
 )
 from peft_noah.run.methods import CONTINUED, INHERITED, LORA, RETRAINED, SEARCH, SUPERNET
 from peft_noah.run.options import check_strategy
+from peft_noah.run.quiet import quiet
 from peft_noah.run.registry import baselines as known_baselines
 from peft_noah.run.registry import find_baseline, transfer
 from peft_noah.run.settings import RunSettings

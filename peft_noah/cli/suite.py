@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peft_noah.cli.options import (
+    CLUSTER_OPTIONS,
     RUN_OPTIONS,
     Commands,
     help_on,
-    quiet,
+    read_cluster,
     read_options,
     whole_numbers,
     with_options,
 )
+from peft_noah.run.quiet import quiet
 from peft_noah.run.registry import all_methods, find_method
 from peft_noah.run.settings import OF_TEXTS
 
@@ -37,7 +39,7 @@ SuiteFolder = Annotated[Path, typer.Argument(help="Suite folder, as made by 'sui
 
 
 @commands.add("peft-noah suite vtab-1k/ --model google/vit-base-patch16-224-in21k --output suites/vtab")
-@with_options(SUITE_OPTIONS)
+@with_options({**SUITE_OPTIONS, **CLUSTER_OPTIONS})
 def suite(
     root: Annotated[
         Path, typer.Argument(help="Folder with one folder a task: VTAB-1k, few-shot sets, or any others.")
@@ -63,17 +65,24 @@ def suite(
 ) -> None:
     """Tasks x methods x seeds as one job that can be interrupted, repeated, and shared by processes and machines.
 
-    Type the same command again to go on, or in another terminal to share the work; a finished cell is never run twice.
+    Type the same command again to go on, or in another terminal to share the work; a finished cell is never run twice. With
+    --ray one command runs the cells on all machines of a cluster.
     """
     quiet()
     from peft_noah.experiments.suite import Suite
 
+    cluster = read_cluster(options)
     plan = _plan(root, methods, seeds, tasks, shots, groups, transfer, architecture, options)
     whole = Suite(output, plan)
     if dry_run:
         _show_cost(whole)
         return
-    found = whole.run(retry=retry)
+    if cluster is None:
+        found = whole.run(retry=retry)
+    else:
+        from peft_noah.experiments.spread import run_spread
+
+        found = run_spread(whole, cluster, retry=retry)
     _show_progress(found)
     whole.reporter.say(f"draw tables and figures with: peft-noah tables {output}")
     if found.errors:

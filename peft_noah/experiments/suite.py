@@ -35,6 +35,8 @@ from peft_noah.searching.result import SearchResult
 from peft_noah.training.processes import refuse_launcher
 
 DONE, FAILED, RUNNING, OPEN = "done", "failed", "running", "open"
+#: the lock of a suite whose cells are being handed to a cluster
+SPREAD = "cluster"
 _POLL_SECONDS = 5.0
 
 
@@ -113,12 +115,11 @@ class Suite:
 
     # ------------------------------------------------------------------ running
 
-    def run(self, *, retry: bool = False, on_cell: Callable[[Cell], None] | None = None) -> Progress:
-        """Take cells until all are finished, broken, or at work elsewhere.
+    def begin(self, *, retry: bool = False) -> None:
+        """Make the folder, and write the plan.
 
         Args:
-            retry: try broken cells again.
-            on_cell: called after each cell of this process.
+            retry: forget the errors of broken cells, so that they are tried again.
 
         Raises:
             ValueError: if a task is not what the plan says, or a launcher started several processes; nothing is written
@@ -131,6 +132,21 @@ class Suite:
         if retry:
             for cell in [cell for cell in self.cells if self._state(cell) == FAILED]:
                 self.files(cell).forget(cell.method)
+
+    def run(self, *, retry: bool = False, on_cell: Callable[[Cell], None] | None = None) -> Progress:
+        """Take cells until all are finished, broken, or at work elsewhere.
+
+        Args:
+            retry: try broken cells again.
+            on_cell: called after each cell of this process.
+
+        Raises:
+            ValueError: as `begin`.
+            Busy: if another process hands these cells to a cluster.
+        """
+        self.begin(retry=retry)
+        if RunFolder(self.folder).locked(SPREAD):
+            raise Busy(f"another process hands the cells in {self.folder} to a cluster.")
         while True:
             outcomes = Counter(self._take(cell, on_cell) for cell in self.cells)
             if outcomes["ran"]:
@@ -143,11 +159,11 @@ class Suite:
     def _take(self, cell: Cell, on_cell: Callable[[Cell], None] | None) -> str:
         """Run a cell if it is free: ``"ran"``, ``"settled"`` before, ``"busy"`` or ``"waiting"``."""
         files = self.files(cell)
-        if self._settled(files, cell):
+        if self.is_settled(cell):
             return "settled"
         try:
             with files.lock(slug(cell.method)):
-                if self._settled(files, cell):  # by another process, in between
+                if self.is_settled(cell):  # by another process, in between
                     return "settled"
                 self._work(files, cell)
         except _NotYet:
@@ -158,13 +174,14 @@ class Suite:
             on_cell(cell)
         return "ran"
 
-    @staticmethod
-    def _settled(files: RunFolder, cell: Cell) -> bool:
+    def is_settled(self, cell: Cell) -> bool:
+        """Whether a cell has left its result or its error."""
+        files = self.files(cell)
         return files.result_path(cell.method).exists() or files.error_path(cell.method).exists()
 
     def _work(self, files: RunFolder, cell: Cell) -> None:
         try:
-            method = self._method(cell)
+            method = self.method(cell)
             self.reporter.say(f"{cell} ...")
             run_method(self._run_of(cell), method)
         except _NotYet:
@@ -173,12 +190,20 @@ class Suite:
             raise _NotYet(str(busy)) from busy
         except Exception as error:  # whatever breaks one cell must not end the others
             self._run = None
-            files.add_error(cell.method, error)
-            self.reporter.say(f"{cell}: failed, {type(error).__name__}: {error}")
+            self.say_failed(cell, error)
         else:
-            result = files.result(cell.method)
-            test = "no labelled test images" if result.test is None else f"test {100 * result.test:.1f} %"
-            self.reporter.say(f"{cell}: {test}. {self.progress().sentence()}")
+            self.say_done(cell)
+
+    def say_done(self, cell: Cell) -> None:
+        """A line about a finished cell, and about what is left."""
+        result = self.files(cell).result(cell.method)
+        test = "no labelled test images" if result.test is None else f"test {100 * result.test:.1f} %"
+        self.reporter.say(f"{cell}: {test}. {self.progress().sentence()}")
+
+    def say_failed(self, cell: Cell, error: Exception) -> None:
+        """Keep a cell's error, and a line about it."""
+        self.files(cell).add_error(cell.method, error)
+        self.reporter.say(f"{cell}: failed, {type(error).__name__}: {error}")
 
     def _run_of(self, cell: Cell) -> RunContext:
         """The run of a cell; kept for the next one, which is mostly on the same decoded images."""
@@ -188,19 +213,23 @@ class Suite:
             self._run = (cell.run_folder, run)
         return self._run[1]
 
-    def _method(self, cell: Cell) -> Method:
+    def method(self, cell: Cell) -> Method:
         """The method of a cell; a transfer has the architecture that was found by now, or given."""
         if cell.source is None:
             return method_of_row(cell.method)
         return transfer(cell.source, self.plan.architectures.get(cell.source) or self._found(cell))
 
     def _found(self, cell: Cell) -> Architecture:
-        source = self.files(self.plan.task(cell.source).cell(INHERITED.name, cell.seed))
+        source = self.files(self.searched(cell))
         if (source / SEARCH.file).exists():
             return SearchResult.load(source / SEARCH.file).best.architecture
         if error := source.error(INHERITED.name):
             raise ValueError(f"the search on {cell.source} failed: {error}")
         raise _NotYet(f"the search on {cell.source} is not finished.")
+
+    def searched(self, cell: Cell) -> Cell:
+        """The cell whose search a transfer from another task takes its architecture from."""
+        return self.plan.task(cell.source).cell(INHERITED.name, cell.seed)
 
     # ------------------------------------------------------------------ looking
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_noah.run.names import RACE as RACE_FILE
+from peft_noah.run.names import RACE_WEIGHTS
 from peft_noah.run.names import RANDOM_SEARCH as RANDOM_SEARCH_FILE
 from peft_noah.run.names import SEARCH as SEARCH_FILE
 from peft_noah.run.names import SUPERNET as SUPERNET_FOLDER
@@ -96,7 +97,7 @@ RANDOM_SEARCH = Stage(
     "random search", RANDOM_SEARCH_FILE, _random_search, _search_passes, after=SUPERNET, facts=_search_facts
 )
 
-RACE = Stage("race", RACE_FILE, _race, _race_passes, facts=_race_facts, check=_check_designs)
+RACE = Stage("race", RACE_FILE, _race, _race_passes, facts=_race_facts, check=_check_designs, more=(RACE_WEIGHTS,))
 
 # ---------------------------------------------------------------------- models
 

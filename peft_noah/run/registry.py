@@ -42,6 +42,7 @@ class Stage:
         facts: what a model card says of it, from its file and the settings of the run's report; None: nothing.
         check: raises ValueError where the settings of a `RunContext` leave it nothing to do; called before anything is
             written. None: there is nothing to check.
+        more: further files or folders that it leaves in the run folder for methods.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Stage:
     after: Stage | None = None
     facts: Callable[[Path, Mapping[str, Any]], dict[str, object]] | None = None
     check: Callable[[Any], object] | None = None
+    more: tuple[str, ...] = ()
 
     @property
     def chain(self) -> tuple[Stage, ...]:

@@ -81,14 +81,25 @@ def run_method(run: RunContext, method: Method | str) -> None:
         _check_same(run, method)
         run.on_main(run.files.complete_table)
         _publish(run, missing_only=True)
-    elif method.best_of:
+        return
+    do_method(run, method)
+    # without an adapter there is nothing new to show, but what an earlier job left out
+    _publish(run, missing_only=method.keeps is None)
+
+
+def do_method(run: RunContext, method: Method) -> None:
+    """As `run_method` for one that has no result yet, without figures and cards.
+
+    Raises:
+        Busy: if another job is at work on what the method needs.
+    """
+    run.prepare()
+    if method.best_of:
         _report_best_of(run, method)
-    else:
-        if method.needs is not None:
-            do_stages(run, method.needs)
-        _train_and_report(run, method)
-        # without an adapter there is nothing new to show, but what an earlier job left out
-        _publish(run, missing_only=method.keeps is None)
+        return
+    if method.needs is not None:
+        do_stages(run, method.needs)
+    _train_and_report(run, method)
 
 
 def validate_from_scratch(run: RunContext, method: Method) -> float:

@@ -1,5 +1,6 @@
 """A suite: every cell once, whoever runs it, whatever breaks."""
 
+import dataclasses
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 from conftest import make_model
@@ -14,9 +16,12 @@ from test_run import invoke, write_task
 
 from peft_noah import Architecture
 from peft_noah.experiments.plan import Plan
-from peft_noah.experiments.suite import Suite
+from peft_noah.experiments.spread import run_spread
+from peft_noah.experiments.suite import SPREAD, Suite
 from peft_noah.experiments.tasks import Task
 from peft_noah.results.report import RunReport
+from peft_noah.run.cluster import Event
+from peft_noah.run.folder import Busy, RunFolder
 from peft_noah.searching.result import SearchResult
 
 SMALL = ["--epochs", "1", "--supernet-epochs", "1", "--population-size", "4", "--generations", "1", "--seeds", "0"]
@@ -208,3 +213,105 @@ def test_a_folder_that_is_no_suite_is_left_alone(arguments, tmp_path):
     assert invoke("suite", *arguments, "--output", tmp_path).exit_code == 2
     assert invoke("progress", tmp_path).exit_code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+# ---------------------------------------------------------------------- on a cluster
+
+
+class Here:
+    """A cluster of this process alone, which does a piece when it is asked what happened."""
+
+    def __init__(self):
+        self.waiting, self.begun = [], None
+
+    @contextmanager
+    def connected(self):
+        yield self
+
+    def __bool__(self):
+        return bool(self.waiting or self.begun)
+
+    def submit(self, *piece):
+        self.waiting.append(piece)
+
+    def next(self):
+        if self.begun is None:
+            self.begun = self.waiting.pop()  # the last first: no order is promised
+            return Event(self.begun[0], node="here")
+        (key, function, data), self.begun = self.begun, None
+        try:
+            return Event(key, value=function(data))
+        except ValueError as error:
+            return Event(key, error=error)
+
+
+def without_times(path):
+    """What a file of a run says, but for how long it took and how much memory."""
+    if path.suffix != ".json":
+        return path.read_bytes()
+    data = json.loads(path.read_text())
+    data.pop("notes", None)
+    for result in data.get("results", []):
+        result.pop("seconds")
+    return data
+
+
+def assert_same_runs(folder, other):
+    """What the runs in one suite have left is in the other as well, equal to the byte but for times."""
+    of_all = (
+        "stages.json",
+        "results.md",
+        "results.json",
+        "log.jsonl",
+        ".locks",
+        "best",
+    )  # these of methods not compared
+    found = sorted(path.relative_to(folder) for path in folder.glob("*/seed*/**/*") if path.is_file())
+    found = [path for path in found if path.parts[2] not in of_all and path.suffix != ".jsonl"]
+    assert found
+    for path in found:
+        assert without_times(folder / path) == without_times(other / path), path
+
+
+def test_pieces_done_elsewhere_in_another_order_leave_the_same_files(finished, tmp_path):
+    folder = tmp_path / "suite"
+    plan = dataclasses.replace(Plan.load(finished), methods=("noah retrained",))
+    assert run_spread(Suite(folder, plan), Here()).count("done") == 4
+    assert_same_runs(folder, finished)
+    kept = {"supernet", "search.json", "adapter", "figures", "results", "results.md", "log.jsonl", "best", "logs"}
+    assert kept <= {path.name for path in (folder / "red" / "seed0").iterdir()}
+
+
+def test_what_needs_a_broken_stage_breaks_with_its_reason_and_the_rest_goes_on(root, arguments, tmp_path):
+    plan = _plan(arguments, tuple(Task(name, str(root / name)) for name in ("blue", "red")))
+    broken = root / "red" / "train.parquet"
+    good = broken.read_bytes()
+    try:
+        broken.write_bytes(good.replace(b"IHDR", b"XXXX"))
+        progress = run_spread(Suite(tmp_path / "suite", plan), Here())
+    finally:
+        broken.write_bytes(good)
+    errors = {str(cell): error for cell, error in progress.errors}
+    assert progress.count("done") == 1 and len(errors) == 3
+    assert errors["red, noah inherited, seed 0"].startswith("ValueError: image 0 of split 'train'")
+    assert "the search on red failed: ValueError" in errors["blue, transfer red, seed 0"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--ray", "auto"], "pip install 'peft-noah[ray]'"),
+        (["--ray", "auto", "--gpus-per-cell", "2"], "gpus_per_cell is 2"),
+        (["--cpus-per-cell", "2"], "--cpus-per-cell belongs to --ray"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused_and_nothing_is_written(arguments, more, message, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
+    result = invoke("suite", *arguments, *more, "--output", tmp_path / "suite")
+    assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output
+    assert not (tmp_path / "suite").exists()
+
+
+def test_a_suite_that_is_being_handed_out_is_not_run_here_too(finished):
+    with RunFolder(finished).lock(SPREAD), pytest.raises(Busy, match="hands the cells"):
+        Suite(finished).run()

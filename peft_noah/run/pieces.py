@@ -1,0 +1,229 @@
+"""A run's stages and methods as pieces of work for other machines: plain data out, the files that a piece leaves back.
+
+A piece is done in a folder of its own on a node. Here, where the run folder is, its files are written once, and what is drawn
+from all of a run's files is made: table, figures, cards, ``best/``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import asdict, dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from peft_noah.jsonfile import make_plain_folder, parse_json, write_atomically
+from peft_noah.plugins import import_plugins
+from peft_noah.results.report import RESULTS_JSON, RESULTS_MARKDOWN, RunReport
+from peft_noah.run.cluster import Pool
+from peft_noah.run.context import RunContext
+from peft_noah.run.folder import RunFolder
+from peft_noah.run.inputs import INPUTS
+from peft_noah.run.names import BEST, CHECKPOINTS, FIGURES, LOCKS, LOG, RESULTS, SETTINGS, STAGES
+from peft_noah.run.quiet import quiet
+from peft_noah.run.registry import Method, Stage
+from peft_noah.run.settings import RunSettings
+from peft_noah.run.stages import do_method, do_stages
+
+#: what is made from the other files of a run folder, or concerns one machine alone
+_LEFT_THERE = (LOCKS, CHECKPOINTS, RESULTS_JSON, RESULTS_MARKDOWN, LOG, FIGURES, BEST)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stage or a method of a run.
+
+    Args:
+        files: the run folder.
+        settings: of the run.
+        work: gives the stage or method, when all that it needs has ended; what it raises is the piece's error.
+        needs: keys of pieces that must end before.
+    """
+
+    files: RunFolder
+    settings: RunSettings
+    work: Callable[[], Stage | Method]
+    needs: tuple[Hashable, ...] = ()
+
+
+def run_pieces(
+    pool: Pool,
+    pieces: Mapping[Hashable, Piece],
+    on_start: Callable[[Hashable], object],
+    on_end: Callable[[Hashable, Exception | None], object],
+) -> None:
+    """Do all pieces, each as soon as those that it needs have ended; what a piece leaves is written at once.
+
+    Args:
+        pool: where.
+        pieces: by their keys.
+        on_start: called with the key of a piece that a node has begun.
+        on_end: called with the key of a piece that has ended, and its error; None: its files are in the run folder.
+    """
+    order = TopologicalSorter({key: piece.needs for key, piece in pieces.items()})
+    order.prepare()
+
+    def end(key: Hashable, error: Exception | None) -> None:
+        on_end(key, error)
+        order.done(key)
+
+    while order.is_active():
+        while ready := order.get_ready():
+            for key in ready:
+                try:
+                    packed = pack(pieces[key])
+                except Exception as error:
+                    end(key, error)
+                else:
+                    pool.submit(key, do_piece, packed)
+        if not pool:
+            continue
+        event = pool.next()
+        if event.node is not None:
+            on_start(event.key)
+        else:
+            if event.error is None:
+                unpack(pieces[event.key].files, event.value)
+            end(event.key, event.error)
+
+
+# ---------------------------------------------------------------------- here
+
+
+def pack(piece: Piece) -> dict[str, Any]:
+    """All that a node needs to do a piece; it must find data and backbone where the settings say.
+
+    Raises:
+        ValueError: as ``piece.work``.
+    """
+    work = piece.work()
+    stages = work.chain if isinstance(work, Stage) else work.needs.chain if work.needs is not None else ()
+    names = [SETTINGS, INPUTS, STAGES, *(name for stage in stages for name in (stage.file, *stage.more))]
+    paths = [piece.files / name for name in names]
+    if isinstance(work, Method):
+        paths += [piece.files.result_path(name) for name in work.best_of]
+    found = [path for place in paths for path in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+    return {"settings": asdict(piece.settings), "work": work, "files": _read(piece.files.path, found)}
+
+
+def unpack(files: RunFolder, done: Mapping[str, bytes]) -> None:
+    """Write what a piece has left into its run folder, so that a file that is there is complete, results last.
+
+    Args:
+        files: the run folder.
+        done: what `do_piece` gave.
+    """
+    make_plain_folder(files.path)
+    for name in (SETTINGS, INPUTS):  # other pieces of this run bring the same
+        if name in done and not (files / name).exists():
+            write_atomically(files / name, done[name])
+    for stage, spent in parse_json(done.get(STAGES, b"{}"), STAGES).items():
+        files.note_stage(stage, **spent)
+    places: dict[str, dict[str, bytes]] = {}
+    for name, content in done.items():
+        first, _, rest = name.partition("/")
+        places.setdefault(first, {})[rest] = content
+    results = places.pop(RESULTS, {})
+    for name in (SETTINGS, INPUTS, STAGES):
+        places.pop(name, None)
+    # a stage's own file comes after all that belongs to it: it says that the stage is done
+    for name, contents in sorted(places.items(), key=lambda place: "" in place[1]):
+        _write_place(files, name, contents)
+    for name, content in results.items():
+        files.add(RunReport.from_dict(parse_json(content, name)))
+
+
+def _write_place(files: RunFolder, name: str, contents: Mapping[str, bytes]) -> None:
+    """A file of a run folder, a folder of files, or an adapter, whose folder is there whole or not at all."""
+    if "" in contents:
+        write_atomically(files / name, contents[""])
+    elif "adapter_config.json" in contents:
+        files.write_adapter(name, lambda folder: _write(folder, contents))
+    else:
+        _write(make_plain_folder(files / name), contents)
+
+
+# ---------------------------------------------------------------------- there
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The run of the last piece of this process, with its folder and its decoded images."""
+
+    settings: dict[str, Any]
+    folder: tempfile.TemporaryDirectory
+    run: RunContext
+
+
+_kept: list[_Kept] = []  # one at most
+
+
+def do_piece(packed: Mapping[str, Any]) -> dict[str, bytes]:
+    """Do a piece away from its run folder.
+
+    Args:
+        packed: what `pack` made.
+
+    Returns:
+        What the piece has left: contents of files by their place in the run folder.
+
+    Raises:
+        ValueError: data or backbone are not those that the run began with, or not to be found here.
+    """
+    quiet()
+    import_plugins(packed["settings"]["plugins"])
+    given, work = packed["files"], packed["work"]
+    try:
+        run = _open(packed["settings"], given)
+        if isinstance(work, Stage):
+            do_stages(run, work)
+        else:
+            do_method(run, work)
+    except BaseException:
+        _kept.clear()
+        raise
+    found = _read(run.folder, sorted(run.folder.rglob("*")))
+    return {
+        name: content
+        for name, content in found.items()
+        if PurePosixPath(name).parts[0] not in _LEFT_THERE and given.get(name) != content
+    }
+
+
+def _open(settings: dict[str, Any], given: Mapping[str, bytes]) -> RunContext:
+    """The run of a piece in a folder of this machine, with the files given; mostly that of the piece before, whose images
+    are decoded."""
+    if _kept and (_kept[0].settings != settings or _other_inputs(Path(_kept[0].folder.name), given)):
+        _kept.clear()
+    if _kept:
+        folder = Path(_kept[0].folder.name)
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in (SETTINGS, INPUTS):
+                path.unlink()
+        _write(folder, given)
+        return _kept[0].run
+    folder = tempfile.TemporaryDirectory(prefix="peft-noah-", ignore_cleanup_errors=True)
+    _write(Path(folder.name), given)
+    run = RunContext(folder.name, RunSettings.from_dict(settings))
+    _kept.append(_Kept(settings, folder, run))
+    return run
+
+
+def _other_inputs(folder: Path, given: Mapping[str, bytes]) -> bool:
+    """Whether the run began with other data or another backbone than were found here."""
+    path = folder / INPUTS
+    return INPUTS in given and path.exists() and path.read_bytes() != given[INPUTS]
+
+
+def _read(folder: Path, paths: list[Path]) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, content)
