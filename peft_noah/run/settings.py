@@ -286,8 +286,9 @@ class RunSettings:
         supernet_epochs = self.supernet_epochs
         if supernet_epochs is None:
             supernet_epochs = max(1, round(5 * self.epochs * self._share))
-        winner = winner_epochs(self.race_effort, heats_cost(self.race().rungs, self.epochs), self.epochs)
-        epochs = {"supernet": supernet_epochs, "winner": winner}.get(stage, self.epochs)
+        epochs = {"supernet": supernet_epochs}.get(stage, self.epochs)
+        if stage == "winner":
+            epochs = winner_epochs(self.race_effort, heats_cost(self.race().rungs, self.epochs), self.epochs)
         return TrainingSettings.named(
             self.recipe,
             "subnet" if stage == "winner" else stage,
