@@ -12,7 +12,8 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from peft_noah.fast.hardware import has_amx
-from peft_noah.fast.packed import FrozenLinears, Stamp, is_frozen_linear, stacked_linear
+from peft_noah.fast.low_rank import adapted, adapted_linears, frozen_leaf
+from peft_noah.fast.packed import FrozenLinears, Stamp, stacked_linear
 from peft_noah.tuner.backbones import Backbone, has_module
 from peft_noah.tuner.layer import NoahLayer
 from peft_noah.tuner.prompts import PromptModule
@@ -259,7 +260,7 @@ class BlockPlan:
 
     def _project(self, x: torch.Tensor, sites: list[nn.Module]) -> tuple[torch.Tensor, ...]:
         """Outputs of some of the projections for one input ``x`` (B, T, D)."""
-        leaves = tuple(map(_frozen_leaf, sites)) if self.options.fuse_projections else (None,)
+        leaves = tuple(map(frozen_leaf, sites)) if self.options.fuse_projections else (None,)
         compiling = torch.compiler.is_compiling()
         if None in leaves or (compiling and x.device.type in _COMPILED_APART):
             return tuple(site(x) for site in sites)
@@ -270,13 +271,15 @@ class BlockPlan:
             outputs = stacked_linear(x, weights, leaves).split(sizes, -1)
             if merged:
                 return outputs
-            return tuple(_adapted(site, x, y) for site, y in zip(sites, outputs, strict=True))
+            return tuple(adapted(site, x, y) for site, y in zip(sites, outputs, strict=True))
         updates = self._updates(sites)
         if updates is not None:
             return self.linears(x, leaves, updates, lambda: [_merged(site) for site in sites]).split(sizes, -1)
+        if self.linears.packs(x, leaves[0]):
+            return adapted_linears(self.linears, x, sites, leaves)
         x = x.to(self.linears.dtype_for(x, leaves[0].weight))  # cast once for all
         outputs = self.linears(x, leaves).split(sizes, -1)
-        return tuple(_adapted(site, x, y) for site, y in zip(sites, outputs, strict=True))
+        return tuple(adapted(site, x, y) for site, y in zip(sites, outputs, strict=True))
 
     def _updates(self, sites: list[nn.Module]) -> Stamp | None:
         """What the merged weights of ``sites`` depend on besides the leaves; None where nothing is to be merged."""
@@ -335,15 +338,6 @@ def matmul_attention(
     return y.unflatten(0, query.shape[:2]).transpose(1, 2), None
 
 
-def _frozen_leaf(site: nn.Module) -> nn.Linear | None:
-    leaf = site.base_layer if isinstance(site, NoahLayer) and not site.merged else site
-    return leaf if is_frozen_linear(leaf) else None
-
-
-def _adapted(site: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return site.adapt(x, y) if isinstance(site, NoahLayer) else y
-
-
 def _active_modules(site: nn.Module) -> list[PromptModule]:
     return site.active_modules() if isinstance(site, NoahLayer) else []
 
@@ -360,7 +354,7 @@ def _is_linear_now(site: nn.Module) -> bool:
 
 def _merged(site: nn.Module) -> torch.Tensor:
     """A projection's weight with LoRA's updates, in its own dtype; gradients reach them."""
-    weight = _frozen_leaf(site).weight
+    weight = frozen_leaf(site).weight
     for module in _active_modules(site):
         weight = (weight + module.delta_weight()).to(weight.dtype)
     return weight

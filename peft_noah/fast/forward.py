@@ -38,10 +38,11 @@ from transformers import PreTrainedModel
 
 from peft_noah.fast.block import BlockPlan, FastCall, FastOptions, fast_class, plain_class
 from peft_noah.fast.compare import Comparison, unknown_parts
+from peft_noah.fast.low_rank import LowRankLinear
 from peft_noah.fast.packed import FrozenLinears, PackedLinear, is_frozen_linear
 from peft_noah.fast.patches import PatchProduct, is_patch_embedding
 from peft_noah.tuner.backbones import BACKBONES, Backbone
-from peft_noah.tuner.layer import NoahLayer
+from peft_noah.tuner.layer import NoahLayer, NoahLinear
 from peft_noah.tuner.prompts import is_own_hook
 from peft_noah.tuner.prompts.tokens import FAST_CALL
 
@@ -50,6 +51,9 @@ logger = logging.getLogger(__name__)
 #: attention functions of transformers that take queries fewer than keys, and no mask
 _ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3")
 
+
+#: what takes the place of a class while its weights are packed
+_PACKED = {nn.Linear: PackedLinear, NoahLinear: LowRankLinear}
 
 #: bytes of frozen weights up to which a second copy of them for gradients in float32 does not matter
 SMALL = 64e6
@@ -145,9 +149,11 @@ def _swap(fast: FastForward, backbone: Backbone, blocks: list[nn.Module]) -> Ite
         cls, block.__class__ = plain_class(type(block)), fast_class(plain_class(type(block)))
         block.noah_fast = BlockPlan(fast.options, fast.linears, backbone, last=index == len(blocks) - 1)
         yield block, cls
-        for leaf in [leaf for leaf in block.modules() if fast.options.pack_weights and is_frozen_linear(leaf)]:
-            leaf.__class__, leaf.noah_packed = PackedLinear, fast.linears
-            yield leaf, nn.Linear
+        for leaf in list(block.modules()) if fast.options.pack_weights else ():
+            plain = NoahLinear if isinstance(leaf, NoahLinear) else nn.Linear
+            if plain is NoahLinear or is_frozen_linear(leaf):
+                leaf.__class__, leaf.noah_packed = _PACKED[plain], fast.linears
+                yield leaf, plain
 
 
 def _swap_patches(root: nn.Module, wanted: bool) -> Iterator[tuple[nn.Module, type]]:

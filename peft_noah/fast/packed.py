@@ -5,12 +5,17 @@ autocast, a frozen weight is cast at every call, since only weights that are tra
 both: forward weights (out, in), and where gradients run through in bfloat16, transposed ones (in, out). They are copies:
 as much memory again as the frozen weights take in float32, whose gradients run through the weights themselves in all but
 small models. Of weights that a choice of subnet changes (merged ones), those of the last choice are kept.
+
+Updates of low rank, LoRA's, are added to a packed product's output and to its gradient in place. They are bound by memory, not
+by arithmetic, so what counts is how often they pass over large tensors: all that read one input share one product with
+their ``down``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +42,19 @@ def is_frozen_linear(leaf: nn.Module) -> bool:
     return plain and not weight.requires_grad and (leaf.bias is None or not leaf.bias.requires_grad)
 
 
-def can_pack(weight: torch.Tensor) -> bool:
-    """Whether oneDNN has kernels for a weight of this device and dtype, and there are no faster ones."""
-    if weight.device.type != "cpu" or not has_packed_kernels(weight.dtype):
+def can_pack(weight: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether oneDNN has kernels for a weight on this device, cast to ``dtype``, and there are no faster ones."""
+    if weight.device.type != "cpu" or not has_packed_kernels(dtype):
         return False
-    return weight.dtype != torch.float32 or not (_MKL_IS_FAST and min(weight.shape) >= MKL_IS_FASTER_FROM)
+    return dtype != torch.float32 or not (_MKL_IS_FAST and min(weight.shape) >= MKL_IS_FASTER_FROM)
+
+
+class LowRank(NamedTuple):
+    """An update ``(x D^T) U`` of columns ``start`` to ``start + out`` of a product's output: ``down`` (r, in), ``up`` (r, out)."""
+
+    start: int
+    down: torch.Tensor
+    up: torch.Tensor
 
 
 @dataclass
@@ -63,13 +76,20 @@ class _Entry:
     def nbytes(self) -> int:
         return self.weight.numel() * self.weight.element_size()
 
-    def linear(self, x: torch.Tensor) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, updates: Sequence[LowRank] = ()) -> torch.Tensor:
         if not self.packed:
             return F.linear(x, self.weight, self.bias)
+        if updates:
+            downs = torch.cat([update.down for update in updates]).to(x.dtype)
+            return _Packed.apply(x, self, [u.start for u in updates], downs, *(u.up.to(x.dtype) for u in updates))
         return _Packed.apply(x, self) if torch.is_grad_enabled() and x.requires_grad else self.product(x)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, "none", [], "")
+
+    def through(self, grad: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The gradient ``g W`` of the input, a new tensor, from that of the output."""
+        return _through(grad, parts) if parts else self.transpose().linear(grad)
 
     def transpose(self) -> _Entry:
         if self.transposed is None:
@@ -80,22 +100,45 @@ class _Entry:
 
 
 class _Packed(torch.autograd.Function):
-    """``x W^T + b`` of a frozen, packed weight: the only gradient is that of ``x``, ``g W``."""
+    """``y = x W^T + b`` of a frozen, packed weight, then ``y[:, columns] += (x D^T) U`` for each update of low rank.
+
+    W and b get no gradients; x gets ``g W + (g U^T) D``.
+    """
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, entry: _Entry) -> torch.Tensor:
-        ctx.entry = entry
-        ctx.save_for_backward(*entry.parts)
-        return entry.product(x)
+    def forward(ctx, x, entry: _Entry, starts: Sequence[int] = (), downs=None, *ups: torch.Tensor) -> torch.Tensor:
+        ctx.entry, ctx.columns = entry, [(start, up.shape[1]) for start, up in zip(starts, ups, strict=True)]
+        y = entry.product(x)
+        if not ups:
+            ctx.save_for_backward(*entry.parts)
+            return y
+        rows, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        hidden = rows @ downs.T  # (rows, sum of ranks)
+        for part, up, columns in zip(hidden.split([len(up) for up in ups], 1), ups, ctx.columns, strict=True):
+            out.narrow(1, *columns).addmm_(part, up)
+        ctx.hidden = hidden
+        ctx.save_for_backward(x, downs, *ups, *entry.parts)
+        return y
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        if not ctx.saved_tensors:
-            return ctx.entry.transpose().linear(grad), None
-        return _through(grad, ctx.saved_tensors), None
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if not ctx.columns:
+            return ctx.entry.through(grad, ctx.saved_tensors), None
+        x, downs, *rest = ctx.saved_tensors
+        ups, parts = rest[: len(ctx.columns)], rest[len(ctx.columns) :]
+        rows, again = x.reshape(-1, x.shape[-1]), torch.is_grad_enabled()  # for gradients of gradients
+        hidden = rows @ downs.T if again else ctx.hidden
+        grads = [grad.reshape(-1, grad.shape[-1]).narrow(1, *columns) for columns in ctx.columns]
+        inner = torch.cat([g @ up.T for g, up in zip(grads, ups, strict=True)], 1)  # (rows, sum of ranks)
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            through = ctx.entry.through(grad, parts).reshape(rows.shape)
+            x_grad = (through.addmm if again else through.addmm_)(inner, downs).view(x.shape)
+        hiddens = hidden.split([len(up) for up in ups], 1)
+        return x_grad, None, None, inner.T @ rows, *(h.T @ g for h, g in zip(hiddens, grads, strict=True))
 
 
-def _through(grad: torch.Tensor, weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def _through(grad: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """``g W`` for weights that lie side by side: ``grad`` (..., sum of out) to (..., in)."""
     sizes = [len(weight) for weight in weights]
     (first, weight), *others = zip(grad.reshape(-1, sum(sizes)).split(sizes, -1), weights, strict=True)
@@ -136,12 +179,14 @@ class FrozenLinears:
         leaves: tuple[nn.Linear, ...],
         version: Stamp = (),
         weights: Callable[[], list[torch.Tensor]] | None = None,
+        updates: Sequence[LowRank] = (),
     ) -> torch.Tensor:
         """Outputs of ``leaves`` for one input side by side: ``x`` (..., in) to (..., sum of their outputs).
 
         Args:
             version: what ``weights`` depend on besides the leaves' own.
             weights: the weights (out, in) to use in place of the leaves' own, such as merged ones.
+            updates: what to add to the outputs; only where the leaves' weights are packed, see `packs`.
         """
         dtype = self.dtype_for(x, leaves[0].weight)
         own = (weight for leaf in leaves for weight in (leaf.weight, leaf.bias) if weight is not None)
@@ -150,7 +195,11 @@ class FrozenLinears:
         entry = self._entries.get(key)
         if entry is None or entry.stamp != stamp:
             entry = self._entries[key] = self._make(stamp, leaves, dtype, weights)
-        return entry.linear(x.to(dtype))
+        return entry.linear(x.to(dtype), updates)
+
+    def packs(self, x: torch.Tensor, leaf: nn.Linear) -> bool:
+        """Whether the weight of ``leaf`` is packed for an input ``x``."""
+        return self.pack and can_pack(leaf.weight, self.dtype_for(x, leaf.weight))
 
     @staticmethod
     def dtype_for(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
@@ -166,7 +215,7 @@ class FrozenLinears:
             weight = torch.cat(weights) if len(weights) > 1 else weights[0].detach()
             weight, bias = weight.to(dtype), _stacked_bias(leaves)
             bias = None if bias is None else bias.to(dtype)
-        if not (self.pack and can_pack(weight)):
+        if not (self.pack and can_pack(leaves[0].weight, dtype)):
             return _Entry(stamp, weight, bias, packed=False)
         single = other is None and dtype == torch.float32 and not self.transpose
         return _Entry(stamp, _pack(weight), bias, packed=True, parts=tuple(weights) if single else ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -125,8 +125,9 @@ class NoahLayer(nn.Module, BaseTunerLayer):
             return self.base_layer(x, *args, **kwargs)
         return self.adapt(x, self.base_layer(x, *args, **kwargs))
 
-    def adapt(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """What the active adapters make of the leaf's own output ``y`` (B, T, out_features) for input ``x``."""
+    def adapt(self, x: torch.Tensor, y: torch.Tensor, done: Sequence[PromptModule] = ()) -> torch.Tensor:
+        """What the active adapters make of the leaf's own output ``y`` (B, T, out_features) for input ``x``; modules that are
+        ``done`` have acted on it."""
         if self.disable_adapters:
             return y
         if self.batch_adapters is not None:
@@ -138,7 +139,7 @@ class NoahLayer(nn.Module, BaseTunerLayer):
             y = drop_path(y, self.drop_path_rates.get(name, 0.0), self.training)
             for module in self.prompt_modules(name):
                 if module.live:
-                    y = module(x, y)
+                    y = y if module in done else module(x, y)
                 else:
                     idle.extend(module.parameters())
         return keep_in_graph(y, idle) if idle and self.training else y

@@ -76,6 +76,31 @@ def test_float32_weights_in_onednns_layout_keep_logits_and_gradients(family, rec
         assert_same(model, pixels, 1e-5)
 
 
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+def test_lora_on_all_sites_joins_the_frozen_products(family, pixels, monkeypatch):
+    joined = []
+
+    def spy(self, x, leaves, *args, call=FrozenLinears.__call__, updates=(), **kwargs):
+        joined.append(len(updates))
+        return call(self, x, leaves, *args, updates=updates, **kwargs)
+
+    monkeypatch.setattr(FrozenLinears, "__call__", spy)
+    rows = {"lora": [2, 1, 2, 2], "adapter": [3, 0, 3, 3], "vpt": [2, 2, 2, 2]}
+    model = build(family, architecture=rows, target_modules="all-linear", lora_scale=4.0, dtype=torch.float32)
+    for changes in ({}, {"lora": [2, 0, 1, 2]}):
+        model.set_architecture({**rows, **changes})
+        joined.clear()
+        assert_same(model.train(), pixels, 1e-4)
+        counts = [joined.count(number) for number in (3, 2, 1)]
+        blocks = 4 - (not model.get_architecture()["lora"][1])
+        # query, key and value of the tokens and of VPT's; a ViT's last block has a query of the class token alone
+        assert counts == {"vit": [2 * (blocks - 1), 2, 3 * blocks + 1], "dinov2": [2 * blocks, 0, 3 * blocks]}[family]
+        with torch.inference_mode():
+            expected = model.eval()(pixel_values=pixels).logits
+            with fast_forward(model):
+                torch.testing.assert_close(model(pixel_values=pixels).logits, expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("option", [*OPTIONS, "all"])
 @pytest.mark.parametrize("recipe", ["paper", "released"])
 def test_logits_without_gradients_are_equal_in_evaluation_mode(recipe, option, pixels):
@@ -124,9 +149,9 @@ def test_dropout_draws_tokens_anew_for_each_sample(pixels):
 def test_only_what_is_read_is_computed(pixels, monkeypatch):
     seen = {}
 
-    def spy(self, x, leaves, *args, call=FrozenLinears.__call__):
+    def spy(self, x, leaves, *args, call=FrozenLinears.__call__, **kwargs):
         seen.setdefault(names[leaves[0]], []).append(tuple(x.shape[:2]))
-        return call(self, x, leaves, *args)
+        return call(self, x, leaves, *args, **kwargs)
 
     model = build(architecture={"vpt": [4, 4, 4, 4]}, dtype=torch.float32).train()
     names = {module: name.partition("layers.")[2] for name, module in model.named_modules()}
@@ -191,8 +216,8 @@ def test_trained_and_swapped_weights_are_seen_inside(pixels):
 
 
 def test_autocast_stays_within_the_rounding_of_bfloat16(pixels):
-    for recipe in ("paper", "released"):
-        model = build(recipe=recipe, dtype=torch.float32).train()
+    for config in ({"recipe": "paper", "target_modules": "all-linear"}, {"recipe": "released"}):
+        model = build(**config, dtype=torch.float32).train()
         with torch.autocast("cpu", torch.bfloat16):
             expected, gradients = logits_and_gradients(model, pixels)
             with fast_forward(model) as fast:

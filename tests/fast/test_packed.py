@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from peft_noah.fast import hardware, packed
-from peft_noah.fast.packed import FrozenLinears, PackedLinear, can_pack, is_frozen_linear
+from peft_noah.fast.packed import FrozenLinears, LowRank, PackedLinear, can_pack, is_frozen_linear
 
 
 def frozen(inputs, outputs, bias=True):
@@ -40,8 +40,36 @@ def test_outputs_and_gradients_equal_plain_linears(leaves, pack, dtype, transpos
 
 
 def test_float32_weights_are_packed_on_a_cpu_with_onednn(leaves):
-    assert can_pack(leaves[0].weight) == torch.backends.mkldnn.is_available()
-    assert not can_pack(leaves[0].weight.double())
+    assert can_pack(leaves[0].weight, torch.float32) == torch.backends.mkldnn.is_available()
+    assert not can_pack(leaves[0].weight, torch.float64)
+
+
+@pytest.mark.parametrize("transpose", [True, False])
+def test_updates_of_low_rank_are_those_of_plain_products(leaves, transpose):
+    if not can_pack(leaves[0].weight, torch.float32):
+        pytest.skip("weights are not packed here")
+    linears = FrozenLinears(transpose=transpose)
+    x = torch.randn(2, 5, 24, requires_grad=True)
+    widths = leaves[0].out_features, leaves[2].out_features
+    first = LowRank(0, torch.randn(2, 24), torch.randn(2, widths[0]))
+    last = LowRank(sum(leaf.out_features for leaf in leaves[:2]), torch.randn(3, 24), torch.randn(3, widths[1]))
+    trained = [x, *(weight.requires_grad_() for update in (first, last, first) for weight in update[1:])]
+
+    def expected():
+        y = list(plain(x, leaves).split([leaf.out_features for leaf in leaves], -1))
+        for index, (_, down, up) in ((0, first), (2, last), (0, first)):
+            y[index] = y[index] + x @ down.T @ up
+        return torch.cat(y, -1)
+
+    def gradients(y):
+        grads = torch.autograd.grad(y.square().sum(), trained, create_graph=True)
+        return *grads, *torch.autograd.grad(sum(g.square().sum() for g in grads), trained)
+
+    y = linears(x, leaves, updates=[first, last, first])
+    torch.testing.assert_close(y, expected())
+    torch.testing.assert_close(gradients(y), gradients(expected()), rtol=1e-4, atol=1e-3)
+    (down,) = torch.autograd.grad(linears(x.detach(), leaves, updates=[first]).sum(), [first.down])
+    torch.testing.assert_close(down, first.up.sum(1, keepdim=True) * x.detach().sum((0, 1)))
 
 
 @pytest.mark.parametrize("transpose", [True, False])
@@ -90,8 +118,8 @@ def test_wide_float32_weights_are_left_to_mkl_where_it_is_faster(monkeypatch):
     wide, narrow = torch.empty(2304, 768), torch.empty(3072, 384)
     for fast in (False, True):
         monkeypatch.setattr(packed, "_MKL_IS_FAST", fast)
-        assert (can_pack(wide), can_pack(narrow)) == (not fast, True)
-    assert can_pack(wide.bfloat16()) == hardware.has_packed_kernels(torch.bfloat16)
+        assert (can_pack(wide, torch.float32), can_pack(narrow, torch.float32)) == (not fast, True)
+    assert can_pack(wide, torch.bfloat16) == hardware.has_packed_kernels(torch.bfloat16)
 
 
 @pytest.mark.parametrize("transpose", [True, False])

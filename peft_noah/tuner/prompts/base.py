@@ -252,6 +252,11 @@ class PromptModule(nn.Module):
         """What it adds to a frozen Linear's weight, shape (out, in), where it `is_linear`."""
         raise NotImplementedError(f"{self.name} is not linear in the input of its site")
 
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Weights of low rank r whose product ``up^T down`` is `delta_weight`: ``down`` (r, in) and ``up`` (r, out); None: it
+        has none, or is not `is_linear`."""
+        return None
+
     @classmethod
     def merges(cls) -> bool:
         """Whether what it does can be put into the weight and bias of the leaf at its site."""

@@ -74,6 +74,11 @@ class Lora(PromptModule):
         down, up = (self.owner or self).down.detach()[:dim].clone(), self.up.detach()[:dim].T.contiguous()
         return {"lora_A.weight": down, "lora_B.weight": up}
 
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``down`` (r, in) and ``s * up`` (r, out)."""
+        up = self.aligned("up")
+        return self._down(), up if self.scale == 1.0 else self.scale * up
+
     def delta_weight(self) -> torch.Tensor:
         """``s * W_up^T W_down``, shape (out, in)."""
         return self.scale * (self.aligned("up").T @ self._down())
