@@ -249,7 +249,7 @@ class BlockPlan:
         heads, more = heads[:3], [x.expand(len(h), -1, -1, -1) for x in heads[3:]]
         heads[1:] = [torch.cat(pair, 2) for pair in zip(heads[1:], more, strict=True)] if more else heads[1:]
         name = attention.config._attn_implementation
-        by_products = visible is None and _fused_is_slow(heads)
+        by_products = name == "sdpa" and visible is None and _fused_is_slow(heads)
         function = matmul_attention if by_products else ALL_ATTENTION_FUNCTIONS[name]
         dropout = _dropout(attention) if attention.training else 0.0
         y, _ = function(attention, *heads, visible, dropout=dropout, scaling=_scaling(attention), **kwargs)

@@ -206,6 +206,11 @@ def _check_placeable(architecture: Architecture, layout: Layout, model_type: str
                 f"none (they have {', '.join(layout.linears)}). Give a row for one of these, or name the Linear in "
                 "target_modules."
             )
+        if layout.backbone is not None:
+            raise ValueError(
+                f"{name!r} cannot be placed: the blocks of this {model_type!r} have no site {find_prompt_module(name).site!r} as "
+                f"its family is described. Give only rows of {', '.join(filter(layout.can_carry, PROMPT_MODULES))}."
+            )
         raise ValueError(
             f"{name!r} cannot be placed: nothing is known about the blocks of model_type {model_type!r}. Give only rows of "
             f"{', '.join(filter(layout.can_carry, PROMPT_MODULES))}, or change the model. {how_to_know(model_type, model)}"

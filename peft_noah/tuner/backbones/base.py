@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -87,7 +88,17 @@ class Backbone:
             "norm": (self.norm,),
             "branch": (self.attention_output, self.mlp_output),
             "affine": (*self.linear_sites(block).values(), *norms),
+            "attention": self._keys(block),
         }
+
+    def _keys(self, block: nn.Module) -> tuple[str, ...]:
+        """Path inside ``block`` of the Linear of the keys; none where attention is not computed by transformers' registry."""
+        path = self.linear_sites(block).get("key")
+        if path is None or "." not in path:
+            return ()
+        attention = block.get_submodule(path.rpartition(".")[0])
+        known = hasattr(sys.modules[type(attention).__module__], "ALL_ATTENTION_FUNCTIONS")
+        return (path,) if known and hasattr(attention, "config") else ()
 
     def linear_sites(self, block: nn.Module) -> dict[str, str]:
         """Path inside ``block`` of each Linear that the family names and the block has, by the name of its site."""
