@@ -17,6 +17,12 @@ from safetensors.torch import save_file
 
 from peft_noah import NoahConfig
 from peft_noah.data.images import ImageSplit
+from peft_noah.progress import Reporter
+from peft_noah.run.context import RunContext
+from peft_noah.run.race import run_race
+from peft_noah.run.settings import RunSettings
+from peft_noah.searching.design import Design
+from peft_noah.searching.race import RaceSettings, Rung
 from peft_noah.training import ArchitectureSampler, TrainingSettings, make_accelerator, train
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.interruption import Interrupted, Interruption
@@ -98,10 +104,20 @@ def interrupted_fit(accelerator, folder):
     raise AssertionError("it was not interrupted")
 
 
+def tiny_race(inputs, output):
+    """The run of a race of two designs on `inputs`/task with `inputs`/vit."""
+    designs = [Design("default", {"lora": 2}), Design("adapter", {"adapter": 2})]
+    asked = RunSettings(model=str(inputs / "vit"), dataset=str(inputs / "task"), epochs=2)
+    run = RunContext(output, asked, Reporter(enabled=False))
+    run_race(run, designs, RaceSettings(rungs=(Rung(2, 0.5), Rung(2, 1.0)), folds=3))
+    return run
+
+
 def main(folder):
     accelerator = make_accelerator()
     results = {case: fit(accelerator, **changes) for case, changes in CASES.items()}
     results["interrupted"] = interrupted_fit(accelerator, folder)
+    tiny_race(folder, folder / "race")
     for case, tensors in results.items():
         save_file(tensors, folder / f"{case}-{accelerator.process_index}.safetensors")
     accelerator.end_training()

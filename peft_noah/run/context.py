@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
@@ -31,7 +32,7 @@ from peft_noah.training import TrainingLog, TrainingSettings, make_accelerator, 
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.evaluation import evaluate
 from peft_noah.training.interruption import Interruption
-from peft_noah.training.processes import asked_micro_batches, describe, total, warn_of_other_precision
+from peft_noah.training.processes import alone, asked_micro_batches, describe, total, warn_of_other_precision
 from peft_noah.training.tracking import StepLog, check_tracker, start_trackers
 from peft_noah.tuner.backbones import find_backbone
 from peft_noah.tuner.fingerprint import fingerprint_backbone
@@ -121,13 +122,15 @@ class RunContext:
         return backbone
 
     @cached_property
-    def _backbone(self) -> nn.Module:
-        return self.fresh_backbone()
+    def _backbone(self) -> tuple[nn.Module, torch.Tensor]:
+        return self.fresh_backbone(), torch.get_rng_state()
 
     def frozen_backbone(self) -> nn.Module:
         """As `fresh_backbone`, for a model that leaves these weights as they are: all such models of this process share them,
         and they are read from the disk once."""
-        return copy.deepcopy(self._backbone, {id(weight): weight for weight in self._backbone.parameters()})
+        backbone, state = self._backbone
+        torch.set_rng_state(state)  # what is added to it starts as if it had just been read
+        return copy.deepcopy(backbone, {id(weight): weight for weight in backbone.parameters()})
 
     def prepare(self) -> None:
         """Check everything a run needs before anything is written, then write settings.json and what was read.
@@ -221,6 +224,19 @@ class RunContext:
             (folder / "README.md").unlink(missing_ok=True)
 
         self.on_main(self.files.write_adapter, name, write)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Let each process of a launcher train and score by itself for a while, as if it were the only one.
+
+        Each writes what it makes, so no two may make the same.
+        """
+        group = self.accelerator
+        with alone(self.settings.mixed_precision, self.settings.compile_mode) as self.accelerator:
+            try:
+                yield
+            finally:
+                self.accelerator = group
 
     def on_main(self, write: Callable, *args, **kwargs) -> None:
         """Let the main process write, and the others wait for it."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
@@ -62,15 +63,15 @@ def run_race(
     designs = within_budget(run, designs)
     run.prepare()
     race, path = open_race(run, designs, settings), run.folder / RACE
-    if not path.exists():  # a race of one design runs no heat
-        run.on_main(_note_seconds, run, 0.0)
-        run.on_main(race.save, path)
+    run.on_main(_begin, run, race)
     heats_here = HeatRunner(run, race.settings) if map is None else None
     start_measuring(run.accelerator.device)
     while asked := race.ask():
         started = time.perf_counter()
         if heats_here is None:
             outcomes = _run_elsewhere(run, race, asked, map)
+        elif run.accelerator.num_processes > 1:
+            outcomes = _run_apart(run, race, asked, heats_here)
         else:
             outcomes = (heats_here(race.designs[heat.design], heat) for heat in asked)
         for heat, (scores, notes) in zip(asked, outcomes, strict=True):
@@ -81,6 +82,24 @@ def run_race(
         run.reporter.say(describe_rung(race, race.rung - 1))
     run.forget(*(heat_name(design, fold) for design in race.designs for fold in range(race.settings.folds)))
     return race
+
+
+def _begin(run: RunContext, race: Race) -> None:
+    """Leave a race as it begins, where there is none yet: one of a single design runs no heat."""
+    if not (run.folder / RACE).exists():
+        _note_seconds(run, 0.0)
+        race.save(run.folder / RACE)
+
+
+def _run_apart(run: RunContext, race: Race, heats: Sequence[Heat], run_heat: HeatRunner) -> Iterator[tuple]:
+    """Scores and notes of heats that the processes of a launcher share, as many at a time; each runs its own alone."""
+    count, mine = run.accelerator.num_processes, run.accelerator.process_index
+    for first in range(0, len(heats), count):
+        taken, outcome = heats[first : first + count], []
+        if mine < len(taken):
+            with run.apart():
+                outcome = [run_heat(race.designs[taken[mine].design], taken[mine])]
+        yield from gather_object(outcome)
 
 
 def within_budget(run: RunContext, designs: Sequence[Design]) -> list[Design]:

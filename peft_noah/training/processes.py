@@ -19,10 +19,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DynamoBackend, TorchDynamoPlugin
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DynamoBackend, InitProcessGroupKwargs, TorchDynamoPlugin
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +34,8 @@ logger = logging.getLogger(__name__)
 PRECISIONS = ("no", "fp16", "bf16")
 #: the mode of a compiler that is not to run, whatever the launcher was told
 OFF = "off"
+#: by which a process knows that a launcher has started others beside it
+_LAUNCHED = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 _ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 
 
@@ -48,6 +54,8 @@ def make_accelerator(mixed_precision: str | None = None, compile_mode: str | Non
             that is not among these.
     """
     launched = _launched()
+    if launched > 1:  # one that has done its own work waits for the others; should one die, its launcher ends all
+        kwargs.setdefault("kwargs_handlers", [InitProcessGroupKwargs(timeout=timedelta(days=1))])
     # Accelerate makes a group of CPU processes only when it is told that the CPU is meant
     kwargs.setdefault("cpu", launched > 1 and not torch.accelerator.is_available())
     accelerator = Accelerator(
@@ -70,6 +78,30 @@ def make_accelerator(mixed_precision: str | None = None, compile_mode: str | Non
             "device start the command without a launcher."
         )
     return accelerator
+
+
+@contextmanager
+def alone(mixed_precision: str | None = None, compile_mode: str | None = None) -> Iterator[Accelerator]:
+    """An accelerator that sees this process alone, on its own device, though a launcher has started several.
+
+    What is trained with it meanwhile is what one process without a launcher trains, to the byte with as many threads. What
+    Accelerate knows of the group stands in states that its objects share; they are put aside, and the group stays as it is.
+
+    Args:
+        mixed_precision: as of `make_accelerator`.
+        compile_mode: as of `make_accelerator`.
+    """
+    states = (PartialState, AcceleratorState, GradientState)
+    group = [state._shared_state for state in states]
+    launched = {name: os.environ.pop(name) for name in _LAUNCHED if name in os.environ}
+    try:
+        for state in states:
+            state._shared_state = {}
+        yield make_accelerator(mixed_precision, compile_mode)
+    finally:
+        os.environ.update(launched)
+        for state, shared in zip(states, group, strict=True):
+            state._shared_state = shared
 
 
 def _compiler(mode: str | None) -> TorchDynamoPlugin:

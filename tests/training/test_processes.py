@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_model
-from launched_training import CASES, SETTINGS, fit, make_images, make_supernet, normalize
+from launched_training import CASES, SETTINGS, fit, make_images, make_supernet, normalize, tiny_race
 from safetensors.torch import load_file
 from test_run import SMALL, write_task
 
@@ -44,6 +44,8 @@ def free_port():
 def two_nodes(tmp_path_factory):
     """What `launched_training.py` leaves on two machines of one process each, which here are two launchers."""
     folder, port = tmp_path_factory.mktemp("two-nodes"), free_port()
+    write_task(folder / "task")
+    make_model().save_pretrained(folder / "vit")
     where = ("--nnodes", 2, "--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", port)
     nodes = [
         launch("torch.distributed.run", *where, "--node_rank", rank, HERE / "launched_training.py", folder)
@@ -66,6 +68,20 @@ def test_processes_stop_together_and_go_on_where_they_were(two_nodes):
     for process in (0, 1):
         found = load_file(two_nodes / f"interrupted-{process}.safetensors")
         assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_processes_run_whole_heats_of_a_race_each_and_leave_the_bytes_of_one(two_nodes, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        tiny_race(two_nodes, tmp_path / "one")
+    finally:
+        torch.set_num_threads(threads)
+    names = ["race.json", *(f"race/{path.name}" for path in (tmp_path / "one" / "race").iterdir())]
+    assert len(names) == 1 + 2 * 3
+    for name in names:
+        assert (two_nodes / "race" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+    assert not list((two_nodes / "race").glob("checkpoints/*"))
 
 
 def test_processes_with_subnets_of_their_own_average_their_gradients(two_nodes):
