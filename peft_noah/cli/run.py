@@ -164,11 +164,15 @@ def evaluate(
     """Accuracy of a saved adapter on a split of a dataset, with its standard error."""
     quiet()
     from peft_noah.run.evaluation import evaluate_adapter
+    from peft_noah.run.saved_adapter import adapter_task
+    from peft_noah.run.tasks import TASKS
 
-    accuracy, error, images = evaluate_adapter(adapter, RunSettings(**read_options(options)), split)
+    task = adapter_task(adapter)
+    accuracy, error, count = evaluate_adapter(adapter, RunSettings(**read_options(options), task=task), split)
     # the stream is named, or click would write UTF-8 where standard output is ASCII
     typer.echo(
-        f"{100 * accuracy:.2f} % ± {100 * error:.2f} (standard error over {images:,} {split} images)", file=sys.stdout
+        f"{100 * accuracy:.2f} % ± {100 * error:.2f} (standard error over {count:,} {split} {TASKS[task]})",
+        file=sys.stdout,
     )
 
 

@@ -63,6 +63,8 @@ class Preprocessing:
     source: str
     processor: Any = field(repr=False, compare=False)
 
+    #: what it prepares, one of them in a word
+    what: ClassVar[str] = "image"
     #: the class of transformers that has the models which read it
     model_class: ClassVar[str] = "AutoModelForImageClassification"
 

@@ -49,6 +49,11 @@ class Splits:
     notes: tuple[str, ...] = ()
 
     @property
+    def what(self) -> str:
+        """One of the samples in a word: ``"image"`` or ``"text"``."""
+        return self.preprocessing.what
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, no unit."""
         return len(self.label_names)
@@ -72,7 +77,7 @@ class Splits:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a results file: source, sizes, label names, fingerprint and preprocessing.
 
-        Further test sets (`other_tests`: size and number of classes), images shared by splits (`shared`) and the
+        Of texts, `what` says so. Further test sets (`other_tests`: size and number of classes), images shared by splits (`shared`) and the
         summary of what was read (`images`) are in it only where there are any. Without labelled test images their
         number is 0.
         """
@@ -87,6 +92,8 @@ class Splits:
             "fingerprint": self.fingerprint,
             "preprocessing": self.preprocessing.to_dict(),
         }
+        if self.what != "image":
+            data["what"] = self.what
         if self.other_tests:
             data["other_tests"] = {
                 name: {

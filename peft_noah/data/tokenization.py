@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from transformers import AutoTokenizer
 
 from peft_noah.data.preprocessing import first_line, load_config
 from peft_noah.jsonfile import check_int
+
+logger = logging.getLogger(__name__)
 
 #: most tokens of a text where nobody says otherwise, and the backbone reads as many
 MAX_TOKENS = 256
@@ -46,6 +49,8 @@ class Tokenization:
     source: str
     processor: Any = field(repr=False, compare=False)
 
+    #: what it prepares, one of them in a word
+    what: ClassVar[str] = "text"
     #: the class of transformers that has the models which read it
     model_class: ClassVar[str] = "AutoModelForSequenceClassification"
     #: height and width of images: there are none
@@ -82,7 +87,28 @@ class Tokenization:
         if max_tokens is None:
             max_tokens = min(MAX_TOKENS, most)
         check_int(max_tokens, "max_tokens", 1, most)
+        tokenizer.model_max_length = max_tokens  # so that a saved one cuts texts off there, whoever calls it
         return cls(max_tokens, int(pad), f"the tokenizer of {backbone}", tokenizer)
+
+    @classmethod
+    def from_adapter(
+        cls, folder: Path, backbone: str | os.PathLike[str], max_tokens: int | None = None
+    ) -> Tokenization:
+        """The tokenization that was saved beside an adapter; the backbone's own, with a warning, where there is none.
+
+        Args:
+            folder: of the adapter.
+            backbone: the adapter's.
+            max_tokens: most tokens of a text; None: as the adapter was trained.
+
+        Raises:
+            ValueError: as `from_backbone`.
+        """
+        if not has_tokenizer(folder):
+            logger.warning("%s has no tokenizer: texts are prepared as its backbone asks for.", folder)
+            return cls.from_backbone(backbone, max_tokens)
+        own = _load_tokenizer(folder).model_max_length
+        return cls.from_backbone(folder, own if max_tokens is None and own < _NO_LIMIT else max_tokens, backbone)
 
     def apply(self, texts: Sequence[str]) -> list[Tensor]:
         """Token ids of texts, one int32 tensor (T,) each, with the backbone's special tokens."""

@@ -20,7 +20,7 @@ from peft_noah.formatting import code, escape, facts, one_line, percent, table
 from peft_noah.jsonfile import MAX_COUNT, check_int
 from peft_noah.plugins import read_plugins
 from peft_noah.results.statistics import standard_error
-from peft_noah.tuner.card import MAX_LABELS, TAGS, plugin_imports
+from peft_noah.tuner.card import MAX_LABELS, TAGS, TASKS, plugin_imports
 from peft_noah.tuner.labels import architecture_table
 
 _INLINE_LABELS = 100  # more would hide the snippet they stand in
@@ -40,7 +40,7 @@ class CardData:
         head_parameters: parameters of the classifier, saved with the adapter.
         labels: names of the classes, in the order of the logits.
         preprocessing: how images become inputs: ``size`` (height, width; pixels), ``mean`` and ``std`` per channel (no
-            unit, on the scale 0 to 1), ``resample``; other entries are ignored.
+            unit, on the scale 0 to 1), ``resample``; how texts do: ``max_tokens``. Other entries are ignored.
         recipe: of the prompt modules, ``"paper"`` or ``"released"``.
         task: name of the data it was trained on.
         dataset: Hub id of that data; None where it is not on the Hub.
@@ -52,8 +52,9 @@ class CardData:
         figure: picture of the architecture, a path inside the adapter's folder; None for none.
         interpolate_pos_encoding: whether the images have another size than the backbone was pretrained with.
         adapter: what the snippet loads: Hub id or folder of the adapter. Beside the adapter it reads the image
-            processor, preprocessor_config.json.
+            processor, preprocessor_config.json, or the tokenizer.
         plugins: rows whose prompt modules come from outside, with the Python module that registers each.
+        what: what is classified, in a word: ``"image"`` or ``"text"``.
 
     Raises:
         ValueError: a value cannot be.
@@ -76,6 +77,7 @@ class CardData:
     interpolate_pos_encoding: bool = False
     adapter: str = "path/to/this/folder"
     plugins: Mapping[str, str] = field(default_factory=dict)
+    what: str = "image"
 
     def __post_init__(self) -> None:
         Architecture(self.architecture)
@@ -97,7 +99,11 @@ class CardData:
             or not 1 <= len(self.labels) <= MAX_LABELS
         ):
             raise ValueError(f"labels is {reprlib.repr(self.labels)}; give the names of 1 to {MAX_LABELS:,} classes.")
-        for name, length in (("size", 2), ("mean", 3), ("std", 3)):
+        if self.what not in ("image", "text"):
+            raise ValueError(f"what is {reprlib.repr(self.what)}; give image or text.")
+        if self.what == "text":
+            check_int(self.preprocessing.get("max_tokens"), "max_tokens of the preprocessing", 1, MAX_COUNT)
+        for name, length in () if self.what == "text" else (("size", 2), ("mean", 3), ("std", 3)):
             if not _is_numbers(values := self.preprocessing.get(name), length):
                 raise ValueError(
                     f"preprocessing has {name} {reprlib.repr(values)}; give {length} numbers, as "
@@ -108,7 +114,7 @@ class CardData:
                 continue
             if not _is_numbers(measured, 2):
                 raise ValueError(
-                    f"the accuracy on {split!r} is {reprlib.repr(measured)}; give a share and a number of images."
+                    f"the accuracy on {split!r} is {reprlib.repr(measured)}; give a share and a number of {self.what}s."
                 )
             standard_error(*measured)
         if self.figure is not None and not _is_inside(self.figure):
@@ -163,10 +169,11 @@ _PACKAGES = {"peft": "PEFT"}
 
 def _metadata(data: CardData) -> dict[str, object]:
     """The YAML front matter: what the Hub indexes."""
+    task, _ = TASKS[f"{data.what}s"]
     metadata = {
         "library_name": "peft",
-        "pipeline_tag": "image-classification",
-        "tags": list(TAGS),
+        "pipeline_tag": task,
+        "tags": [*TAGS, task],
     }
     # A folder has no page on the Hub to link to.
     if _is_hub_id(data.base_model):
@@ -175,10 +182,11 @@ def _metadata(data: CardData) -> dict[str, object]:
         metadata["datasets"] = [data.dataset]
     measured = {split: accuracy[0] for split, accuracy in data.accuracy.items() if accuracy is not None}
     if measured:
-        source = {"name": one_line(data.task) or "unnamed", "type": metadata.get("datasets", ["imagefolder"])[0]}
+        kind = "imagefolder" if data.what == "image" else "text"
+        source = {"name": one_line(data.task) or "unnamed", "type": metadata.get("datasets", [kind])[0]}
         results = [
             {
-                "task": {"type": "image-classification", "name": "Image Classification"},
+                "task": {"type": task, "name": task.replace("-", " ").title()},
                 "dataset": source | {"split": one_line(split)},
                 "metrics": [{"type": "accuracy", "name": "Accuracy", "value": round(float(fraction), 6)}],
             }
@@ -204,6 +212,11 @@ def _snippet(data: CardData) -> str:
     listed = pprint.pformat([one_line(label) for label in data.labels], width=100, compact=True)
     labels = "labels = " + listed.replace("\n", "\n" + " " * 9) + "\n" if named else ""
     classes = "id2label=dict(enumerate(labels))" if named else f"num_labels={len(data.labels)}"
+    task, model_class = TASKS[f"{data.what}s"]
+    reader = "AutoImageProcessor" if data.what == "image" else "AutoTokenizer"
+    pillow = "from PIL import Image\n" if data.what == "image" else ""
+    variable = "processor" if data.what == "image" else "tokenizer"
+    sample = 'Image.open("image.png").convert("RGB")' if data.what == "image" else '"a text", truncation=True'
     extra = ", interpolate_pos_encoding=True" if data.interpolate_pos_encoding else ""
     answer = "labels[best]" if named else "best"
     return f"""```python
@@ -211,19 +224,18 @@ import peft_noah  # registers the method NOAH with PEFT
 {plugin_imports(data.plugins)}
 import torch
 from peft import PeftModel
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+{pillow}from transformers import {", ".join(sorted((reader, model_class)))}
 
 adapter = {data.adapter!r}
-{labels}model = AutoModelForImageClassification.from_pretrained(
+{labels}model = {model_class}.from_pretrained(
     {data.base_model!r},
     {classes},
     ignore_mismatched_sizes=True,  # the classifier comes with the adapter
 )
 model = PeftModel.from_pretrained(model, adapter).eval()
-processor = AutoImageProcessor.from_pretrained(adapter)
+{variable} = {reader}.from_pretrained(adapter)
 
-inputs = processor(Image.open("image.png").convert("RGB"), return_tensors="pt")
+inputs = {variable}({sample}, return_tensors="pt")
 with torch.inference_mode():
     best = model(**inputs{extra}).logits.argmax(-1).item()
 print({answer})
@@ -232,6 +244,8 @@ print({answer})
 
 def _inputs(data: CardData) -> str:
     preprocessing = data.preprocessing
+    if data.what == "text":
+        return f"The tokenizer cuts texts off behind {preprocessing['max_tokens']:,} tokens, as in training."
     height, width = preprocessing["size"]
     pixels = f"{height} x {width} pixels"
     how = f" ({escape(preprocessing['resample'])})" if preprocessing.get("resample") else ""
@@ -244,9 +258,10 @@ def _inputs(data: CardData) -> str:
 
 def _architecture(data: CardData) -> str:
     picture = f"\n\n![Dims per block and prompt module]({quote(data.figure)})" if data.figure else ""
+    backbone = "ViT" if data.what == "image" else "transformer"
     return (
-        "NOAH (Neural Prompt Search, arXiv 2206.04673) mixes prompt modules in a frozen ViT. Dims per block, counted "
-        "from the image; 0: the block does not carry the module.\n\n"
+        f"NOAH (Neural Prompt Search, arXiv 2206.04673) mixes prompt modules in a frozen {backbone}. Dims per block, counted "
+        f"from the {data.what}; 0: the block does not carry the module.\n\n"
         f"{architecture_table(data.architecture)}{picture}\n\n"
         f"{data.parameters:,} trainable prompt parameters, and {data.head_parameters:,} of the classifier. "
         f"The backbone, {code(data.base_model)}, is unchanged."
@@ -257,10 +272,10 @@ def _accuracy(data: CardData) -> str:
     if not data.accuracy:
         return ""
     rows = [[escape(split), *_measured(measured)] for split, measured in data.accuracy.items()]
-    note = "One run; ± is the binomial standard error over images, sqrt(p (1 - p) / n)."
+    note = f"One run; ± is the binomial standard error over {data.what}s, sqrt(p (1 - p) / n)."
     if None in data.accuracy.values():
-        note += " –: there were no labelled images, so it was not measured."
-    return table(["split", "images", "top-1 accuracy (%) ± s.e."], rows) + f"\n\n{note}"
+        note += f" –: there were no labelled {data.what}s, so it was not measured."
+    return table(["split", f"{data.what}s", "top-1 accuracy (%) ± s.e."], rows) + f"\n\n{note}"
 
 
 def _measured(measured: tuple[float, int] | None) -> list[str]:
@@ -274,13 +289,13 @@ def _limitations(data: CardData) -> str:
     points = [
         "It fits this backbone only: its weights mean nothing in another checkpoint, even of the same shape.",
         "`peft_noah` must be imported before it is loaded; without it PEFT stops with `KeyError: 'NOAH'`.",
-        "The accuracy holds for images like those it was measured on.",
-        "It takes over the biases of the backbone and of the images it was trained on.",
+        f"The accuracy holds for {data.what}s like those it was measured on.",
+        f"It takes over the biases of the backbone and of the {data.what}s it was trained on.",
     ]
     if data.search and "validation" in data.accuracy:
         points.append(
-            "The architecture was chosen on the validation images, so the accuracy on them is too high"
-            + ("." if data.accuracy.get("test") is None else "; the test images chose nothing.")
+            f"The architecture was chosen on the validation {data.what}s, so the accuracy on them is too high"
+            + ("." if data.accuracy.get("test") is None else f"; the test {data.what}s chose nothing.")
         )
     return "\n".join(f"- {point}" for point in points)
 

@@ -138,6 +138,11 @@ class RunReport:
     architecture: dict[str, list[int]] | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def what(self) -> str:
+        """One of the samples in a word: ``"image"`` or ``"text"``."""
+        return "text" if self.task.get("what") == "text" else "image"
+
     def to_dict(self) -> dict[str, object]:
         """The report as plain data, ready for JSON.
 
@@ -262,7 +267,9 @@ class RunReport:
                 Number(seconds, decimals=0 if seconds >= 100 else 1),
             )
             rows.append(row)
-        return Table("results", "Results", _HEADER, tuple(rows), tuple(_footnotes(list(methods.values()), mixed)))
+        return Table(
+            "results", "Results", _HEADER, tuple(rows), tuple(_footnotes(list(methods.values()), mixed, self.what))
+        )
 
     def to_markdown(self) -> str:
         """The table with its footnotes, the architecture, and what was run, as Markdown."""
@@ -310,7 +317,7 @@ def _mean(results: Sequence[MethodResult], name: str) -> float:
     return statistics.fmean(getattr(result, name) for result in results)
 
 
-def _footnotes(methods: Sequence[Sequence[MethodResult]], mixed: bool) -> list[str]:
+def _footnotes(methods: Sequence[Sequence[MethodResult]], mixed: bool, what: str) -> list[str]:
     """The footnotes that a table of these methods, each with its seeds, needs."""
     notes = []
     if several := [len(results) for results in methods if len(results) > 1]:
@@ -322,11 +329,11 @@ def _footnotes(methods: Sequence[Sequence[MethodResult]], mixed: bool) -> list[s
         n = f", with n = {count_range(result.n_validation for result in single)} (validation)"
         if tested := [result.n_test for result in single if result.test is not None]:
             n += f" and {count_range(tested)} (test)"
-        notes.append(one_seed_note("†" if mixed else "± s.e.", "images", n))
+        notes.append(one_seed_note("†" if mixed else "± s.e.", f"{what}s", n))
     if any(result.validation is None for results in methods for result in results):
-        notes.append("–: trained on train and validation images together, so there is no validation accuracy.")
+        notes.append(f"–: trained on train and validation {what}s together, so there is no validation accuracy.")
     if any(result.test is None for results in methods for result in results):
-        notes.append("– in the column of test accuracy: there are no labelled test images, so it was not measured.")
+        notes.append(f"– in the column of test accuracy: there are no labelled test {what}s, so it was not measured.")
     if len(methods) > 1:
         notes.append(bold_note("the best test accuracy"))
     return notes

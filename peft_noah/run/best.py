@@ -28,11 +28,13 @@ class Best:
         source: the adapter folder whose copy ``best/`` is.
         result: of its method.
         better: the best result of a method that keeps no adapter, where it was above; else None.
+        what: one of the samples in a word.
     """
 
     source: str
     result: MethodResult
     better: MethodResult | None
+    what: str = "image"
 
     def sentence(self) -> str:
         """The same in words."""
@@ -44,11 +46,11 @@ class Best:
             return (
                 f"use {BEST}/, a copy of {self.source}/: its design won the race. When it was last scored there, before it was "
                 f"trained on, it was right on {100 * result.validation:.1f} % ± {100 * error:.1f} of the "
-                f"{result.n_validation:,} labelled images, each seen by no model that scored it"
+                f"{result.n_validation:,} labelled {self.what}s, each seen by no model that scored it"
             )
         text = (
             f"use {BEST}/, a copy of {self.source}/: {result.method} was best on the {result.n_validation:,} validation "
-            f"images ({100 * result.validation:.1f} % ± {100 * error:.1f}) of all that was trained and kept"
+            f"{self.what}s ({100 * result.validation:.1f} % ± {100 * error:.1f}) of all that was trained and kept"
         )
         if self.better is None:
             return text
@@ -79,9 +81,9 @@ def find_best(folder: str | os.PathLike[str]) -> Best | None:
     raced = [name for name in kept if method_of_row(kept[name].method).validation is not None]
     source = max(raced or kept, key=lambda name: (kept[name].validation or 0.0, -kept[name].parameters))
     if raced:
-        return Best(source, kept[source], None)
+        return Best(source, kept[source], None, report.what)
     above = [result for result in others if result.validation > kept[source].validation]
-    return Best(source, kept[source], max(above, key=lambda result: result.validation, default=None))
+    return Best(source, kept[source], max(above, key=lambda result: result.validation, default=None), report.what)
 
 
 def keep_best(folder: Path) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from peft_noah.architecture import Architecture
 from peft_noah.data.labelled import LabelledSplit, Prepare
-from peft_noah.data.preprocessing import Preprocessing, load_config
+from peft_noah.data.preprocessing import Preprocessing
 from peft_noah.data.splits import Splits
 from peft_noah.data.tokenization import Tokenization
 from peft_noah.jsonfile import refuse_link
@@ -34,7 +34,6 @@ from peft_noah.training.evaluation import evaluate
 from peft_noah.training.interruption import Interruption
 from peft_noah.training.processes import alone, asked_micro_batches, describe, total, warn_of_other_precision
 from peft_noah.training.tracking import StepLog, check_tracker, start_trackers
-from peft_noah.tuner.backbones import find_backbone
 from peft_noah.tuner.fingerprint import fingerprint_backbone
 
 
@@ -272,7 +271,5 @@ class RunContext:
 
 def read_splits(settings: RunSettings, preprocessing: Preprocessing | Tokenization | None = None) -> Splits:
     """The task of a run, read once, as its backbone wants it or as is given."""
-    config = load_config(settings.backbone)  # before any data is read
-    check_task(config, settings.task, settings.backbone)
-    find_backbone(config.model_type)
+    check_task(settings.backbone, settings.task)
     return read_data(settings, preprocessing or read_preprocessing(settings, settings.backbone))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from peft_noah.data.preprocessing import Normalizer
 from peft_noah.data.splits import Splits
 from peft_noah.results.statistics import standard_error
 from peft_noah.run.context import read_splits
@@ -44,22 +43,20 @@ def evaluate_adapter(adapter: str, settings: RunSettings, split: str) -> tuple[f
     config = read_config(folder)
     own = config.base_model_name_or_path if settings.model is not None else None
     settings = replace(settings, model=backbone_of(adapter, config.base_model_name_or_path, settings.model))
-    preprocessing = preprocessing_of(
-        adapter, folder, settings.backbone, settings.image_size, settings.image_mean, settings.image_std
-    )
+    preprocessing = preprocessing_of(adapter, folder, settings)
     splits = read_splits(_as_its_run(adapter, settings), preprocessing)
     _check_classes(adapter, config.label_names or labels_of_its_run(folder), splits)
     images = getattr(splits, split)
     if images is None:
         raise ValueError(
-            f"{splits.source} has no labelled images in the {split} split. Choose another split, or name the one to "
+            f"{splits.source} has no labelled {splits.what}s in the {split} split. Choose another split, or name the one to "
             f"score on by {split}_split."
         )
     accelerator = make_accelerator(settings.mixed_precision)
     model = on_backbone(
         adapter, config, own, settings.backbone, load_backbone(settings.backbone, splits, settings.seed)
     )
-    accuracy = evaluate(model.to(accelerator.device), images, Normalizer(splits.preprocessing), accelerator)
+    accuracy = evaluate(model.to(accelerator.device), images, splits.preprocessing.normalizer, accelerator)
     return accuracy, standard_error(accuracy, len(images)), len(images)
 
 

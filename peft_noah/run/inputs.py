@@ -59,13 +59,15 @@ def check_backbone(folder: Path, known: str | None, found: str | None, name: str
 
 def data_changes(known: Mapping[str, object], found: Mapping[str, object]) -> list[str]:
     """In what two data differ, both as `Splits.to_dict()` tells them, in words."""
-    changes = class_changes(known["label_names"], found["label_names"])
+    changes, what = class_changes(known["label_names"], found["label_names"]), found.get("what", "image")
     before, after = _sizes(known), _sizes(found)
     for split in dict.fromkeys([*before, *after]):
         if before.get(split, 0) != after.get(split, 0):
-            changes.append(f"{split} has {_images(after.get(split, 0))}, and had {_images(before.get(split, 0))}")
+            changes.append(
+                f"{split} has {_count(after.get(split, 0), what)}, and had {_count(before.get(split, 0), what)}"
+            )
     if not changes and known["fingerprint"] != found["fingerprint"]:
-        changes.append("the same classes with as many images, but other images or labels")
+        changes.append(f"the same classes with as many {what}s, but other {what}s or labels")
     before, after = _preprocessing(known), _preprocessing(found)
     changes += [
         f"the preprocessing has {name} {after[name]}, and had {before[name]}"
@@ -126,8 +128,8 @@ def _preprocessing(data: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in settings.items() if name != "source"} if settings else {}
 
 
-def _images(count: object) -> str:
-    return "no images" if not count else "1 image" if count == 1 else f"{count} images"
+def _count(count: object, what: str) -> str:
+    return f"no {what}s" if not count else f"1 {what}" if count == 1 else f"{count} {what}s"
 
 
 def _names(names: Sequence[str]) -> str:

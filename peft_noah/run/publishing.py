@@ -159,7 +159,7 @@ def _card_data(
         accuracy = {"validation": (result.validation, result.n_validation), **accuracy}
     training = {
         "weights": method.weights,
-        "training images": sizes["train"] + (0 if as_cut_out else sizes["validation"]),
+        f"training {report.what}s": sizes["train"] + (0 if as_cut_out else sizes["validation"]),
         "epochs": settings["supernet_epochs"] if as_cut_out else settings["epochs"],
         "seed": result.seed,
     }
@@ -174,6 +174,7 @@ def _card_data(
         head_parameters=result.head_parameters,
         labels=report.task["label_names"],
         preprocessing=report.preprocessing,
+        what=report.what,
         recipe=settings["recipe"],
         task=shown_path(report.task["source"]),
         accuracy=accuracy,

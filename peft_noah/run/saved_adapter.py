@@ -16,12 +16,15 @@ from torch import nn
 
 from peft_noah.data.load import bundled_backbone
 from peft_noah.data.preprocessing import Preprocessing, check_input, load_config
+from peft_noah.data.tokenization import Tokenization
 from peft_noah.run.folder import RunFolder
 from peft_noah.run.models import load_classifier
 from peft_noah.run.names import SETTINGS
+from peft_noah.run.settings import RunSettings
+from peft_noah.run.tasks import IMAGES, TASKS, TEXTS, task_of
 from peft_noah.sources import find_source, same_source
 from peft_noah.tuner.adapter_files import find_folder, load_adapter, read_config, stored_classes
-from peft_noah.tuner.backbones import find_backbone
+from peft_noah.tuner.backbones import BACKBONES, find_backbone
 from peft_noah.tuner.config import NoahConfig
 
 logger = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ class SavedAdapter:
         own: what the adapter calls that model, where the user gave another place; else None.
         label_names: names of its classes, in the order of the logits; None: those of the backbone's own classifier, which
             the adapter left as it was.
-        preprocessing: how images become the model's input.
+        preprocessing: how images, or texts, become the model's input.
     """
 
     folder: Path
@@ -48,7 +51,7 @@ class SavedAdapter:
     backbone: str
     own: str | None
     label_names: tuple[str, ...] | None
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | Tokenization
 
     @classmethod
     def read(cls, adapter: str | os.PathLike[str], model: str | None = None) -> SavedAdapter:
@@ -70,7 +73,7 @@ class SavedAdapter:
         backbone = backbone_of(adapter, config.base_model_name_or_path, model)
         classes = stored_classes(folder, find_backbone(load_config(backbone).model_type).head)
         names = None if classes is None else _label_names(folder, config.label_names, classes)
-        preprocessing = preprocessing_of(adapter, folder, backbone)
+        preprocessing = _preprocessing_of(adapter, folder, backbone, task_of(backbone))
         own = None if model is None else config.base_model_name_or_path
         return cls(folder, config, backbone, own, names, preprocessing)
 
@@ -80,7 +83,9 @@ class SavedAdapter:
         Raises:
             ValueError: if the two do not belong together.
         """
-        backbone = load_classifier(self.backbone, self.label_names, self.preprocessing.size)
+        backbone = load_classifier(
+            self.backbone, self.label_names, self.preprocessing.size, self.preprocessing.model_class
+        )
         return on_backbone(str(self.folder), self.config, self.own, self.backbone, backbone).eval()
 
 
@@ -153,35 +158,62 @@ def _label_names(folder: Path, saved: list[str] | None, classes: int) -> tuple[s
     return tuple(str(index) for index in range(classes))
 
 
+def adapter_task(adapter: str | os.PathLike[str]) -> str:
+    """The task that an adapter was trained for, by the family of its backbone.
+
+    Raises:
+        ValueError: if there is no adapter.
+    """
+    family = (read_config(find_folder(adapter)).backbone or {}).get("model_type")
+    return TEXTS if family in BACKBONES and BACKBONES[family].reads == TASKS[TEXTS] else IMAGES
+
+
 def preprocessing_of(
-    adapter: str | os.PathLike[str],
-    folder: Path,
-    backbone: str,
-    image_size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> Preprocessing:
-    """How images become the input that an adapter was trained on.
+    adapter: str | os.PathLike[str], folder: Path, settings: RunSettings
+) -> Preprocessing | Tokenization:
+    """How samples become the input that an adapter was trained on.
 
     Args:
         adapter: a folder, or a Hub id.
         folder: its files, on this machine.
-        backbone: whose processor stands in, with a warning, where none lies beside the adapter.
-        image_size: as in `Preprocessing.from_backbone`, as `mean` and `std` are.
-        mean: instead of the adapter's.
-        std: instead of the adapter's.
+        settings: the backbone, whose processor or tokenizer stands in, with a warning, where none lies beside the adapter; and
+            what a user wants otherwise: size, mean and standard deviation of images, or the most tokens of a text.
 
     Raises:
-        ValueError: if the processor cannot be used, or the backbone takes no images of that size.
+        ValueError: if it cannot be used, or the backbone takes no images of that size.
     """
+    asked = (settings.image_size, settings.image_mean, settings.image_std, settings.max_tokens)
+    return _preprocessing_of(adapter, folder, settings.backbone, settings.task, *asked)
+
+
+def _preprocessing_of(
+    adapter: str | os.PathLike[str],
+    folder: Path,
+    backbone: str,
+    task: str,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    max_tokens: int | None = None,
+) -> Preprocessing | Tokenization:
+    if task == TEXTS:
+        if not os.path.isdir(adapter):
+            _fetch(adapter, "tokenizer.json", "tokenizer_config.json")
+        return Tokenization.from_adapter(folder, backbone, max_tokens)
     if not (folder / _PROCESSOR).is_file() and not os.path.isdir(adapter):
-        try:
-            hf_hub_download(os.fspath(adapter), _PROCESSOR)
-        except EntryNotFoundError:
-            pass
+        _fetch(adapter, _PROCESSOR)
     own = (folder / _PROCESSOR).is_file()
     if not own:
         logger.warning("%s has no %s: images are prepared as its backbone asks for.", adapter, _PROCESSOR)
     found = Preprocessing.from_backbone(folder if own else backbone, image_size, mean, std)
     check_input(load_config(backbone), found.size)
     return found
+
+
+def _fetch(adapter: str | os.PathLike[str], *names: str) -> None:
+    """Fetch those files of an adapter on the Hub that it has."""
+    for name in names:
+        try:
+            hf_hub_download(os.fspath(adapter), name)
+        except EntryNotFoundError:
+            pass

@@ -217,9 +217,9 @@ class RunSettings:
             raise ValueError(
                 f"{given[0]} is {getattr(self, given[0])!r}, but the task is {self.task}. Leave it out, or choose another task."
             )
-        if self.task != IMAGES and (missing := [name for name in ("model", "dataset") if getattr(self, name) is None]):
+        if self.task != IMAGES and self.dataset is None:
             raise ValueError(
-                f"{self.task} needs a {missing[0]}: none for it comes with the package. Give a folder, or a Hub id."
+                f"{self.task} needs a dataset: none for it comes with the package. Give a folder, or a Hub id."
             )
         if self.max_tokens is not None:
             check_int(self.max_tokens, "max_tokens", 1, MAX_COUNT)
@@ -349,6 +349,10 @@ class RunSettings:
         Raises:
             ValueError: if it is neither.
         """
+        if self.model is None and self.task != IMAGES:
+            raise ValueError(
+                f"{self.task} needs a model: none for it comes with the package. Give a folder, or a Hub id."
+            )
         if self.model is None:
             from peft_noah.data import bundled_backbone
 

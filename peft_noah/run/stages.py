@@ -158,7 +158,7 @@ def _report_best_of(run: RunContext, method: Method) -> None:
     seconds = sum(report.results[0].seconds for report in reports)
     best = max(reports, key=lambda report: (report.results[0].validation, -report.results[0].parameters))
     chosen = best.results[0]
-    note = f"{method.name}: {chosen.method}, chosen on the validation images."
+    note = f"{method.name}: {chosen.method}, chosen on the validation {run.splits.what}s."
     result = replace(chosen, method=method.name, seconds=seconds)
     run.on_main(run.files.add, replace(best, results=[result], notes=[note]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,31 +11,35 @@ if TYPE_CHECKING:
     from peft_noah.data.tokenization import Tokenization
 
 IMAGES, TEXTS = "image-classification", "text-classification"
-#: by name, what one of its samples is called
-TASKS = {IMAGES: "image", TEXTS: "text"}
+#: by name, what a backbone for it reads
+TASKS = {IMAGES: "images", TEXTS: "texts"}
 
 
-def task_of(config: Any) -> str | None:
-    """The task that a backbone is for, by the config of transformers; None: it classifies neither images nor texts."""
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+def task_of(model: str | os.PathLike[str]) -> str:
+    """The task that a backbone is for.
 
-    for task, auto in ((IMAGES, AutoModelForImageClassification), (TEXTS, AutoModelForSequenceClassification)):
-        if type(config) in auto._model_mapping:
-            return task
-    return None
+    Args:
+        model: a local folder or a Hub id.
+
+    Raises:
+        ValueError: if its family is not known, or it has no config that can be read.
+    """
+    from peft_noah.data.preprocessing import load_config
+    from peft_noah.tuner.backbones import find_backbone
+
+    reads = find_backbone(load_config(model).model_type).reads
+    return next(task for task, what in TASKS.items() if what == reads)
 
 
-def check_task(config: Any, task: str, model: str) -> None:
+def check_task(model: str, task: str) -> None:
     """Refuse a backbone that is for the other task, before any data is read.
 
     Raises:
-        ValueError: says which task it is for.
+        ValueError: says which task it is for; or as `task_of`.
     """
-    other = task_of(config)
-    if other not in (None, task):
+    if (other := task_of(model)) != task:
         raise ValueError(
-            f"the model {model} is a {config.model_type}, which reads {TASKS[other]}s, but the task is {task}. Choose another "
-            f"model, or --task {other}."
+            f"{model} reads {TASKS[other]}, but the task is {task}. Choose another model, or --task {other}."
         )
 
 

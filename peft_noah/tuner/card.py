@@ -11,7 +11,12 @@ from peft_noah.formatting import code, one_line
 from peft_noah.jsonfile import write_atomically
 from peft_noah.tuner.labels import architecture_table
 
-TAGS = ("peft", "noah", "image-classification")
+TAGS = ("peft", "noah")
+#: by what a family reads: the task that its adapters are for, and the class of transformers that has the models
+TASKS = {
+    "images": ("image-classification", "AutoModelForImageClassification"),
+    "texts": ("text-classification", "AutoModelForSequenceClassification"),
+}
 #: most classes that an adapter or a card names
 MAX_LABELS = 100_000
 
@@ -31,11 +36,12 @@ def complete_card(
     architecture: object,
     factors: Mapping[str, float],
     plugins: Mapping[str, str] | None = None,
+    reads: str = "images",
 ) -> None:
     """Make the card that PEFT has just written beside an adapter say how to load it and what it is.
 
     ``factors`` are those of its updates; the card names them where one is not 1. ``plugins`` are the Python modules to
-    import, by row.
+    import, by row. ``reads`` is what the backbone reads.
 
     PEFT's own card knows nothing of NOAH, and PEFT drops the tags of a card that was there before. A README.md that is
     no card of PEFT is left alone.
@@ -46,16 +52,17 @@ def complete_card(
     card = ModelCard.load(path, ignore_metadata_errors=True)
     if card.data.library_name != "peft":
         return
-    card.data.tags = list(dict.fromkeys([*TAGS, *(card.data.tags or ())]))
-    card.data.pipeline_tag = card.data.pipeline_tag or "image-classification"
+    task, model_class = TASKS[reads]
+    card.data.tags = list(dict.fromkeys([*TAGS, task, *(card.data.tags or ())]))
+    card.data.pipeline_tag = card.data.pipeline_tag or task
     if "import peft_noah" not in card.text:
         snippet = f"""```python
 import peft_noah  # registers the method NOAH with PEFT
 {plugin_imports(plugins or {})}
 from peft import PeftModel
-from transformers import AutoModelForImageClassification
+from transformers import {model_class}
 
-model = AutoModelForImageClassification.from_pretrained(
+model = {model_class}.from_pretrained(
     {one_line(base_model or "path/to/the/backbone")!r},
     num_labels=...,  # as many as the adapter was trained on: its classifier comes with it
     ignore_mismatched_sizes=True,

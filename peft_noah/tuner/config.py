@@ -17,6 +17,7 @@ from peft_noah.architecture import MAX_BLOCKS, WIDE, Architecture, SearchSpace
 from peft_noah.architecture import MODULES as PAPER_MODULES
 from peft_noah.jsonfile import check_int, check_number, read_json
 from peft_noah.plugins import read_plugins
+from peft_noah.tuner.backbones import BACKBONES
 from peft_noah.tuner.card import MAX_LABELS, complete_card
 from peft_noah.version import __version__
 
@@ -240,7 +241,9 @@ class NoahConfig(PeftConfig):
         """Write adapter_config.json, and how to load the adapter into the card that PEFT writes beside it."""
         super().save_pretrained(save_directory, **kwargs)
         factors = {name: getattr(self, name) for name in ("lora_scale", "adapter_scale")}
-        complete_card(save_directory, self.base_model_name_or_path, self.architecture, factors, self.plugins)
+        family = BACKBONES.get((self.backbone or {}).get("model_type"))
+        reads = "images" if family is None else family.reads
+        complete_card(save_directory, self.base_model_name_or_path, self.architecture, factors, self.plugins, reads)
 
     def __hash__(self) -> int:
         return hash(json.dumps(self.to_dict(), sort_keys=True))

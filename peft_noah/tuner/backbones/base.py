@@ -26,6 +26,7 @@ class Backbone:
         mlp_output: path of the leaf whose output is added to the residual after the MLP.
         attention_output: path of the leaf whose output is added to the residual after attention.
         norm: name of the first norm of a block, a direct child of it; the leaf that holds VPT's tokens.
+        reads: what the family reads, ``"images"`` or ``"texts"``.
         head: name of the Linear that makes the logits, or names of all that the family's classes have. Of a name and one
             inside it (``classifier``, ``classifier.out_proj``) the inner one counts.
         before_head: names of what stands between the blocks and the classifier and trains with it, where a model has it.
@@ -60,6 +61,7 @@ class Backbone:
         default_factory=lambda: {"output": "attention.o_proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
     )
     attention_output: str = "attention.o_proj"
+    reads: str = "images"
     head: str | tuple[str, ...] = "classifier"
     before_head: tuple[str, ...] = ()
     prefix_tokens: int = 1

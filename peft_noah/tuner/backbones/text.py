@@ -12,6 +12,7 @@ _BERT = Backbone(
     mlp_output="output.dense",
     # norms come behind the branches: the first one is as good a place for tokens, which enter before the block, as any
     norm="attention.output.LayerNorm",
+    reads="texts",
     head=("classifier.out_proj", "classifier"),
     before_head=("classifier.dense",),
 )
@@ -28,6 +29,7 @@ FAMILIES: dict[str, Backbone] = {
         attention_output="attention.out_lin",
         mlp_output="ffn.lin2",
         norm="sa_layer_norm",
+        reads="texts",
         before_head=("pre_classifier",),
     ),
 }
