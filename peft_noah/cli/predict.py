@@ -1,4 +1,4 @@
-"""The command that labels new images by a saved adapter."""
+"""The command that labels new images, or texts, by a saved adapter."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ _NAMED = 10  # unreadable images that are named; all are counted
 @with_options({"mixed_precision": RUN_OPTIONS["mixed_precision"]})
 def predict(
     adapter: Annotated[str, typer.Argument(help="Folder or Hub id of a NOAH adapter.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, and folders that are searched for them.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Image files, and folders that are searched for them. For an adapter of texts: .txt files with a text in each "
+            "line, and CSV, JSON and parquet files."
+        ),
+    ],
     *,
     output: Annotated[
         Path | None, typer.Option(help="CSV file to write. Default: lines on a terminal, CSV into a pipe.")
@@ -39,37 +45,68 @@ def predict(
     model: Annotated[
         str | None, typer.Option(help="Folder or Hub id of the adapter's backbone. Default: where the adapter says.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Images or texts per forward pass.")] = 64,
+    text_column: Annotated[str | None, typer.Option(help="Column of texts. Default: text, else the only one.")] = None,
     **options: Any,
 ) -> None:
-    """Label new images by a saved adapter, each with its probability.
+    """Label new images, or texts, by a saved adapter, each with its probability.
 
-    The CSV has the columns file, label and probability; with --top 2 also label_2 and probability_2, and so on. An image
-    that cannot be read has an empty label. The exit code is 0 if all images were labelled, 1 if some could not be read, 2 if
-    nothing could be done.
+    The CSV has the columns file, label and probability; with --top 2 also label_2 and probability_2, and so on. The file of a
+    text is followed by its place there, as in reviews.csv:3. An image or text that cannot be read has an empty label. The
+    exit code is 0 if all were labelled, 1 if some could not be read, 2 if nothing could be done.
     """
-    left_out: Counter[str] = Counter()
-    total = _count(images, left_out)
     if output is not None:
         _check_output(output)
     quiet()
-    from peft_noah.data.image_paths import find_images
     from peft_noah.progress import Reporter
-    from peft_noah.run.prediction import predict
+    from peft_noah.run.saved_adapter import adapter_task
+    from peft_noah.run.tasks import TASKS, TEXTS
 
-    reporter = Reporter()
-    predictions = predict(adapter, find_images(images), model=model, top=top, batch_size=batch_size, **options)
+    what, reporter, left_out = TASKS[adapter_task(adapter)], Reporter(), Counter()
+    options |= {"model": model, "top": top, "batch_size": batch_size}
+    if what == TASKS[TEXTS]:
+        total, predictions = _predict_texts(adapter, files, text_column, options)
+    else:
+        total, predictions = _predict_images(adapter, files, text_column, left_out, options)
     broken: list[str] = []
-    with _writer(output, top) as write, _progress(reporter, output) as update:
+    with _writer(output, top) as write, _progress(reporter, output, what) as update:
         count = 0
         for count, prediction in enumerate(predictions, 1):
             write(prediction)
             if prediction.error is not None:
                 broken.append(f"{prediction.file}: {prediction.error}" if len(broken) < _NAMED else "")
             update(count, total, f"{len(broken):,} cannot be read" if broken else "")
-    _say_what_happened(reporter, count, broken, left_out)
+    _say_what_happened(reporter, count, broken, left_out, what)
     if broken:
         raise typer.Exit(1)
+
+
+def _predict_images(
+    adapter: str, files: list[Path], text_column: str | None, left_out: Counter[str], options: dict[str, Any]
+) -> tuple[int, Iterator[Prediction]]:
+    """How many images there are, and their predictions."""
+    if text_column is not None:
+        raise ValueError(f"{adapter!r} was trained on images, which are in no column {text_column!r}. Leave it out.")
+    total = _count(files, left_out)
+    from peft_noah.data.image_paths import find_images
+    from peft_noah.run.prediction import predict
+
+    return total, predict(adapter, find_images(files), **options)
+
+
+def _predict_texts(
+    adapter: str, files: list[Path], text_column: str | None, options: dict[str, Any]
+) -> tuple[int, Iterator[Prediction]]:
+    """How many texts there are, and their predictions; each is called by its file and its place there, from 1."""
+    from peft_noah.data.load_texts import read_texts
+    from peft_noah.run.prediction import predict_texts
+
+    texts = [
+        (f"{file}:{number}", text) for file in files for number, text in enumerate(read_texts(file, text_column), 1)
+    ]
+    if not texts:
+        raise ValueError(f"there are no texts in {', '.join(map(str, files))}. Give files that hold some.")
+    return len(texts), predict_texts(adapter, texts, **options)
 
 
 def _count(images: list[Path], left_out: Counter[str]) -> int:
@@ -88,7 +125,7 @@ def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
 
 
-def _say_what_happened(reporter: Reporter, count: int, broken: list[str], left_out: Counter[str]) -> None:
+def _say_what_happened(reporter: Reporter, count: int, broken: list[str], left_out: Counter[str], what: str) -> None:
     for line in filter(None, broken):
         reporter.say(f"cannot be read: {line}")
     if len(broken) > _NAMED:
@@ -96,7 +133,7 @@ def _say_what_happened(reporter: Reporter, count: int, broken: list[str], left_o
     if left_out:
         reporter.say(f"left out: {_listed(left_out)}")
     if broken:
-        reporter.say(f"labelled {count - len(broken):,} of {count:,} images; {len(broken):,} cannot be read")
+        reporter.say(f"labelled {count - len(broken):,} of {count:,} {what}; {len(broken):,} cannot be read")
 
 
 # ------------------------------------------------------------------ where predictions go
@@ -114,12 +151,12 @@ def _check_output(output: Path) -> None:
 
 
 @contextmanager
-def _progress(reporter: Reporter, output: Path | None) -> Iterator[Callable[[int, int, str], None]]:
+def _progress(reporter: Reporter, output: Path | None, what: str) -> Iterator[Callable[[int, int, str], None]]:
     """A bar on standard error, but where lines of predictions show the progress on the same terminal."""
     if output is None and sys.stdout.isatty():
         yield lambda done, total, note: None
         return
-    with reporter.stage("predict", "images") as update:
+    with reporter.stage("predict", what) as update:
         yield update
 
 

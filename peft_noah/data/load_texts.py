@@ -23,6 +23,7 @@ from peft_noah.data.table_files import (
     parquet_files,
     read_tables,
     reading,
+    text_column_of,
 )
 from peft_noah.data.texts import encode_split
 from peft_noah.data.tokenization import Tokenization
@@ -123,6 +124,25 @@ def read_text_listings(
     if shots is not None:
         listings = listings.with_shots(shots, seed)
     return listings.with_validation(validation_fraction, seed).noting_twins().noting_no_test()
+
+
+def read_texts(file: Path, text_column: str | None = None) -> list[Any]:
+    """The texts of a file, without labels: of a .txt each line, of a table its column of texts.
+
+    Args:
+        file: a .txt, or what `read_text_listings` reads.
+        text_column: as there; a column `label` is none of texts.
+
+    Raises:
+        ValueError: the file cannot be read, or has no such column.
+    """
+    if file.suffix.lower() == ".txt":
+        try:
+            return file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} cannot be read ({error}). Save it as UTF-8.") from error
+    table = _read(_files(file)[0])
+    return table[text_column_of(table, file.name, text_column)][:]
 
 
 def _tables(

@@ -339,6 +339,15 @@ def columns_by_split(
     return found
 
 
+def text_column_of(table: datasets.Dataset, split: str, asked: str | None) -> str:
+    """Name of the column of texts of a table without labels, or with some: as asked, else the one that there is.
+
+    Raises:
+        ValueError: there is none, or more than one that could be meant.
+    """
+    return _text_column(table.features, split, asked, "label")
+
+
 def _sample_column(features: Features, split: str, asked: str | None, label: str | None, texts: bool) -> str:
     return _text_column(features, split, asked, label) if texts else _image_column(features, split, asked)
 

@@ -161,7 +161,7 @@ def encode_split(
     numbers = texts.indices if isinstance(texts, Subset) else range(len(texts))
     texts = list(texts)
     for number, text in zip(numbers, texts, strict=True):
-        if fault := _fault(text):
+        if fault := text_fault(text):
             raise ValueError(f"text {number} of split {name!r} cannot be used: {fault}. Repair or remove it.")
     digests = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
     tokens = tokenization.apply(texts)
@@ -170,7 +170,7 @@ def encode_split(
     )
 
 
-def _fault(text: Any) -> str | None:
+def text_fault(text: Any) -> str | None:
     """What is wrong with a text; None: nothing."""
     if text is None:
         return "it is missing (null)"

@@ -74,8 +74,7 @@ def test_a_file_of_a_version_without_texts_says_what_tables_call_the_task(tmp_pa
     [
         ({"task": "translation"}, "task must be one of image-classification, text-classification, got 'translation'"),
         ({"max_tokens": 9}, "max_tokens is 9, but the task is image-classification. Leave it out"),
-        ({"task": "text-classification"}, "text-classification needs a model: none for it comes with the package"),
-        ({"task": "text-classification", "model": "a/b"}, "text-classification needs a dataset"),
+        ({"task": "text-classification"}, "text-classification needs a dataset: none for it comes with the package"),
         (
             {"task": "text-classification", "model": "a/b", "dataset": "a/b", "augment": True},
             "augment is True, but the task",
