@@ -121,7 +121,10 @@ def fast_forward(model: nn.Module, **options: bool) -> Iterator[FastForward]:
         return
     reason = "the model is not a transformers model" if root is None else _why_never(root)
     if reason is not None:
-        fast.note(reason)
+        if root is not None and _is_of_texts(root):
+            fast.reason = reason  # there is none for texts: no news in each training
+        else:
+            fast.note(reason)
         yield fast
         return
     backbone = BACKBONES[root.config.model_type]
@@ -185,6 +188,11 @@ def _why_never(root: nn.Module) -> str | None:
     ):
         return "the blocks are not transformers' own"
     return None
+
+
+def _is_of_texts(root: nn.Module) -> bool:
+    backbone = BACKBONES.get(getattr(root.config, "model_type", None))
+    return backbone is not None and backbone.reads == "texts"
 
 
 def _why_not_now(root: nn.Module, args: tuple, kwargs: dict[str, Any], modules: list[nn.Module]) -> str | None:

@@ -34,6 +34,7 @@ from peft_noah.training.evaluation import evaluate
 from peft_noah.training.interruption import Interruption
 from peft_noah.training.processes import alone, asked_micro_batches, describe, total, warn_of_other_precision
 from peft_noah.training.tracking import StepLog, check_tracker, start_trackers
+from peft_noah.tuner.backbones import find_backbone
 from peft_noah.tuner.fingerprint import fingerprint_backbone
 
 

@@ -184,9 +184,9 @@ def describe_cost(run: RunContext, race: Race) -> str:
     """What a race and its winner have cost, in one sentence."""
     epochs, images = run.settings.epochs, len(run.splits.train) + len(run.splits.validation)
     trained, scored = (passes / (2 * epochs * images) for passes in passes_spent(race))
-    winner = epochs_left(run, race) / epochs
+    winner, what = epochs_left(run, race) / epochs, run.splits.what
     return (
-        f"race: cost {trained + scored + winner:.2f} fine-tunes of {epochs} epochs on all labelled images, by image passes: "
+        f"race: cost {trained + scored + winner:.2f} fine-tunes of {epochs} epochs on all labelled {what}s, by {what} passes: "
         f"heats {trained:.2f}, scores {scored:.2f}, winner {winner:.2f}."
     )
 
