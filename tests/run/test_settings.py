@@ -27,10 +27,16 @@ def test_the_least_effort_still_has_an_epoch_and_a_generation():
     assert settings.training("supernet").epochs == 1 and settings.search().generations == 1
 
 
-@pytest.mark.parametrize("effort", [1, 0.5, -3, 1000, float("nan")])
-def test_an_effort_that_cannot_be_is_refused(effort):
-    with pytest.raises(ValueError, match="effort.* is .*; give a finite number above 1|effort is nan"):
-        RunSettings(effort=effort)
+@pytest.mark.parametrize(
+    ("strategy", "effort", "allowed"),
+    [
+        *(("noah", effort, "above 1 and") for effort in (1, -3, 1000, float("nan"))),
+        *(("race", effort, "of at least 1 and") for effort in (0.5, 1000, float("nan"))),
+    ],
+)
+def test_an_effort_that_cannot_be_is_refused(strategy, effort, allowed):
+    with pytest.raises(ValueError, match=f"effort.* is .*; give a finite number {allowed}|effort is nan"):
+        RunSettings(strategy=strategy, effort=effort)
 
 
 @pytest.mark.parametrize("other", [{"supernet_epochs": 3}, {"generations": 3}])

@@ -4,10 +4,10 @@ import csv
 import json
 
 import pytest
-from peft import AutoPeftModelForSequenceClassification
+from peft import PeftModel
 from test_run import invoke
 from text_models import write_text_model, write_texts
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_noah.results.report import RunReport
 from peft_noah.run.prediction import predict, predict_texts
@@ -46,7 +46,10 @@ def test_the_adapter_labels_new_texts_as_transformers_does(raced, tmp_path):
     adapter = folder / "run" / "best"
     texts = ["good film", "it was a very bad and awful meal " * 3]
     tokenizer = AutoTokenizer.from_pretrained(adapter)
-    model = AutoPeftModelForSequenceClassification.from_pretrained(adapter, num_labels=2).eval()
+    base = AutoModelForSequenceClassification.from_pretrained(
+        folder / "bert", num_labels=2, ignore_mismatched_sizes=True
+    )
+    model = PeftModel.from_pretrained(base, adapter).eval()
     for text, prediction in zip(texts, predict_texts(adapter, texts, top=2), strict=True):
         logits = model(**tokenizer(text, truncation=True, return_tensors="pt")).logits[0]
         expected = dict(zip(("bad", "good"), logits.softmax(-1).tolist(), strict=True))
