@@ -1,5 +1,7 @@
 """One tiny classifier of each family that is built in, of transformers' own class, with random weights."""
 
+import importlib.util
+
 import torch
 import transformers as tf
 
@@ -8,6 +10,14 @@ WIDTH, BLOCKS, SIDE = 16, 2, 16
 _SIZES = {"hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": 2, "intermediate_size": 32}
 _IMAGES = {**_SIZES, "image_size": SIDE, "patch_size": 8}
 _DINO = {key: value for key, value in _IMAGES.items() if key != "intermediate_size"} | {"mlp_ratio": 2}
+_STAGES = {
+    "image_size": SIDE,
+    "patch_size": 4,
+    "embed_dim": WIDTH,
+    "depths": [1, 2],
+    "num_heads": [2, 2],
+    "mlp_ratio": 2.0,
+}
 _TEXT = {**_SIZES, "num_hidden_layers": 1, "vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
@@ -34,8 +44,35 @@ FAMILIES = {
     "clip": lambda: _pair("CLIP"),
     "metaclip_2": lambda: _pair("MetaClip2"),
     "siglip": lambda: _pair("Siglip"),
+    "swin": lambda: _one("Swin", **_STAGES, window_size=2),
+    "swinv2": lambda: _one("Swinv2", **_STAGES, window_size=2),
+    "hiera": lambda: _one(
+        "Hiera",
+        **{
+            **_STAGES,
+            "image_size": [SIDE, SIDE],
+            "patch_size": [5, 5],
+            "patch_stride": [4, 4],
+            "patch_padding": [2, 2],
+        },
+        num_query_pool=1,
+        masked_unit_size=[2, 2],
+        masked_unit_attention=[True, False],
+    ),
     "siglip2": lambda: _pair("Siglip2", **_SIZES, num_patches=4, patch_size=8),
 }
+
+
+if importlib.util.find_spec("timm"):  # which needs torchvision, and so another torch than the one that CI has
+    _TIMM = {
+        "img_size": SIDE,
+        "patch_size": 8,
+        "embed_dim": WIDTH,
+        "depth": BLOCKS,
+        "num_heads": 2,
+        "init_values": 0.1,
+    }
+    FAMILIES["timm_wrapper"] = lambda: _one("TimmWrapper", architecture="vit_tiny_patch16_224", model_args=_TIMM)
 
 
 def make_family(name, seed=0):

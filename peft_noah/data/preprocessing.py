@@ -18,7 +18,7 @@ import PIL.Image
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, ViTConfig
 
 from peft_noah.jsonfile import check_number
 from peft_noah.tuner.backbones.images import image_size, num_channels, patch_size, reads_one_size
@@ -284,7 +284,7 @@ def _warn_once(text: str) -> None:
 
 
 def load_config(backbone: str | os.PathLike[str]) -> Any:
-    """The config of a backbone, by transformers.
+    """The config of a backbone, by transformers; a masked autoencoder counts as the ViT that it trains.
 
     Args:
         backbone: a local folder or a Hub id.
@@ -293,12 +293,24 @@ def load_config(backbone: str | os.PathLike[str]) -> Any:
         ValueError: there is none that can be read; what else the folder holds is said.
     """
     try:
-        return AutoConfig.from_pretrained(str(backbone), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(backbone), trust_remote_code=False)
+        return _as_vit(config) if config.model_type == "vit_mae" else config
     except Exception as error:  # as above
         raise ValueError(
             f"cannot read config.json in {backbone}: {_other_kind(Path(backbone)) or first_line(error)}. Give a folder "
             "written by save_pretrained, or a Hub id."
         ) from error
+
+
+def _as_vit(config: Any) -> ViTConfig:
+    """The config of the encoder of a masked autoencoder, which is a ViT."""
+    settings = {name: value for name, value in config.to_dict().items() if name not in ("model_type", "architectures")}
+    return ViTConfig.from_dict(settings)
+
+
+def is_autoencoder(config: Any) -> bool:
+    """Whether a ViT's config, as `load_config` gives it, is of a masked autoencoder."""
+    return isinstance(config, ViTConfig) and hasattr(config, "decoder_hidden_size")
 
 
 def _other_kind(folder: Path) -> str | None:

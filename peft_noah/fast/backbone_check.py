@@ -84,7 +84,7 @@ def check_backbone(model: PreTrainedModel, pixel_values: torch.Tensor | None = N
             problems.append(f"{site}, {path!r}: {problem}")
     reason = "not all of its sites work" if problems else None
     for recipe in ("paper", "released") if not problems else ():
-        for rows in _ROWS:
+        for rows in _ROWS if backbone.no_tokens is None else _ROWS[1:]:
             try:
                 reason = reason or _verdict(model, backbone, blocks, recipe, rows, pixels)
             except Exception as error:  # whatever a model makes of tokens that it does not expect
@@ -104,8 +104,13 @@ def _sites(backbone: Backbone, block: nn.Module) -> dict[str, str]:
 
 
 def _noise(model: PreTrainedModel) -> torch.Tensor:
+    size = image_size(model.config)
+    if size is None:
+        raise ValueError(
+            f"the config of this {model.config.model_type!r} does not say for which image_size it is made. Pass pixel_values."
+        )
     generator = torch.Generator().manual_seed(0)
-    shape = 2, num_channels(model.config), *image_size(model.config)
+    shape = 2, num_channels(model.config), *size
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(next(model.parameters()).device)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from peft_noah.architecture import Architecture, SearchSpace
-from peft_noah.data.preprocessing import Preprocessing, load_config
+from peft_noah.data.preprocessing import Preprocessing, is_autoencoder, load_config
 from peft_noah.data.splits import Splits
 from peft_noah.searching.design import Design
 from peft_noah.tuner.backbones import find_backbone
 from peft_noah.tuner.backbones.images import read_images
 from peft_noah.tuner.config import NoahConfig
-from peft_noah.tuner.prompts import PROMPT_MODULES
+from peft_noah.tuner.prompts import PROMPT_MODULES, find_prompt_module
 
 
 def load_backbone(model: str | os.PathLike[str], splits: Splits, seed: int) -> nn.Module:
@@ -80,6 +80,10 @@ def load_classifier(
 
 def _load_weights(model: str | os.PathLike[str], names: dict[str, Any], model_class: str) -> PreTrainedModel:
     _refuse_pickle(Path(model))
+    if is_autoencoder(config := load_config(model)):  # for transformers, one without a classifier
+        for name, value in names.items():
+            setattr(config, name, value)
+        names = {"config": config}
     try:
         backbone, found = getattr(transformers, model_class).from_pretrained(
             model,
@@ -111,6 +115,13 @@ def _refuse_pickle(folder: Path) -> None:
             f"{folder} holds its weights as a pickle, pytorch_model.bin, which can run code and is not read. Save it anew: "
             "load it with transformers and call save_pretrained."
         )
+
+
+def lacks_place(backbone: str | os.PathLike[str], rows: Iterable[str]) -> str | None:
+    """Why the family of a backbone has no place for the modules of some rows, as the rest of a sentence; None: it has."""
+    family = find_backbone(load_config(backbone).model_type)
+    classes = [cls for row in rows if (cls := find_prompt_module(row)) is not None]
+    return family.no_tokens if any(cls.adds_tokens for cls in classes) else None
 
 
 def _heads(backbone: nn.Module) -> list[nn.Module]:

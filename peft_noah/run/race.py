@@ -18,7 +18,7 @@ from torch import nn
 
 from peft_noah.run.context import RunContext
 from peft_noah.run.heats import HeatRunner, heat_name, pack_heat, run_heat, unpack_heat, weights_file
-from peft_noah.run.models import add_design, count_trainable
+from peft_noah.run.models import add_design, count_trainable, lacks_place
 from peft_noah.run.names import RACE
 from peft_noah.run.reporting import package_versions
 from peft_noah.searching.budget import BudgetError
@@ -60,6 +60,9 @@ def run_race(
     Raises:
         ValueError: race.json is of another race.
     """
+    for design in designs:
+        if (reason := lacks_place(run.settings.backbone, design.dims)) and not (run.folder / RACE).exists():
+            run.reporter.say(f"race: the design {design.name!r} is left out: {reason}.")
     designs = within_budget(run, designs)
     run.prepare()
     race, path = open_race(run, designs, settings), run.folder / RACE
@@ -103,14 +106,15 @@ def _run_apart(run: RunContext, race: Race, heats: Sequence[Heat], run_heat: Hea
 
 
 def within_budget(run: RunContext, designs: Sequence[Design]) -> list[Design]:
-    """The designs whose parameters are within the budget of a run; all of them where none was given.
+    """The designs that the backbone has a place for, and whose parameters are within the budget of a run, if it has one.
 
     Raises:
         BudgetError: none is.
     """
+    designs = [design for design in designs if not lacks_place(run.settings.backbone, design.dims)]
     budget = run.settings.budget
     if budget is None:
-        return list(designs)
+        return designs
     sizes = [count_trainable(add_design(run.frozen_backbone(), one, run.settings.recipe))[0] for one in designs]
     said = ", ".join(f"{design.name} {size:,}" for design, size in zip(designs, sizes, strict=True))
     fitting = [design for design, size in zip(designs, sizes, strict=True) if size <= budget]

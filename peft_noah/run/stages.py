@@ -14,6 +14,7 @@ from torch import nn
 from peft_noah.results.report import RunReport
 from peft_noah.run.architecture_source import read_architecture
 from peft_noah.run.context import RunContext
+from peft_noah.run.models import lacks_place
 from peft_noah.run.names import SHARED
 from peft_noah.run.publishing import publish
 from peft_noah.run.registry import Method, Stage, find_method, strategies
@@ -29,7 +30,10 @@ def run_everything(run: RunContext) -> None:
     strategy = strategies()[run.settings.strategy]
     do_stages(run, strategy[0].needs)
     for name in (*run.settings.baselines, *(method.name for method in strategy)):
-        run_method_alone(run, name)
+        if reason := lacks_place(run.settings.backbone, [name]):
+            run.reporter.say(f"{name} is left out: {reason}.")
+        else:
+            run_method_alone(run, name)
 
 
 def do_stages(run: RunContext, last: Stage) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -331,16 +331,20 @@ class NoahConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
 
-    def resolve_search_space(self, num_blocks: int, can_carry: Callable[[str], bool]) -> SearchSpace:
+    def resolve_search_space(
+        self, num_blocks: int, can_carry: Callable[[str], bool], projections: Iterable[str] = ()
+    ) -> SearchSpace:
         """The search space for a model of ``num_blocks`` blocks; ``can_carry`` says of which rows.
 
-        A named space holds those of its own rows that the model can carry, whatever else is registered.
+        A named space holds those of its own rows that the model can carry, whatever else is registered; a wide one also LoRA
+        on each of the ``projections`` of a family that calls them otherwise.
 
         Raises:
             ValueError: if a given space was made for another number of blocks.
         """
         if not isinstance(self.search_space, Mapping):
-            rows = WIDE if self.search_space == "wide" else PAPER_MODULES
+            wide = dict.fromkeys((*(f"lora_{site}" for site in projections), *WIDE))
+            rows = wide if self.search_space == "wide" else PAPER_MODULES
             modules = [name for name in rows if can_carry(name)]
             return SPACES[self.search_space or "vtab"](num_blocks, modules=modules)
         space = SearchSpace.from_dict(self.search_space)

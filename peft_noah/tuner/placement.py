@@ -20,7 +20,7 @@ from torch import nn
 from peft_noah.architecture import MODULES as PAPER_MODULES
 from peft_noah.architecture import Architecture
 from peft_noah.plugins import plugins_among
-from peft_noah.tuner.backbones import BACKBONES, Backbone, find_backbone, how_to_know, width_of
+from peft_noah.tuner.backbones import BACKBONES, Backbone, find_backbone, has_module, how_to_know, width_of
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.fingerprint import OtherBackboneWarning, fingerprint_backbone, same_backbone
 from peft_noah.tuner.prompts import PROMPT_MODULES, check_row, find_prompt_module, in_order, site_of
@@ -95,6 +95,17 @@ class Layout:
                 "examples/add_backbone.py."
             )
         first = model.get_submodule(blocks[0])
+        lacking = [
+            path
+            for path in (backbone.norm, backbone.attention_output, backbone.mlp_output)
+            if not has_module(first, path)
+        ]
+        if lacking:
+            raise ValueError(
+                f"the blocks of a {model_type!r} should have {', '.join(map(repr, lacking))}, but a {type(first).__name__} has "
+                f"only {', '.join(name for name, _ in first.named_modules() if name)}. Describe a family of blocks of its own "
+                "with register_backbone; examples/add_backbone.py shows how."
+            )
         sites = backbone.linear_sites(first), backbone.site_paths(first)
         return cls(backbone, blocks, backbone.widths(model), *sites)
 
@@ -145,7 +156,8 @@ def resolve_config(config: NoahConfig, layout: Layout, model: nn.Module, model_t
 
     num_blocks = len(layout.blocks)
     if config.architecture is None:
-        space = config.resolve_search_space(num_blocks, layout.can_carry)
+        projections = () if layout.backbone is None else layout.backbone.projections
+        space = config.resolve_search_space(num_blocks, layout.can_carry, projections)
         for row in [row for row in PAPER_MODULES if row not in space.dims and layout.refuses(row)]:
             if not isinstance(config.search_space, Mapping) and config.search_space != "wide":
                 logger.warning("the supernet has no %s: %s.", row, layout.refuses(row))

@@ -10,10 +10,20 @@ from transformers import CLIPModel, DINOv3ViTConfig, DINOv3ViTModel
 
 from peft_noah import Architecture, NoahConfig
 from peft_noah.fast import fast_forward
+from peft_noah.searching.budget import scaled_budget
+from peft_noah.tuner.backbones import BACKBONES
 from peft_noah.tuner.backbones.images import image_size, read_images
 
 #: families for which the fast forward is off, with words of the reason
-PLAIN = {"data2vec-vision": "hands nothing that a call says on to its blocks"}
+PLAIN = {
+    "data2vec-vision": "hands nothing that a call says on to its blocks",
+    "swin": "shift and cut the image into windows",
+    "swinv2": "shift and cut the image into windows",
+    "hiera": "pool tokens by their places",
+    "timm_wrapper": "its blocks are timm's own",
+}
+#: those whose blocks have no place for tokens, with words of the reason; widths grow by stages in them
+NO_TOKENS = {"swin": "inside windows", "swinv2": "inside windows", "hiera": "pool tokens by their places"}
 
 
 def images(side=SIDE, count=2):
@@ -31,7 +41,7 @@ def test_an_adapter_of_a_family_trains_is_cut_out_saved_loaded_and_runs_fast(nam
     pixels = images()
     model = get_peft_model(make(name), NoahConfig(init_weights=False))
     space = model.get_search_space()
-    assert set(space.dims) == {"lora", "adapter", "vpt"}
+    assert set(space.dims) == ({"lora", "adapter"} if name in NO_TOKENS else {"lora", "adapter", "vpt"})
 
     model.train()
     model(pixel_values=pixels).logits.square().sum().backward()
@@ -56,12 +66,44 @@ def test_an_adapter_of_a_family_trains_is_cut_out_saved_loaded_and_runs_fast(nam
     assert fast.comparison is None  # the package vouches for it
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NO_TOKENS)
+def test_a_supernet_has_no_tokens_where_they_have_no_place_and_counts_by_the_width_of_each_stage(name, caplog):
+    model = get_peft_model(make_family(name), NoahConfig())
+    assert [record.message for record in caplog.records if NO_TOKENS[name] in record.message][0].startswith(
+        "the supernet has no vpt: "
+    )
+    widths = BACKBONES[name].widths(model.base_model.model)
+    assert widths == ((16, 16, 32) if name == "hiera" else (16, 32, 32))
+    ends = (16, 32, 32)  # of what the blocks give
+    adapters = Architecture(lora=[0] * 3, adapter=[3] * 3)
+    assert model.count_parameters(adapters) == sum(2 * 3 * width + 3 + width for width in ends)
+    assert scaled_budget(widths) == round(640_000 * sum(widths) / (768 * 12))
+    with pytest.raises(ValueError, match=f"'vpt' cannot be placed: .*{NO_TOKENS[name]}.* Leave the row out"):
+        get_peft_model(make_family(name), NoahConfig(architecture=Architecture.uniform(3, vpt=2)))
+
+
+@pytest.mark.parametrize("name", ["hiera", "swinv2", "beit"])
+def test_rows_by_site_and_affine_modules_train_in_a_family(name):
+    model = get_peft_model(make(name), NoahConfig(search_space="wide", init_weights=False))
+    projections = {"lora_qkv"} if name == "hiera" else {"lora_query", "lora_key", "lora_value"}
+    assert set(model.get_search_space().dims) == projections | {"lora_output", "lora_fc1", "lora_fc2", "adapter_plus"}
+    affine = Architecture.uniform(len(model.base_model._layout.blocks), ssf=1, bitfit=1)
+    model.add_adapter("affine", NoahConfig(architecture=affine, init_weights=False))
+    for adapter in ("default", "affine"):
+        model.set_adapter(adapter)
+        model.train()(pixel_values=images()).logits.square().sum().backward()
+        weights = [w for n, w in model.named_parameters() if ".noah_" in n and adapter in n]
+        assert weights and all(weight.grad.abs().max() > 0 for weight in weights)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"timm_wrapper"}))
 def test_a_family_reads_images_of_another_size(name):
     model = make_family(name)
     read_images(model, (3 * SIDE // 2,) * 2)
     assert image_size(model.config) == (SIDE, SIDE)
-    model = get_peft_model(model, NoahConfig(init_weights=False, architecture=Architecture.uniform(BLOCKS, vpt=2)))
+    rows = {"adapter": 2} if name in NO_TOKENS else {"vpt": 2}
+    blocks = len(BACKBONES[name].block_names(model))
+    model = get_peft_model(model, NoahConfig(init_weights=False, architecture=Architecture.uniform(blocks, **rows)))
     with torch.no_grad():
         expected = model.eval()(pixel_values=images(3 * SIDE // 2)).logits
         with fast_forward(model):

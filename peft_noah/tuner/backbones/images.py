@@ -17,9 +17,9 @@ def image_size(config: Any) -> tuple[int, int] | None:
     config = _of_images(config)
     if (patches := getattr(config, "num_patches", None)) is not None:  # SigLIP 2, whose images are lists of patches
         return _two_sides(isqrt(patches) * config.patch_size)
-    if (timm := getattr(config, "pretrained_cfg", None)) is not None:
-        sides = (getattr(config, "model_args", None) or {}).get("img_size") or tuple(timm.get("input_size", ()))[1:]
-        return _two_sides(sides)
+    if config.model_type == "timm_wrapper":
+        stated = (getattr(config, "pretrained_cfg", None) or {}).get("input_size") or (None,)
+        return _two_sides((config.model_args or {}).get("img_size") or tuple(stated)[1:])
     return _two_sides(getattr(config, "image_size", None))
 
 
