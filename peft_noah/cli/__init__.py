@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from peft_noah.cli import predict, run, suite
+from peft_noah.cli import backbones, predict, run, suite
 from peft_noah.cli.encoding import print_in_any_encoding
 
 app = typer.Typer(
@@ -19,7 +19,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command, example in (*run.commands.found, *predict.commands.found, *suite.commands.found):
+for command, example in (
+    *run.commands.found,
+    *predict.commands.found,
+    *suite.commands.found,
+    *backbones.commands.found,
+):
     app.command(epilog=example)(command)
 
 

@@ -16,6 +16,7 @@ from peft_noah.fast.forward import fast_forward
 from peft_noah.tuner.backbones import Backbone, find_backbone
 from peft_noah.tuner.backbones.images import image_size, num_channels, read_images
 from peft_noah.tuner.config import NoahConfig
+from peft_noah.tuner.prompts import PROMPT_MODULES
 
 #: rows that put a module at every site; in the second one tokens run on where the recipe lets them
 _ROWS = ({"lora": 2, "adapter": 2, "vpt": 2}, {"lora": 2, "adapter": 2})
@@ -29,6 +30,8 @@ class BackboneReport:
         model_type: the family.
         num_blocks: how many blocks the model has; no unit.
         sites: path inside a block by site, for each one that works.
+        modules: by the name of each prompt module, why the family has it not or it fails; None: it trains, and a subnet that is
+            cut out of it computes the same.
         problems: what does not work, one sentence each.
         reason: why `fast_forward` is off for such models; None: it is on, and computes the same.
     """
@@ -36,12 +39,15 @@ class BackboneReport:
     model_type: str
     num_blocks: int
     sites: Mapping[str, str]
+    modules: Mapping[str, str | None]
     problems: tuple[str, ...]
     reason: str | None
 
     def __str__(self) -> str:
         lines = [f"{self.model_type}: {self.num_blocks} blocks"]
         lines += [f"  {site}: {path}" for site, path in self.sites.items()]
+        lines += [f"  modules: {', '.join(row for row, reason in self.modules.items() if reason is None) or 'none'}"]
+        lines += [f"  no {row}: {reason}" for row, reason in self.modules.items() if reason is not None]
         lines += [f"  does not work: {problem}" for problem in self.problems]
         return "\n".join([*lines, f"  fast_forward: {'on' if self.reason is None else f'off, {self.reason}'}"])
 
@@ -73,11 +79,15 @@ def check_backbone(model: PreTrainedModel, pixel_values: torch.Tensor | None = N
             f"model_type {model_type!r} keeps its blocks in {backbone.blocks!r}, says its layout, but this model has none "
             "there. Name the list of blocks as model.named_modules() does."
         )
-    pixels = _noise(model) if pixel_values is None else pixel_values.double()
-    read_images(model, tuple(pixels.shape[2:]))
+    if pixel_values is not None or model.main_input_name == "pixel_values":
+        pixels = _noise(model) if pixel_values is None else pixel_values.double()
+        read_images(model, tuple(pixels.shape[2:]))
+        inputs = {"pixel_values": pixels}
+    else:
+        inputs = {"input_ids": torch.arange(3, 13, device=next(model.parameters()).device).view(2, 5)}
     sites, problems = {}, []
     for site, path in _sites(backbone, model.get_submodule(blocks[0])).items():
-        problem = _problem(model, f"{blocks[0]}.{path}", pixels)
+        problem = _problem(model, f"{blocks[0]}.{path}", inputs)
         if problem is None:
             sites[site] = path
         else:
@@ -86,10 +96,34 @@ def check_backbone(model: PreTrainedModel, pixel_values: torch.Tensor | None = N
     for recipe in ("paper", "released") if not problems else ():
         for rows in _ROWS if backbone.no_tokens is None else _ROWS[1:]:
             try:
-                reason = reason or _verdict(model, backbone, blocks, recipe, rows, pixels)
+                reason = reason or _verdict(model, backbone, blocks, recipe, rows, inputs)
             except Exception as error:  # whatever a model makes of tokens that it does not expect
                 problems.append(f"{' and '.join(rows)} together: {type(error).__name__}: {str(error)[:200]}")
-    return BackboneReport(model_type, len(blocks), sites, tuple(dict.fromkeys(problems)), reason)
+    modules = {row: backbone.no_tokens if cls.adds_tokens else None for row, cls in PROMPT_MODULES.items()}
+    for row in [row for row in modules if modules[row] is None]:
+        modules[row] = _failure(model, row, len(blocks), inputs)
+    return BackboneReport(model_type, len(blocks), sites, modules, tuple(dict.fromkeys(problems)), reason)
+
+
+def _failure(model: nn.Module, row: str, num_blocks: int, inputs: Mapping[str, torch.Tensor]) -> str | None:
+    """What goes wrong with a prompt module in every block; None: nothing."""
+    config = NoahConfig(
+        architecture={row: [1 if PROMPT_MODULES[row].is_switch else 2] * num_blocks},
+        init_weights=False,
+        modules_to_save=[],
+    )
+    try:
+        tried = get_peft_model(copy.deepcopy(model), config, autocast_adapter_dtype=False).double()
+        tried.train()(**inputs)[0].square().sum().backward()
+        weights = [(name, weight) for name, weight in tried.named_parameters() if ".noah_" in name]
+        if idle := [name for name, weight in weights if weight.grad is None]:
+            return f"{len(idle)} of its weights get no gradient, such as {idle[0]}"
+        with torch.no_grad():
+            expected, cut = tried.eval()(**inputs)[0], tried.extract().double()
+            equal = torch.equal(cut(**inputs)[0], expected)
+        return None if equal else "a subnet that is cut out computes something else"
+    except Exception as error:  # whatever a model makes of a module that it does not expect
+        return f"{type(error).__name__}: {str(error)[:300]}"
 
 
 def _sites(backbone: Backbone, block: nn.Module) -> dict[str, str]:
@@ -115,24 +149,29 @@ def _noise(model: PreTrainedModel) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _problem(model: nn.Module, key: str, pixels: torch.Tensor) -> str | None:
+def _problem(model: nn.Module, key: str, inputs: Mapping[str, torch.Tensor]) -> str | None:
     """What is wrong with a leaf as a site; None: nothing."""
     try:
         leaf = model.get_submodule(key)
     except AttributeError:
         names = [name for name, _ in model.named_modules() if name.startswith(f"{key.rpartition('.')[0]}.")]
         return f"there is no {key!r} (beside it: {', '.join(names[:20]) or 'nothing'})"
-    plain = model(pixel_values=pixels)[0]
+    plain = model(**inputs)[0]
     handle = leaf.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
     try:
-        changed = model(pixel_values=pixels)[0]
+        changed = model(**inputs)[0]
     finally:
         handle.remove()
     return "what this leaf computes has no effect on the outputs" if torch.equal(plain, changed) else None
 
 
 def _verdict(
-    model: nn.Module, backbone: Backbone, blocks: list[str], recipe: str, rows: Mapping[str, int], pixels: torch.Tensor
+    model: nn.Module,
+    backbone: Backbone,
+    blocks: list[str],
+    recipe: str,
+    rows: Mapping[str, int],
+    inputs: Mapping[str, torch.Tensor],
 ) -> str | None:
     """Why the fast forward is off with modules at all sites, in evaluation or in training; None: it is on."""
     architecture = {name: [dim] * len(blocks) for name, dim in rows.items()}
@@ -153,7 +192,7 @@ def _verdict(
         fast.comparison = Comparison(root, [root.get_submodule(name) for name in backbone.block_names(root)], backbone)
         for training in (False, True):
             with torch.set_grad_enabled(training):
-                tried.train(training)(pixel_values=pixels)
+                tried.train(training)(**inputs)
             if fast.reason is not None:
                 return fast.reason
     return None
