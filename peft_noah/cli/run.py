@@ -19,11 +19,12 @@ from peft_noah.cli.options import (
     read_options,
     with_options,
 )
+from peft_noah.run.designs import read_methods
 from peft_noah.run.methods import CONTINUED, INHERITED, LORA, RETRAINED, SEARCH, SUPERNET
 from peft_noah.run.options import check_strategy
 from peft_noah.run.quiet import quiet
 from peft_noah.run.registry import baselines as known_baselines
-from peft_noah.run.registry import find_baseline, transfer
+from peft_noah.run.registry import find_baseline, method_of_entry, transfer
 from peft_noah.run.settings import RunSettings
 
 commands = Commands()
@@ -137,12 +138,15 @@ def subnet(
 @commands.add("peft-noah baseline runs/mine --method full")
 def baseline(
     run_folder: RunFolder,
-    method: Annotated[str, typer.Option(help=help_on(known_baselines()))] = LORA.option,
+    method: Annotated[
+        str, typer.Option(help=f"Its name, or the JSON file of a design of your own. {help_on(known_baselines())}")
+    ] = LORA.option,
 ) -> None:
     """Train a baseline on the run's data; writes its row of the table."""
     from peft_noah.run.stages import run_method_alone
 
-    chosen = find_baseline(method)
+    (entry,) = read_methods(method, "method") or ("none",)
+    chosen = find_baseline(entry) if isinstance(entry, str) else method_of_entry(entry)
     job = _open(run_folder)
     run_method_alone(job, chosen)
     _show(job)

@@ -18,8 +18,9 @@ from peft_noah.cli.options import (
     whole_numbers,
     with_options,
 )
+from peft_noah.run.designs import designs_among, read_methods
 from peft_noah.run.quiet import quiet
-from peft_noah.run.registry import all_methods, find_method
+from peft_noah.run.registry import all_methods, method_of_entry
 from peft_noah.run.settings import OF_TEXTS
 
 if TYPE_CHECKING:
@@ -46,7 +47,11 @@ def suite(
     ],
     *,
     methods: Annotated[
-        str, typer.Option(help=f"Methods, separated by commas; 'none' for transfers only. {help_on(all_methods())}")
+        str,
+        typer.Option(
+            help="Methods, separated by commas, each a name or the JSON file of a design of your own; 'none' for transfers "
+            f"only. {help_on(all_methods())}"
+        ),
     ] = ALL_METHODS,
     seeds: Annotated[str, typer.Option(help="Repeats, separated by commas.")] = "0,1,2",
     tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. Default: all that are found.")] = None,
@@ -103,6 +108,7 @@ def _plan(
     from peft_noah.experiments.plan import Plan, suite_settings
     from peft_noah.experiments.protocols import detect_tasks, read_groups
 
+    entries = read_methods(methods, "methods")
     found = detect_tasks(
         root,
         groups=None if groups is None else read_groups(groups),
@@ -111,7 +117,8 @@ def _plan(
     found = found if tasks is None else _chosen(found, tasks.split(","))
     return Plan(
         tasks=found,
-        methods=() if methods == "none" else tuple(find_method(method).name for method in methods.split(",")),
+        methods=tuple(method_of_entry(entry).name for entry in entries),
+        designs=designs_among(entries),
         seeds=whole_numbers(seeds, "seeds"),
         run=suite_settings(found, **read_options(options)),
         transfer=transfer,

@@ -50,7 +50,7 @@ def cell_costs(suite: Suite) -> list[CellCost]:
         if cell.seed != plan.seeds[0]:
             continue
         listings = suite.listings[cell.full_task]
-        method = method_of_row(cell.method)
+        method = method_of_row(cell.method) if cell.source is not None else plan.method(cell.method)
         if method.source in plan.architectures:
             method = transfer(method.source, plan.architectures[method.source])
         key = (method.name, len(listings.label_names))

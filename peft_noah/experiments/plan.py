@@ -19,8 +19,18 @@ from peft_noah.experiments.cells import Cell
 from peft_noah.experiments.result_files import PLAN
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, dump_json, load_json, write_atomically
-from peft_noah.run.registry import Method, all_methods, find_method, method_of_row, table_order, transfer
+from peft_noah.run.designs import check_distinct, designs_among
+from peft_noah.run.registry import (
+    Method,
+    all_methods,
+    find_method,
+    method_of_entry,
+    method_of_row,
+    table_order,
+    transfer,
+)
 from peft_noah.run.settings import EPOCHS, RunSettings
+from peft_noah.searching.design import Design
 
 #: of a suite of a user's own tasks, where epochs is left out: six small tasks, all methods and three seeds end within three
 #: hours on two CPU cores
@@ -55,6 +65,7 @@ class Plan:
         run: the settings of every run but for its task and seed.
         transfer: also retrain the architecture found on each task on every other one.
         architectures: further architectures to retrain on every task, by what tables call them.
+        designs: those of ``methods`` that are designs of the user's own.
 
     Raises:
         ValueError: nothing to do, an unknown method, a task twice, or a seed that cannot be.
@@ -66,6 +77,7 @@ class Plan:
     run: RunSettings
     transfer: bool = False
     architectures: Mapping[str, Architecture] = field(default_factory=dict)
+    designs: tuple[Design, ...] = ()
 
     def __post_init__(self) -> None:
         for name, values in (("tasks", self.tasks), ("seeds", self.seeds)):
@@ -73,7 +85,7 @@ class Plan:
                 raise ValueError(f"a suite needs one or more {name}.")
         for seed in self.seeds:
             check_int(seed, "seed", 0, MAX_COUNT)
-        object.__setattr__(self, "methods", tuple(find_method(name).name for name in self.methods))
+        object.__setattr__(self, "methods", tuple(self.method(name).name for name in self.methods))
         names = [task.full_name for task in self.tasks]
         for name in names:  # a plan may come from a stranger, and each name becomes a folder inside the suite's
             if not isinstance(name, str) or not name or name.startswith(".") or PureWindowsPath(name).name != name:
@@ -95,11 +107,15 @@ class Plan:
             for task in self.tasks:
                 yield from (task.cell(transfer(source).name, seed) for source in self.sources(task))
 
-    @staticmethod
-    def _order(name: str) -> tuple[int, tuple[int, str]]:
+    def method(self, name: str) -> Method:
+        """The method of this name; one that is a design's knows the design."""
+        own = {method.name: method for method in map(method_of_entry, self.designs)}
+        return own.get(name) or find_method(name)
+
+    def _order(self, name: str) -> tuple[int, tuple[int, str]]:
         stages = list(dict.fromkeys(method.needs for method in all_methods() if method.needs is not None))
         # the search before the random search, and what needs no stage last
-        needs = find_method(name).needs
+        needs = self.method(name).needs
         return len(stages) if needs is None else stages.index(needs), table_order(name)
 
     def task(self, full_name: str) -> Task:
@@ -162,6 +178,7 @@ class Plan:
             "seeds": list(self.seeds),
             "transfer": self.transfer,
             "architectures": {name: rows.to_dict() for name, rows in self.architectures.items()},
+            "designs": [design.to_dict() for design in self.designs],
             "tasks": [asdict(task) for task in self.tasks],
         }
         write_atomically(Path(folder) / PLAN, dump_json(data))
@@ -187,7 +204,8 @@ class Plan:
         Raises:
             ValueError: it is none.
         """
-        keys = ("run", "methods", "seeds", "transfer", "architectures", "tasks")
+        keys = ("run", "methods", "seeds", "transfer", "architectures", "designs", "tasks")
+        data = {"designs": [], **data} if isinstance(data, Mapping) else data
         check_keys(data, keys, "a suite")
         try:
             return cls(
@@ -197,6 +215,7 @@ class Plan:
                 run=RunSettings.from_dict(data["run"]),
                 transfer=bool(data["transfer"]),
                 architectures={name: Architecture(rows) for name, rows in data["architectures"].items()},
+                designs=designs_among(data["designs"]),
             )
         except (TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"an entry of it has another form ({error!r}).") from error
@@ -218,8 +237,12 @@ class Plan:
             raise ValueError(
                 f"the suite has other architectures by the names {', '.join(other)}. Give their files other names."
             )
+        mine, theirs = ({design.name: design for design in plan.designs} for plan in (self, earlier))
+        if other := _changed(theirs, mine):
+            raise ValueError(f"the suite has other designs by the names {', '.join(other)}. Name these differently.")
         return replace(
             self,
+            designs=check_distinct({**theirs, **mine}.values()),
             tasks=tuple({**known, **tasks}.values()),
             methods=_union(earlier.methods, self.methods),
             seeds=_union(earlier.seeds, self.seeds),

@@ -216,7 +216,7 @@ class Suite:
     def method(self, cell: Cell) -> Method:
         """The method of a cell; a transfer has the architecture that was found by now, or given."""
         if cell.source is None:
-            return method_of_row(cell.method)
+            return self.plan.method(cell.method)
         return transfer(cell.source, self.plan.architectures.get(cell.source) or self._found(cell))
 
     def _found(self, cell: Cell) -> Architecture:

@@ -24,10 +24,11 @@ from peft_noah.jsonfile import refuse_link
 from peft_noah.progress import Reporter
 from peft_noah.run.folder import Busy, RunFolder
 from peft_noah.run.inputs import INPUTS, check_backbone, check_data, read_inputs, write_inputs
-from peft_noah.run.models import add_supernet, load_backbone
-from peft_noah.run.names import CHECKPOINTS, LOGS, SETTINGS, TRACKING, slug
+from peft_noah.run.models import add_design, add_supernet, load_backbone
+from peft_noah.run.names import CHECKPOINTS, DESIGN, LOGS, SETTINGS, TRACKING, slug
 from peft_noah.run.settings import RunSettings
 from peft_noah.run.tasks import check_task, read_data, read_preprocessing
+from peft_noah.searching.design import Design
 from peft_noah.training import TrainingLog, TrainingSettings, make_accelerator, train
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.evaluation import evaluate
@@ -144,11 +145,21 @@ class RunContext:
                 self._record(self.fresh_backbone())
             return
         self._preprocess_training  # noqa: B018 (it checks that what augments is installed)
+        self._check_designs()
         supernet = self.fresh_supernet()
         self.on_main(self.files.path.mkdir, parents=True, exist_ok=True)
         self._record(supernet.base_model.model)
         self.on_main(self.files.write_settings, self.settings)
         self._prepared = True
+
+    def _check_designs(self) -> None:
+        """Refuse a design of the user's that the backbone cannot carry."""
+        baselines = [Design.from_dict(entry) for entry in self.settings.baselines if not isinstance(entry, str)]
+        for design in (*baselines, *(self.settings.raced if self.settings.designs else ())):
+            try:
+                add_design(self.frozen_backbone(), design, self.settings.recipe)
+            except ValueError as error:
+                raise ValueError(f"design {design.name!r} does not fit this backbone: {error}") from error
 
     def _record(self, backbone: nn.Module) -> None:
         """Keep what was read, for later stages to compare."""
@@ -215,13 +226,16 @@ class RunContext:
 
     # ------------------------------------------------------------------ files and other jobs
 
-    def save_adapter(self, model: PeftModel, name: str) -> None:
-        """Write an adapter folder whole: a folder of that name is always a complete one."""
+    def save_adapter(self, model: PeftModel, name: str, design: Design | None = None) -> None:
+        """Write an adapter folder whole, with the user's design that it is of: a folder of that name is always a complete
+        one."""
 
         def write(folder: Path) -> None:
             model.save_pretrained(folder)
             self.splits.preprocessing.processor.save_pretrained(folder)
             (folder / "README.md").unlink(missing_ok=True)
+            if design is not None:
+                design.save(folder / DESIGN)
 
         self.on_main(self.files.write_adapter, name, write)
 

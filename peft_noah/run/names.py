@@ -8,6 +8,8 @@ SETTINGS, STAGES, RESULTS, LOCKS = "settings.json", "stages.json", "results", ".
 SUPERNET, SEARCH, RANDOM_SEARCH = "supernet", "search.json", "random-search.json"
 RACE, RACE_WEIGHTS = "race.json", "race"
 BEST, FIGURES = "best", "figures"
+#: beside the adapter of a design: what was asked for
+DESIGN = "design.json"
 LOG, LOGS, CHECKPOINTS, TRACKING = "log.jsonl", "logs", "checkpoints", "tracking"
 #: the lock under which the stages that several methods need are done
 SHARED = "supernet-and-search"

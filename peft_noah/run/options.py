@@ -46,8 +46,9 @@ def check_strategy(options: Sequence[Field], given: Mapping[str, Any], strategy:
     for one in options:
         of = one.metadata.get("strategy")
         if of not in (None, strategy) and given.get(one.name, one.default) != one.default:
+            name = one.metadata["typed"].name if one.metadata["typed"] else None
             raise ValueError(
-                f"--{one.name.replace('_', '-')} has no effect on --strategy {strategy}: leave it out, or give --strategy {of}."
+                f"--{(name or one.name).replace('_', '-')} has no effect on --strategy {strategy}: leave it out, or give --strategy {of}."
             )
 
 

@@ -24,7 +24,6 @@ from peft_noah.run.reporting import package_versions
 from peft_noah.searching.budget import BudgetError
 from peft_noah.searching.design import Design
 from peft_noah.searching.folds import with_folds_for
-from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.searching.race import Heat, Race, RaceSettings
 from peft_noah.searching.race_length import winner_epochs
 from peft_noah.training.memory import peak_memory, start_measuring
@@ -43,7 +42,7 @@ def set_mean(model: nn.Module, models: Sequence[dict[str, torch.Tensor]]) -> Non
 
 def run_race(
     run: RunContext,
-    designs: Sequence[Design] = PORTFOLIO,
+    designs: Sequence[Design] | None = None,
     settings: RaceSettings | None = None,
     *,
     map: Callable[..., Iterable[Mapping[str, Any]]] | None = None,
@@ -52,7 +51,7 @@ def run_race(
 
     Args:
         run: the run.
-        designs: the first is the default.
+        designs: the first is the default; None: those of the run.
         settings: None: those of the run; with more folds where classes have few images.
         map: called as ``map(run_heat, packed)`` for the heats of a rung, to run them on other machines; gives what
             `run_heat` gives, in the order of ``packed``. None: they are run here.
@@ -60,6 +59,7 @@ def run_race(
     Raises:
         ValueError: race.json is of another race.
     """
+    designs = run.settings.raced if designs is None else designs
     for design in designs:
         if (reason := lacks_place(run.settings.backbone, design.dims)) and not (run.folder / RACE).exists():
             run.reporter.say(f"race: the design {design.name!r} is left out: {reason}.")
@@ -137,7 +137,7 @@ def _run_elsewhere(run: RunContext, race: Race, heats: Sequence[Heat], map: Call
         yield done["scores"], done["notes"]
 
 
-def open_race(run: RunContext, designs: Sequence[Design] = PORTFOLIO, settings: RaceSettings | None = None) -> Race:
+def open_race(run: RunContext, designs: Sequence[Design], settings: RaceSettings | None = None) -> Race:
     """The race of a run as far as it is; arguments and errors as of `run_race`."""
     labels = (run.splits.train + run.splits.validation).labels.tolist()
     settings = with_folds_for(settings or run.settings.race(), labels)

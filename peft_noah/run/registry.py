@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from peft_noah.architecture import Architecture
 from peft_noah.run.names import slug
+from peft_noah.searching.design import Design
 
 if TYPE_CHECKING:
     from torch import nn
 
 _TRANSFER = "transfer "
+_DESIGN = "design "
 
 
 class BackboneSource(Protocol):
@@ -84,6 +87,7 @@ class Method:
         best_of: names of methods; this one is the one of them with the best validation accuracy.
         source: where the architecture of a transfer comes from.
         architecture: of a transfer.
+        design: what a design of a user's own puts into the backbone.
     """
 
     name: str
@@ -101,6 +105,7 @@ class Method:
     best_of: tuple[str, ...] = ()
     source: str | None = None
     architecture: Architecture | None = None
+    design: Design | None = None
 
     def __post_init__(self) -> None:
         if self.start is None and not self.best_of:
@@ -133,9 +138,9 @@ def register_method(method: Method) -> Method:
         ValueError: if the name is empty or taken, or its files would be those of another method.
     """
     files = slug(method.name)
-    if not files or method.name != _plain(method.name) or method.name.startswith(_TRANSFER):
+    if not files or method.name != _plain(method.name) or method.name.startswith((_TRANSFER, _DESIGN)):
         raise ValueError(
-            f"method {method.name!r} needs a name of small letters and single spaces, other than 'transfer'."
+            f"method {method.name!r} needs a name of small letters and single spaces, not beginning with 'transfer' or 'design'."
         )
     if files in map(slug, _methods):
         raise ValueError(f"method {method.name!r} is registered already. Give this one another name.")
@@ -193,9 +198,43 @@ def _find(name: str, kind: str, among: tuple[Method, ...]) -> Method:
 
 
 def method_of_row(name: str) -> Method | None:
-    """The method of a row of a table, also of a transfer; None for one that is not registered here."""
+    """The method of a row of a table, also of a transfer or a design; None for one that is not registered here."""
+    if name.startswith(_DESIGN):
+        return _of_design(name)
     source = transfer_source(name)
     return _methods.get(name) if source is None else transfer(source)
+
+
+def method_of_entry(entry: str | Mapping[str, object] | Design) -> Method:
+    """The method that a user names, or that trains a design of theirs.
+
+    Args:
+        entry: a name, as `find_method` takes it; or a design, which may be plain data.
+
+    Raises:
+        ValueError: if there is no such method, or the data is no design.
+    """
+    if isinstance(entry, str):
+        return find_method(entry)
+    design = entry if isinstance(entry, Design) else Design.from_dict(entry)
+    return _of_design(f"{_DESIGN}{design.name}", design)
+
+
+def _of_design(name: str, design: Design | None = None) -> Method:
+    """The method that trains a design; None: it is not needed, the method only names its files."""
+    return Method(
+        name,
+        "a design of your own",
+        partial(_add_design, design),
+        keeps=f"adapter-{slug(name)}",
+        design=design,
+    )
+
+
+def _add_design(design: Design, run: BackboneSource) -> nn.Module:
+    from peft_noah.run.models import add_design
+
+    return add_design(run.fresh_backbone(), design, run.settings.recipe)
 
 
 def transfer(source: str, architecture: Architecture | None = None) -> Method:

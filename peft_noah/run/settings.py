@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, check_number, dump_json, load_json, write_atomically
 from peft_noah.plugins import check_imported, read_plugin_names
-from peft_noah.run.options import Typed, option, read_names, read_pairs, read_triple
+from peft_noah.run.designs import designs_among, read_designs, read_methods
+from peft_noah.run.options import Typed, option, read_pairs, read_triple
 from peft_noah.run.registry import find_baseline, strategies
 from peft_noah.run.spaces import build_space, check_space, read_space
 from peft_noah.run.tasks import IMAGES, TASKS
+from peft_noah.searching.design import Design
 from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.searching.race import RaceSettings
 from peft_noah.searching.race_length import EFFORT, heats_cost, rungs_within, winner_epochs
@@ -108,10 +110,17 @@ class RunSettings:
     generations: int | None = option(
         None, "Rounds of the search. Default: the variant's; see --epochs.", strategy="noah"
     )
-    baselines: tuple[str, ...] | None = option(
+    baselines: tuple[str | Mapping[str, object], ...] | None = option(
         None,
-        f"Methods to compare with, separated by commas; 'none' for none. Default: none, with noah {','.join(BASELINES['noah'])}.",
-        Typed(str | None, None, read_names),
+        "Methods to compare with, separated by commas, each a name or the JSON file of a design; 'none' for none. Default: none, "
+        f"with noah {','.join(BASELINES['noah'])}.",
+        Typed(str | None, None, read_methods),
+    )
+    designs: tuple[Mapping[str, object], ...] | None = option(
+        None,
+        "JSON file of a design; may be repeated. These race, instead of those of the package; the first is the default.",
+        Typed(list[str], [], read_designs, "design"),
+        strategy="race",
     )
     effort: float | None = option(
         None,
@@ -204,7 +213,11 @@ class RunSettings:
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else tuple(value))
         names = BASELINES.get(self.strategy, ()) if self.baselines is None else self.baselines
-        object.__setattr__(self, "baselines", tuple(find_baseline(name).name for name in names))
+        own = iter(designs_among(names))
+        names = tuple(find_baseline(name).name if isinstance(name, str) else next(own).to_dict() for name in names)
+        object.__setattr__(self, "baselines", names)
+        raced = designs_among(self.designs or ())
+        object.__setattr__(self, "designs", tuple(design.to_dict() for design in raced) or None)
         if self.budget is not None and self.budget < 1:
             raise ValueError(f"budget must be a positive number of parameters, got {self.budget}.")
         if self.shots is not None:
@@ -319,7 +332,12 @@ class RunSettings:
 
     def race(self) -> RaceSettings:
         """The settings of the race, for two folds."""
-        return RaceSettings(rungs=rungs_within(self.race_effort, self.epochs, len(PORTFOLIO)))
+        return RaceSettings(rungs=rungs_within(self.race_effort, self.epochs, len(self.raced)))
+
+    @property
+    def raced(self) -> tuple[Design, ...]:
+        """The designs that a race begins with, the default first."""
+        return tuple(map(Design.from_dict, self.designs)) if self.designs else PORTFOLIO
 
     @property
     def reading(self) -> dict[str, str]:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from peft_noah.results.report import RunReport
 from peft_noah.run.architecture_source import read_architecture
 from peft_noah.run.context import RunContext
+from peft_noah.run.heats import classifiers
 from peft_noah.run.models import lacks_place
-from peft_noah.run.names import SHARED
+from peft_noah.run.names import DESIGN, SHARED
 from peft_noah.run.publishing import publish
-from peft_noah.run.registry import Method, Stage, find_method, strategies
+from peft_noah.run.registry import Method, Stage, find_method, method_of_entry, strategies
 from peft_noah.run.reporting import report_method
+from peft_noah.searching.design import Design
+from peft_noah.training.head_start import start_head
 
 
 def run_everything(run: RunContext) -> None:
@@ -29,11 +33,11 @@ def run_everything(run: RunContext) -> None:
     """
     strategy = strategies()[run.settings.strategy]
     do_stages(run, strategy[0].needs)
-    for name in (*run.settings.baselines, *(method.name for method in strategy)):
-        if reason := lacks_place(run.settings.backbone, [name]):
-            run.reporter.say(f"{name} is left out: {reason}.")
+    for method in (*map(method_of_entry, run.settings.baselines), *strategy):
+        if reason := lacks_place(run.settings.backbone, [method.name]):
+            run.reporter.say(f"{method.name} is left out: {reason}.")
         else:
-            run_method_alone(run, name)
+            run_method_alone(run, method)
 
 
 def do_stages(run: RunContext, last: Stage) -> None:
@@ -125,14 +129,14 @@ def _train_and_report(run: RunContext, method: Method) -> None:
         validation, seconds = method.validation(run), 0.0
     again = _training_name(method, "train + validation")
     if method.training is not None:
-        model = method.start(run)
         images = run.splits.train + run.splits.validation
+        model = _start(run, method, images)
         training = run.settings.training(method.training)
         if method.epochs is not None:
             training = replace(training, epochs=method.epochs(run))
         seconds += run.train(again, model, images, training).seconds
     if method.keeps is not None:
-        run.save_adapter(model, method.keeps)
+        run.save_adapter(model, method.keeps, method.design)
     report = report_method(run, method, model.eval(), validation, seconds)
     run.on_main(run.files.add, report)
     run.forget(_training_name(method, "train"), again)
@@ -141,13 +145,22 @@ def _train_and_report(run: RunContext, method: Method) -> None:
 def _train_and_validate(run: RunContext, method: Method) -> tuple[nn.Module, float, float]:
     """A model trained on the training images, if it is trained, its validation accuracy, and the seconds it took."""
     started = time.perf_counter()
-    model = method.start(run)
+    model = _start(run, method, run.splits.train)
     if method.training is None:
         validation = run.accuracy(model.eval(), run.splits.validation)
         return model, validation, time.perf_counter() - started
     name = _training_name(method, "train")
     seconds = run.train(name, model, run.splits.train, run.settings.training(method.training)).seconds
     return model, run.accuracy(model.eval(), run.splits.validation), seconds
+
+
+def _start(run: RunContext, method: Method, images: Any) -> nn.Module:
+    """The model of a method before it is trained on some images, to which a design may have the classifier fitted first."""
+    model = method.start(run)
+    if method.design is not None and method.design.head_start:
+        for head in classifiers(model):
+            start_head(model, head, images, run.normalize, run.accelerator)
+    return model
 
 
 def _training_name(method: Method, images: str) -> str:
@@ -168,7 +181,11 @@ def _report_best_of(run: RunContext, method: Method) -> None:
 
 
 def _check_same(run: RunContext, method: Method) -> None:
-    """Refuse to take another architecture's adapter for that of a transfer."""
+    """Refuse to take another architecture's adapter for that of a transfer, or another design's."""
+    if method.design is not None and Design.load(run.folder / method.keeps / DESIGN) != method.design:
+        raise ValueError(
+            f"{run.folder / method.keeps} holds another design of this name already. Give this one another name."
+        )
     if method.architecture is not None and read_architecture(run.folder / method.keeps) != method.architecture:
         raise ValueError(
             f"{run.folder / method.keeps} holds another architecture already. Train this one in a run folder of its own, or "

@@ -48,10 +48,20 @@ class Design:
         if not isinstance(self.head_start, bool):
             raise ValueError(f"design {self.name!r}: head_start is {self.head_start!r}; give true or false.")
         check_number(self.prior, f"the prior of design {self.name!r}", -1, 1)
+        for row, dim in self.dims.items():
+            if not isinstance(dim, (int, list, tuple)):
+                raise ValueError(
+                    f"design {self.name!r} has {reprlib.repr(dim)} in row {row!r}; give one whole number for all blocks, or a list "
+                    "with one for each."
+                )
         dims = {row: dim if isinstance(dim, int) else tuple(dim) for row, dim in self.dims.items()}
         object.__setattr__(self, "dims", MappingProxyType(dims))
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
         self.architecture(max((len(dim) for dim in dims.values() if not isinstance(dim, int)), default=1))
+
+    def __reduce__(self) -> tuple[type[Design], tuple[object, ...]]:
+        # a mapping proxy can be neither pickled nor copied
+        return type(self), (self.name, dict(self.dims), dict(self.options), self.head_start, self.prior)
 
     def architecture(self, num_blocks: int) -> Architecture:
         """Its dims in a backbone of ``num_blocks`` blocks.
