@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from peft_noah.cli.options import Commands, quiet
+from peft_noah.cli.options import Commands
+from peft_noah.run.quiet import quiet
 
 commands = Commands()
 
