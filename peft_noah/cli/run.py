@@ -11,11 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from peft_noah.cli.options import (
+    CLUSTER_OPTIONS,
     DATA_OPTIONS,
     RUN_OPTIONS,
     Commands,
     help_on,
     option,
+    read_cluster,
     read_options,
     with_options,
 )
@@ -55,7 +57,7 @@ def _show(run: Any) -> None:
 
 
 @commands.add("peft-noah run --dataset my-images/ --budget 300000 --output runs/mine")
-@with_options(RUN_OPTIONS)
+@with_options({**RUN_OPTIONS, **CLUSTER_OPTIONS})
 def run(
     *,
     checkpoint_seconds: CheckpointSeconds = 60.0,
@@ -64,15 +66,25 @@ def run(
 ) -> None:
     """The whole job: a race of designs or a search in a supernet, baselines, table, figures, and the best adapter in best/.
 
-    With no option it uses the bundled ViT and task, needs no network, and takes a few minutes on two CPU cores.
+    With no option it uses the bundled ViT and task, needs no network, and takes a few minutes on two CPU cores. With --ray the
+    designs of a race, and then all methods, are trained side by side on the machines of a cluster.
     """
     from peft_noah.run.best import find_best
     from peft_noah.run.stages import run_everything
 
-    folder, given = options.pop("output"), read_options(options)
+    cluster, folder, given = read_cluster(options), options.pop("output"), read_options(options)
     check_strategy(fields(RunSettings), given, given["strategy"])
+    if cluster is not None and log_with is not None:
+        raise ValueError(
+            "--log-with tracks what this process trains, and --ray trains elsewhere: log.jsonl has every step."
+        )
     job = _open(folder, RunSettings(**given), checkpoint_seconds=checkpoint_seconds, log_with=log_with)
-    run_everything(job)
+    if cluster is None:
+        run_everything(job)
+    else:
+        from peft_noah.run.on_cluster import run_everything_on
+
+        run_everything_on(cluster, job)
     _show(job)
     job.reporter.say(f"adapters, table and figures are in {job.folder}")
     if (best := find_best(job.folder)) is not None:

@@ -9,7 +9,7 @@ import importlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -117,6 +117,21 @@ class Pool:
     def submit(self, key: Hashable, function: Callable[[Any], Any], data: Any) -> None:
         """Let ``function(data)`` run somewhere; Ray begins it again if its node or its process dies, but not if it raises."""
         self._pieces[self._remote.options(name=str(key)).remote(function, data)] = key, False
+
+    def map(self, function: Callable[[Any], Any], data: Sequence[Any]) -> Iterator[Any]:
+        """What a function gives for each piece of data, in their order; raises what it raises. Nothing else may be out."""
+        names = [f"{function.__name__} {index}" for index in range(len(data))]
+        for name, one in zip(names, data, strict=True):
+            self.submit(name, function, one)
+        done: dict[Hashable, Any] = {}
+        for name in names:
+            while name not in done:
+                event = self.next()
+                if event.error is not None:
+                    raise event.error
+                if event.node is None:
+                    done[event.key] = event.value
+            yield done.pop(name)
 
     def next(self) -> Event:
         """Wait for the next event: a piece has begun, or has ended."""

@@ -5,7 +5,7 @@ What makes a model imports what it needs when it is called: the command line's h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,12 @@ def _race(run: Any) -> Any:
     from peft_noah.run.race import run_race
 
     return run_race(run)
+
+
+def _spread_race(run: Any, map: Callable) -> Any:
+    from peft_noah.run.race import run_race
+
+    return run_race(run, map=map)
 
 
 def _search_facts(path: Path, settings: Mapping[str, Any]) -> dict[str, object]:

@@ -46,6 +46,7 @@ class Stage:
         check: raises ValueError where the settings of a `RunContext` leave it nothing to do; called before anything is
             written. None: there is nothing to check.
         more: further files or folders that it leaves in the run folder for methods.
+        spread: does it on other machines, from a `RunContext` and a function like `map`; None: it is one piece of work.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Stage:
     facts: Callable[[Path, Mapping[str, Any]], dict[str, object]] | None = None
     check: Callable[[Any], object] | None = None
     more: tuple[str, ...] = ()
+    spread: Callable[[Any, Callable], Any] | None = None
 
     @property
     def chain(self) -> tuple[Stage, ...]:

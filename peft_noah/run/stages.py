@@ -31,13 +31,22 @@ def run_everything(run: RunContext) -> None:
     Raises:
         Busy: another job is at work on one of them.
     """
-    strategy = strategies()[run.settings.strategy]
-    do_stages(run, strategy[0].needs)
+    stage, methods = planned_work(run)
+    do_stages(run, stage)
+    for method in methods:
+        run_method_alone(run, method)
+
+
+def planned_work(run: RunContext) -> tuple[Stage, list[Method]]:
+    """The last stage of a run's strategy, and the methods of its table: the baselines that the backbone has a place for, then
+    the strategy's."""
+    strategy, methods = strategies()[run.settings.strategy], []
     for method in (*map(method_of_entry, run.settings.baselines), *strategy):
         if reason := lacks_place(run.settings.backbone, [method.name]):
             run.reporter.say(f"{method.name} is left out: {reason}.")
         else:
-            run_method_alone(run, method)
+            methods.append(method)
+    return strategy[0].needs, methods
 
 
 def do_stages(run: RunContext, last: Stage) -> None:

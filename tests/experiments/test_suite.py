@@ -4,13 +4,14 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import pytest
+from clusters import Here, assert_same_runs
 from conftest import make_model
 from test_run import invoke, write_task
 
@@ -20,7 +21,6 @@ from peft_noah.experiments.spread import run_spread
 from peft_noah.experiments.suite import SPREAD, Suite
 from peft_noah.experiments.tasks import Task
 from peft_noah.results.report import RunReport
-from peft_noah.run.cluster import Event
 from peft_noah.run.folder import Busy, RunFolder
 from peft_noah.searching.result import SearchResult
 
@@ -218,68 +218,15 @@ def test_a_folder_that_is_no_suite_is_left_alone(arguments, tmp_path):
 # ---------------------------------------------------------------------- on a cluster
 
 
-class Here:
-    """A cluster of this process alone, which does a piece when it is asked what happened."""
-
-    def __init__(self):
-        self.waiting, self.begun = [], None
-
-    @contextmanager
-    def connected(self):
-        yield self
-
-    def __bool__(self):
-        return bool(self.waiting or self.begun)
-
-    def submit(self, *piece):
-        self.waiting.append(piece)
-
-    def next(self):
-        if self.begun is None:
-            self.begun = self.waiting.pop()  # the last first: no order is promised
-            return Event(self.begun[0], node="here")
-        (key, function, data), self.begun = self.begun, None
-        try:
-            return Event(key, value=function(data))
-        except ValueError as error:
-            return Event(key, error=error)
-
-
-def without_times(path):
-    """What a file of a run says, but for how long it took and how much memory."""
-    if path.suffix != ".json":
-        return path.read_bytes()
-    data = json.loads(path.read_text())
-    data.pop("notes", None)
-    for result in data.get("results", []):
-        result.pop("seconds")
-    return data
-
-
-def assert_same_runs(folder, other):
-    """What the runs in one suite have left is in the other as well, equal to the byte but for times."""
-    of_all = (
-        "stages.json",
-        "results.md",
-        "results.json",
-        "log.jsonl",
-        ".locks",
-        "best",
-    )  # these of methods not compared
-    found = sorted(path.relative_to(folder) for path in folder.glob("*/seed*/**/*") if path.is_file())
-    found = [path for path in found if path.parts[2] not in of_all and path.suffix != ".jsonl"]
-    assert found
-    for path in found:
-        assert without_times(folder / path) == without_times(other / path), path
-
-
 def test_pieces_done_elsewhere_in_another_order_leave_the_same_files(finished, tmp_path):
     folder = tmp_path / "suite"
     plan = dataclasses.replace(Plan.load(finished), methods=("noah retrained",))
     assert run_spread(Suite(folder, plan), Here()).count("done") == 4
-    assert_same_runs(folder, finished)
     kept = {"supernet", "search.json", "adapter", "figures", "results", "results.md", "log.jsonl", "best", "logs"}
     assert kept <= {path.name for path in (folder / "red" / "seed0").iterdir()}
+    for task in ("red", "blue"):  # best/ and the table are of all methods of a run
+        shutil.rmtree(folder / task / "seed0" / "best")
+        assert_same_runs(folder / task, finished / task)
 
 
 def test_what_needs_a_broken_stage_breaks_with_its_reason_and_the_rest_goes_on(root, arguments, tmp_path):

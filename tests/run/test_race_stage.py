@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from clusters import Here, assert_same_runs
 from conftest import make_model
 from safetensors.torch import load_file
 from test_run import invoke, write_task
@@ -15,6 +16,7 @@ from peft_noah.results.report import RunReport
 from peft_noah.run import heats
 from peft_noah.run import race as stage
 from peft_noah.run.context import RunContext
+from peft_noah.run.on_cluster import run_everything_on
 from peft_noah.run.settings import RunSettings
 from peft_noah.run.stages import run_everything
 from peft_noah.searching.design import Design
@@ -161,29 +163,45 @@ def test_the_least_effort_trains_the_default_design_alone_and_says_so(folders, t
     assert not (tmp_path / "run" / "figures").exists()
 
 
-def test_a_run_with_the_race_ends_with_the_winner_in_best(folders, tmp_path):
-    backbone, task = folders
-    arguments = ["run", "--strategy", "race", "--model", backbone, "--dataset", task, "--epochs", "6"]
-    done = invoke(*arguments, "--baselines", "linear", "--output", tmp_path / "run")
+@pytest.fixture(scope="module")
+def whole_job(folders, tmp_path_factory):
+    """A run of the command line with the default portfolio: its arguments, its folder, what it said."""
+    folder = tmp_path_factory.mktemp("job") / "run"
+    arguments = ["run", "--strategy", "race", "--model", folders[0], "--dataset", folders[1], "--epochs", "6"]
+    return arguments, folder, invoke(*arguments, "--baselines", "linear", "--output", folder)
+
+
+def test_a_run_with_the_race_ends_with_the_winner_in_best(whole_job):
+    arguments, folder, done = whole_job
     assert done.exit_code == 0, done.output
-    race = Race.load(tmp_path / "run" / "race.json")
+    race = Race.load(folder / "race.json")
     assert race.designs == PORTFOLIO and race.is_over
-    results = {result.method: result for result in RunReport.load(tmp_path / "run" / "results.json").results}
+    results = {result.method: result for result in RunReport.load(folder / "results.json").results}
     assert list(results) == ["linear", "race"]
     accuracy, images = stage.out_of_fold_accuracy(race)
     assert (results["race"].validation, results["race"].n_validation) == (pytest.approx(accuracy), images)
     assert "use best/, a copy of adapter-race/: its design won the race" in " ".join(done.output.split())
-    config = json.loads((tmp_path / "run" / "best" / "adapter_config.json").read_text())
+    config = json.loads((folder / "best" / "adapter_config.json").read_text())
     winner = race.designs[race.winner]
     assert config["architecture"] == winner.architecture(4).to_dict()
     assert config["lora_scale"] == winner.options.get("lora_scale", 1.0)
-    card = (tmp_path / "run" / "best" / "README.md").read_text()
-    assert winner.name in card and (tmp_path / "run" / "figures" / "race.png").exists()
-    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
-    again = invoke(*arguments, "--baselines", "linear", "--output", tmp_path / "run")
+    card = (folder / "best" / "README.md").read_text()
+    assert winner.name in card and (folder / "figures" / "race.png").exists()
+    assert not list((folder / "checkpoints").glob("*"))
+    again = invoke(*arguments, "--baselines", "linear", "--output", folder)
     assert again.exit_code == 0 and "use best/" in " ".join(again.output.split())
-    other = invoke(*arguments, "--baselines", "lora", "--output", tmp_path / "run")
+    other = invoke(*arguments, "--baselines", "lora", "--output", folder)
     assert other.exit_code == 2 and "other baselines" in " ".join(other.output.split())
+
+
+def test_the_whole_job_on_a_cluster_leaves_the_same_files(whole_job, tmp_path):
+    settings, folder = RunSettings.load(whole_job[1] / "settings.json"), tmp_path / "run"
+    run_everything_on(Here(), RunContext(folder, settings))
+    assert_same_runs(folder, whole_job[1])
+    assert_same_runs(whole_job[1], folder)
+    results = [RunReport.load(each / "results.json").results for each in (folder, whole_job[1])]
+    assert [result.method for result in results[0]] == [result.method for result in results[1]]
+    run_everything_on(Here(), RunContext(folder))  # all of it is there
 
 
 def test_a_budget_leaves_out_the_designs_that_are_larger_and_says_which(folders, tmp_path, capsys):
