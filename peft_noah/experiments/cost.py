@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from peft_noah.experiments.cells import Cell
-from peft_noah.run.models import count_trainable
+from peft_noah.run.methods import RACE
+from peft_noah.run.models import add_design, count_trainable
 from peft_noah.run.registry import Method, find_method, method_of_row, transfer
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.budget import scaled_budget
+from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.tuner.backbones import find_backbone
 
 if TYPE_CHECKING:
@@ -27,7 +30,8 @@ class CellCost:
 
     Attributes:
         cell: the cell, with the first seed.
-        parameters: prompt parameters; of a searched architecture, the most that the budget allows.
+        parameters: prompt parameters; of a searched architecture, the most that the budget allows; of a race, those of its
+            largest design.
         exact: whether it is that number, not a bound.
         cost: fine-tunes, see :mod:`peft_noah.experiments.plan`.
     """
@@ -66,10 +70,22 @@ def _parameters(settings: RunSettings, method: Method, classes: int) -> tuple[in
     if method.best_of:
         return max(_parameters(settings, find_method(name), classes)[0] for name in method.best_of), False
     shapes = _Shapes(settings, classes)
+    if method.needs is RACE:
+        sizes = [
+            _count(lambda design=design: add_design(shapes.fresh_backbone(), design, settings.recipe))
+            for design in PORTFOLIO
+        ]
+        within = [size for size in sizes if settings.budget is None or size <= settings.budget]
+        return max(within, default=settings.budget), False
     if method.needs is not None or (method.source is not None and method.architecture is None):
         return settings.budget or scaled_budget(shapes.widths()), False
+    return _count(lambda: method.start(shapes)), True
+
+
+def _count(start: Callable[[], nn.Module]) -> int:
+    """Prompt parameters of a model, of which nothing is allocated."""
     with torch.device("meta"):
-        return count_trainable(method.start(shapes))[0], True
+        return count_trainable(start())[0]
 
 
 class _Shapes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -182,8 +182,19 @@ class RunContext:
         settings: TrainingSettings,
         sampler: Callable[[int], Architecture] | None = None,
         until: int | None = None,
+        show: AbstractContextManager[Callable[[int, int, str], None]] | None = None,
     ) -> TrainingLog:
-        """Train, going on from a checkpoint if there is one; `forget` removes it once the result has been saved."""
+        """Train, going on from a checkpoint if there is one; `forget` removes it once the result has been saved.
+
+        Args:
+            name: what logs, progress and checkpoints call it.
+            model: what is trained.
+            images: what it is trained on.
+            settings: how.
+            sampler: of architectures, for a supernet.
+            until: the step after which this call ends; None: the last.
+            show: is open meanwhile, and gives ``update(step, steps, note)``; None: `Reporter.stage`.
+        """
         log_file, checkpoint = self.folder / LOGS / f"{slug(name)}.jsonl", self._checkpoint(name)
         for path in (log_file, log_file.parent, checkpoint.folder, checkpoint.folder.parent, self.folder / TRACKING):
             refuse_link(path)
@@ -191,7 +202,7 @@ class RunContext:
             start_trackers(self.accelerator, asdict(self.settings))
         log = StepLog(log_file, name, settings, self.accelerator)
 
-        with self.reporter.stage(name, "steps") as update, Interruption() as interruption:
+        with show or self.reporter.stage(name, "steps") as update, Interruption() as interruption:
 
             def on_step(step: int, total: int, loss: float) -> None:
                 log(step, total, loss)

@@ -13,7 +13,8 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,16 @@ class HeatRunner:
     Args:
         run: the run, in whose folder checkpoints, logs and averaged weights are.
         settings: of the race, with as many folds as it has.
+        show: shows a heat's training, as `RunContext.train` has it; None: as any training.
     """
 
-    def __init__(self, run: RunContext, settings: RaceSettings) -> None:
-        self.run, self.settings = run, settings
+    def __init__(
+        self,
+        run: RunContext,
+        settings: RaceSettings,
+        show: Callable[[Heat], AbstractContextManager] | None = None,
+    ) -> None:
+        self.run, self.settings, self.show = run, settings, show
         self.labelled = run.splits.train + run.splits.validation
         self.folds = cut_folds(self.labelled.labels.tolist(), settings.folds, run.settings.seed)
 
@@ -97,7 +104,8 @@ class HeatRunner:
         if design.head_start and heat.rung == 0:  # later it goes on from a checkpoint
             for head in classifiers(model):
                 start_head(model, head, images, run.normalize, run.accelerator)
-        log = run.train(heat_name(design, heat.fold), model, images, training, until=until)
+        show = None if self.show is None else self.show(heat)
+        log = run.train(heat_name(design, heat.fold), model, images, training, until=until, show=show)
         logits = compute_logits(model, held, run.normalize, run.accelerator)
         run.on_main(_save_weights, model, weights_file(run, design, heat.fold))
         notes = {

@@ -20,6 +20,7 @@ from peft_noah.run.context import RunContext
 from peft_noah.run.heats import HeatRunner, heat_name, pack_heat, run_heat, unpack_heat, weights_file
 from peft_noah.run.models import add_design, count_trainable, lacks_place
 from peft_noah.run.names import RACE
+from peft_noah.run.race_board import RaceBoard
 from peft_noah.run.reporting import package_versions
 from peft_noah.searching.budget import BudgetError
 from peft_noah.searching.design import Design
@@ -67,22 +68,24 @@ def run_race(
     run.prepare()
     race, path = open_race(run, designs, settings), run.folder / RACE
     run.on_main(_begin, run, race)
-    heats_here = HeatRunner(run, race.settings) if map is None else None
+    board = RaceBoard(race, run.reporter)
+    heats_here = HeatRunner(run, race.settings, board.training) if map is None else None
     start_measuring(run.accelerator.device)
-    while asked := race.ask():
-        started = time.perf_counter()
-        if heats_here is None:
-            outcomes = _run_elsewhere(run, race, asked, map)
-        elif run.accelerator.num_processes > 1:
-            outcomes = _run_apart(run, race, asked, heats_here)
-        else:
-            outcomes = (heats_here(race.designs[heat.design], heat) for heat in asked)
-        for heat, (scores, notes) in zip(asked, outcomes, strict=True):
-            race.tell(heat, scores, **notes)
-            run.on_main(_note_seconds, run, time.perf_counter() - started)
-            run.on_main(race.save, path)
+    with board.shown():
+        while asked := race.ask():
             started = time.perf_counter()
-        run.reporter.say(describe_rung(race, race.rung - 1))
+            if heats_here is None:
+                outcomes = _run_elsewhere(run, race, asked, map)
+            elif run.accelerator.num_processes > 1:
+                outcomes = _run_apart(run, race, asked, heats_here)
+            else:
+                outcomes = (heats_here(race.designs[heat.design], heat) for heat in asked)
+            for heat, (scores, notes) in zip(asked, outcomes, strict=True):
+                race.tell(heat, scores, **notes)
+                run.on_main(_note_seconds, run, time.perf_counter() - started)
+                run.on_main(race.save, path)
+                board.told(heat)
+                started = time.perf_counter()
     run.forget(*(heat_name(design, fold) for design in race.designs for fold in range(race.settings.folds)))
     return race
 
@@ -205,15 +208,3 @@ def out_of_fold_accuracy(race: Race) -> tuple[float | None, int]:
     sizes = [len(race.told[heat]) for heat in heats]
     right = sum(race.notes[heat]["accuracy"] * size for heat, size in zip(heats, sizes, strict=True))
     return right / sum(sizes), sum(sizes)
-
-
-def describe_rung(race: Race, rung: int) -> str:
-    """Where the designs stood when a rung ended, a line each, the best first."""
-    lines = [f"race, rung {rung + 1} of {len(race.settings.rungs)}:"]
-    for standing in race.standings[rung]:
-        design = race.designs[standing.design]
-        lead = "default" if standing.design == 0 else f"{100 * standing.lead:+.1f} ± {100 * standing.error:.1f}"
-        lines.append(
-            f"  {design.name}: {100 * standing.score:.1f} ({lead}){standing.stopped and f', stopped: {standing.stopped}'}"
-        )
-    return "\n".join(lines)

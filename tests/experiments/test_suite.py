@@ -22,6 +22,8 @@ from peft_noah.experiments.suite import SPREAD, Suite
 from peft_noah.experiments.tasks import Task
 from peft_noah.results.report import RunReport
 from peft_noah.run.folder import Busy, RunFolder
+from peft_noah.run.models import add_design, count_trainable
+from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.searching.result import SearchResult
 
 SMALL = ["--epochs", "1", "--supernet-epochs", "1", "--population-size", "4", "--generations", "1", "--seeds", "0"]
@@ -89,6 +91,15 @@ def test_a_dry_run_lists_all_cells_and_writes_nothing(arguments, tmp_path):
     assert "8 cells" in result.output and not (tmp_path / "suite").exists()
     for method, parameters in (("linear", "0"), ("lora", f"{4 * 4 * 24 * 8:,}"), ("noah retrained", "at most")):
         assert re.search(rf"red +{method} +0 +{parameters}", result.output), (method, result.output)
+
+
+def test_a_dry_run_says_how_large_the_winner_of_a_race_may_be(arguments, tmp_path):
+    sizes = {count_trainable(add_design(make_model(), design, "paper"))[0] for design in PORTFOLIO}
+    smaller = sorted(sizes)[0]
+    for options, largest in (((), max(sizes)), (("--budget", smaller), smaller)):
+        job = [*arguments[:-3], "--methods", "race", *options, "--output", tmp_path / "suite", "--dry-run"]
+        result = invoke("suite", *job)
+        assert re.search(rf"red +race +0 +at most {largest:,} ", result.output), result.output
 
 
 def test_another_method_joins_a_finished_suite(arguments, tmp_path, root):
