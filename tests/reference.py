@@ -91,6 +91,11 @@ def bitfit(y, beta):
     return y + beta
 
 
+def rep_adapter(y, down, down_bias, up, up_bias):
+    """RepAdapter (arXiv 2302.08106): a bottleneck without an activation, here dense and with s = 1."""
+    return y + torch.einsum("bta,ad->btd", torch.einsum("btd,ad->bta", y, down) + down_bias, up) + up_bias
+
+
 @torch.no_grad()
 def hooked_logits(base, leaves, pixels):
     """Logits of a frozen ``base`` with each leaf's output y replaced by ``leaves[name](y)``."""

@@ -175,7 +175,7 @@ class NoahModel(BaseTuner):
         """Number of prompt parameters of a subnet, by formula, without building it; the classifier is not counted.
 
         Per block: LoRA 2 r (in + out) for q and k, or r (in + 3 out) with one shared down matrix; Adapter 2 D a + a + D;
-        VPT m D; rows by site r (in + out) of that Linear; Adapter+ 4 D a + 2 a + 4 D; SSF and BitFit 2 and 1 for each output
+        VPT m D; rows by site r (in + out) of that Linear; Adapter+ 4 D a + 2 a + 4 D; RepAdapter 4 D a + 2 a + 2 D; SSF and BitFit 2 and 1 for each output
         of the Linears and norms; prefixes 2 m times the width of the keys. The released code also counts model-level tokens that have no effect; they do not exist here.
 
         Args:

@@ -20,6 +20,7 @@ from peft_noah.tuner.prompts import PROMPT_MODULES, find_prompt_module
 
 BRANCHES = {"vit": ("attention.o_proj", "mlp.fc2"), "dinov2": ("layer_scale1", "layer_scale2")}
 LINEARS = tuple(f"attention.{name}_proj" for name in "qkvo") + ("mlp.fc1", "mlp.fc2")
+OUTPUTS = {"vit": ("attention.o_proj", "mlp.fc2"), "dinov2": ("attention.o_proj", "mlp.fc2")}
 AFFINE = {"vit": (*LINEARS, "layernorm_before", "layernorm_after"), "dinov2": (*LINEARS, "norm1", "norm2")}
 
 #: by row: its leaves in a block of each family, its equation, the dims tried, its label
@@ -27,6 +28,7 @@ MODULES = {
     "adapter_plus": (BRANCHES, reference.adapter_plus, (1, 3), "Adapter+ (width)"),
     "ssf": (AFFINE, reference.ssf, (1,), "SSF (on)"),
     "bitfit": (AFFINE, reference.bitfit, (1,), "BitFit (on)"),
+    "rep_adapter": (OUTPUTS, reference.rep_adapter, (1, 3), "RepAdapter (width)"),
 }
 ROWS = pytest.mark.parametrize("row", MODULES)
 FAMILIES = pytest.mark.parametrize("family", ["vit", "dinov2"])
@@ -139,7 +141,7 @@ def test_one_that_is_there_or_not_takes_no_larger_dim(row):
         get_peft_model(make_model(), NoahConfig(architecture={row: [1, 0, 3, 1]}))
 
 
-@pytest.mark.parametrize("row", ["ssf", "bitfit"])
+@pytest.mark.parametrize("row", ["ssf", "bitfit", "rep_adapter"])
 def test_without_training_it_changes_nothing(row, pixels):
     model = get_peft_model(make_model(), NoahConfig(architecture={row: [1] * 4})).eval()
     assert torch.equal(model(pixel_values=pixels).logits, make_model()(pixel_values=pixels).logits)

@@ -85,12 +85,14 @@ class Backbone:
     def site_paths(self, block: nn.Module) -> dict[str, tuple[str, ...]]:
         """Paths inside ``block`` of the leaves of each kind of site but projections, of which a user names some."""
         norms = (self.norm,) if self.norm_after is None else (self.norm, self.norm_after)
+        linears = self.linear_sites(block)
         return {
             "mlp_output": (self.mlp_output,),
             "norm": (self.norm,),
             "branch": (self.attention_output, self.mlp_output),
-            "affine": (*self.linear_sites(block).values(), *norms),
+            "affine": (*linears.values(), *norms),
             "attention": self._keys(block),
+            "output": tuple(linears[site] for site in ("output", "fc2") if site in linears),
         }
 
     def _keys(self, block: nn.Module) -> tuple[str, ...]:

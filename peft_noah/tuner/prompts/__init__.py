@@ -11,12 +11,13 @@ from peft_noah.tuner.prompts.base import SITES, PromptModule
 from peft_noah.tuner.prompts.bitfit import BitFit
 from peft_noah.tuner.prompts.lora import Lora
 from peft_noah.tuner.prompts.prefix import Prefix
+from peft_noah.tuner.prompts.rep_adapter import RepAdapter
 from peft_noah.tuner.prompts.ssf import Ssf
 from peft_noah.tuner.prompts.vpt import Vpt
 
 #: applied in this order where several share a site
 PROMPT_MODULES: dict[str, type[PromptModule]] = {
-    cls.name: cls for cls in (Lora, Adapter, Vpt, AdapterPlus, Ssf, BitFit, Prefix)
+    cls.name: cls for cls in (Lora, Adapter, Vpt, AdapterPlus, Ssf, BitFit, Prefix, RepAdapter)
 }
 
 
@@ -112,6 +113,7 @@ __all__ = [
     "Lora",
     "Prefix",
     "PromptModule",
+    "RepAdapter",
     "Ssf",
     "Vpt",
     "by_row",

@@ -18,8 +18,8 @@ from torch.nn.modules.dropout import _DropoutNd
 #: where a prompt module may sit: on each Linear that ``target_modules`` names, on the leaf whose output is added to the
 #: residual after the MLP, on the block's first norm, on both leaves whose outputs are added to the residual: that of
 #: attention and that of the MLP, on all Linears and norms of a block that its family names, on the Linear of the keys of an
-#: attention that computes by transformers' registry of attention functions
-SITES = ("projection", "mlp_output", "norm", "branch", "affine", "attention")
+#: attention that computes by transformers' registry of attention functions, on the last Linears of attention and of the MLP
+SITES = ("projection", "mlp_output", "norm", "branch", "affine", "attention", "output")
 
 
 class PromptModule(nn.Module):
