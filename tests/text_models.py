@@ -14,9 +14,14 @@ from transformers import (
 )
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 40}
-ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert")
+ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "deberta-v2", "modernbert")
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text")
 #: what differs from `SIZES`, by family
-_OWN = {"distilbert": {"dim": 24, "n_layers": 3, "n_heads": 2, "hidden_dim": 40}}
+_OWN = {
+    "distilbert": {"dim": 24, "n_layers": 3, "n_heads": 2, "hidden_dim": 40},
+    "deberta-v2": {**SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "pooler_hidden_size": 24},
+    **{family: {**SIZES, "num_key_value_heads": 1, "head_dim": 12} for family in DECODERS},
+}
 _CLASSES = {
     "sequence": AutoModelForSequenceClassification,
     "token": AutoModelForTokenClassification,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from peft_noah.tuner.backbones import beit, clip, dinov3, swin, text, timm, vit
+from peft_noah.tuner.backbones import beit, clip, decoders, dinov3, swin, text, timm, vit
 from peft_noah.tuner.backbones.base import Backbone, has_module, how_to_wrap, width_of
 
 BACKBONES: dict[str, Backbone] = {
@@ -15,6 +15,7 @@ BACKBONES: dict[str, Backbone] = {
     **swin.FAMILIES,
     **timm.FAMILIES,
     **text.FAMILIES,
+    **decoders.FAMILIES,
 }
 _BUILT_IN = dict(BACKBONES)
 
