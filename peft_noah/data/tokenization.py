@@ -53,8 +53,6 @@ class Tokenization:
     what: ClassVar[str] = "text"
     #: the class of transformers that has the models which read it
     model_class: ClassVar[str] = "AutoModelForSequenceClassification"
-    #: height and width of images: there are none
-    size: ClassVar[None] = None
     #: between the stored values and the backbone's input there is no further step
     normalizer: ClassVar[None] = None
 
@@ -77,11 +75,13 @@ class Tokenization:
         """
         tokenizer = _load_tokenizer(backbone)
         config = load_config(backbone if reads is None else reads)
-        pad = next((one for one in (tokenizer.pad_token_id, config.pad_token_id) if one is not None), None)
+        # decoders often have no padding of their own: the end of a text serves, since the mask hides it
+        known = (tokenizer.pad_token_id, config.pad_token_id, tokenizer.eos_token_id)
+        pad = next((one for one in known if one is not None), None)
         if pad is None:
             raise ValueError(
                 f"neither the tokenizer nor the config.json of {backbone} names a token that fills up shorter texts of a "
-                "batch. Set pad_token in the tokenizer and pad_token_id in the config, and save both again."
+                "batch, or one that ends a text. Set pad_token in the tokenizer and pad_token_id in the config, and save both again."
             )
         most = _most_tokens(tokenizer, config)
         if max_tokens is None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from peft_noah.architecture import Architecture, SearchSpace
 from peft_noah.data.preprocessing import Preprocessing, is_autoencoder, load_config
 from peft_noah.data.splits import Splits
+from peft_noah.data.tokenization import Tokenization
 from peft_noah.searching.design import Design
 from peft_noah.tuner.backbones import find_backbone
 from peft_noah.tuner.backbones.images import read_images
@@ -39,7 +40,7 @@ def load_backbone(model: str | os.PathLike[str], splits: Splits, seed: int) -> n
         ValueError: if the family is unknown.
     """
     torch.manual_seed(seed)  # of what stands before a classifier and is not in the checkpoint
-    backbone = load_classifier(model, splits.label_names, splits.preprocessing.size, splits.preprocessing.model_class)
+    backbone = load_classifier(model, splits.label_names, splits.preprocessing)
     torch.manual_seed(seed)
     for head in _heads(backbone):
         nn.init.trunc_normal_(head.weight, std=getattr(backbone.config, "initializer_range", 0.02))
@@ -49,19 +50,15 @@ def load_backbone(model: str | os.PathLike[str], splits: Splits, seed: int) -> n
 
 
 def load_classifier(
-    model: str | os.PathLike[str],
-    label_names: Sequence[str] | None,
-    size: tuple[int, int] | None,
-    model_class: str = Preprocessing.model_class,
+    model: str | os.PathLike[str], label_names: Sequence[str] | None, preprocessing: Preprocessing | Tokenization
 ) -> PreTrainedModel:
     """A pretrained backbone in float32; a classifier that does not fit the classes is made anew, with random weights.
 
     Args:
         model: a local folder or a Hub id.
         label_names: of the classes, in the order of the logits; None: the checkpoint's own.
-        size: height and width of the images, in pixels; position embeddings are interpolated where it is not the
-            backbone's own. None: it reads no images.
-        model_class: of transformers, that the backbone is a classifier of.
+        preprocessing: of the images, to whose size position embeddings are interpolated where it is not the backbone's own; or
+            of the texts, whose padding the backbone is told where it knows none.
 
     Raises:
         ValueError: if the family is unknown, or the weights are damaged, a pickle, or of another model.
@@ -72,9 +69,11 @@ def load_classifier(
     if label_names is not None:
         names["id2label"] = dict(enumerate(label_names))
         names["label2id"] = {name: index for index, name in enumerate(label_names)}
-    backbone = _load_weights(model, names, model_class)
-    if size is not None:
-        read_images(backbone, size)
+    backbone = _load_weights(model, names, preprocessing.model_class)
+    if isinstance(preprocessing, Preprocessing):
+        read_images(backbone, preprocessing.size)
+    elif backbone.config.pad_token_id is None:  # a decoder's classifier reads the last token that is not padding
+        backbone.config.pad_token_id = preprocessing.pad
     return backbone
 
 

@@ -72,7 +72,7 @@ def _report(
             "model_type": config.model_type,
             "blocks": len(widths),
             "width": max(widths),
-            "interpolated": needs_interpolation(config, run.splits.preprocessing.size),
+            "interpolated": run.splits.what == "image" and needs_interpolation(config, run.splits.preprocessing.size),
         },
         preprocessing=run.splits.preprocessing.to_dict(),
         settings={

@@ -83,9 +83,7 @@ class SavedAdapter:
         Raises:
             ValueError: if the two do not belong together.
         """
-        backbone = load_classifier(
-            self.backbone, self.label_names, self.preprocessing.size, self.preprocessing.model_class
-        )
+        backbone = load_classifier(self.backbone, self.label_names, self.preprocessing)
         return on_backbone(str(self.folder), self.config, self.own, self.backbone, backbone).eval()
 
 

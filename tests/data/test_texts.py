@@ -79,7 +79,11 @@ def test_a_backbone_without_tokenizer_or_padding_is_refused(tmp_path):
     write_text_model(tmp_path / "model")
     for name in ("tokenizer_config.json", "config.json"):
         path = tmp_path / "model" / name
-        path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": None, "pad_token_id": None}))
+        gone = {"pad_token": None, "pad_token_id": None}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **gone, "eos_token": "[SEP]"}))
+    assert Tokenization.from_backbone(tmp_path / "model").pad == 3  # what ends a text fills up, too
+    path = tmp_path / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": None}))
     with pytest.raises(ValueError, match="names a token that fills up"):
         Tokenization.from_backbone(tmp_path / "model")
 

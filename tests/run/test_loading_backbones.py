@@ -8,6 +8,7 @@ from conftest import make_model
 from safetensors.torch import load_file, save_file
 from transformers import ResNetConfig
 
+from peft_noah.data.preprocessing import Preprocessing
 from peft_noah.run.context import read_splits
 from peft_noah.run.models import load_classifier
 from peft_noah.run.settings import RunSettings
@@ -23,7 +24,7 @@ def vit_folder(tmp_path):
 
 def refused(folder, message):
     with pytest.raises(ValueError, match=message):
-        load_classifier(folder, NAMES, (16, 16))
+        load_classifier(folder, NAMES, Preprocessing.from_backbone(folder))
 
 
 def change_weights(folder, change):
@@ -33,7 +34,10 @@ def change_weights(folder, change):
 
 def test_only_the_classifier_is_made_anew(vit_folder):
     change_weights(vit_folder, lambda weights: {k: v for k, v in weights.items() if not k.startswith("classifier")})
-    assert load_classifier(vit_folder, NAMES, (16, 16)).classifier.weight.shape == (2, 24)
+    assert load_classifier(vit_folder, NAMES, Preprocessing.from_backbone(vit_folder)).classifier.weight.shape == (
+        2,
+        24,
+    )
 
 
 @pytest.mark.parametrize(

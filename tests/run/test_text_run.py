@@ -74,8 +74,15 @@ def test_a_saved_adapter_is_scored_on_the_texts_of_its_run(raced):
     assert f"{100 * test:.2f} %" in done.output and "over 12 test texts" in done.output
 
 
-def test_the_papers_strategy_runs_on_texts(tmp_path):
-    model, data = write(tmp_path)
+def test_the_papers_strategy_runs_on_a_decoder_without_padding_of_its_own(tmp_path, caplog):
+    model, data = write_text_model(tmp_path / "llama", "llama"), write_texts(tmp_path / "texts")
+    for name in ("tokenizer_config.json", "config.json"):
+        known = json.loads((model / name).read_text()) | {
+            "pad_token": None,
+            "pad_token_id": None,
+            "eos_token": "[SEP]",
+        }
+        (model / name).write_text(json.dumps(known))
     length = ["--epochs", "1", "--supernet-epochs", "1", "--population-size", "4", "--generations", "1"]
     done = invoke(
         *("run", "--task", "text-classification", "--strategy", "noah", "--model", model, "--dataset", data),
@@ -85,7 +92,10 @@ def test_the_papers_strategy_runs_on_texts(tmp_path):
     results = RunReport.load(tmp_path / "run").results
     assert [result.method for result in results] == ["noah inherited", "noah retrained", "noah continued"]
     rows = json.loads((tmp_path / "run" / "search.json").read_text())["candidates"][0]["architecture"]
-    assert set(rows) == {"lora", "adapter", "vpt"}
+    assert set(rows) == {"lora", "adapter"}  # VPT has no place there, which is said
+    assert "tokens in front would move the positions" in caplog.text
+    found = list(predict_texts(tmp_path / "run" / "best", ["good film", "a bad meal it was"], batch_size=2))
+    assert all(prediction.labels for prediction in found)
 
 
 @pytest.mark.parametrize(
