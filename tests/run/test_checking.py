@@ -24,7 +24,7 @@ def test_every_family_is_listed_with_what_works():
     assert {line.split()[0] for line in lines[1 : 1 + len(BACKBONES)]} == set(BACKBONES) >= set(FAMILIES)
     assert "No VPT in swin, swinv2: its blocks attend inside windows" in result.output
     assert next(line for line in lines if line.startswith("clip ")).split()[1:4] == ["yes", "yes", "yes"]
-    assert {family.name for family in families() if family.tokens} == {"swin", "swinv2", "hiera"}
+    assert {family.name for family in families() if family.tokens and family.sizes} == {"swin", "swinv2", "hiera"}
 
 
 def test_a_model_is_tried_with_small_random_weights_from_its_config_alone(tmp_path):
