@@ -28,7 +28,6 @@ def plot_race(race: Race, path: str | os.PathLike[str]) -> None:
     """
     if not race.standings:
         raise ValueError("this race has not finished a rung: there is nothing to draw.")
-    what = race.provenance.get("task", {}).get("what", "image")
     curves = {index: _curve(race, index) for index in range(len(race.designs))}
     with figure_file(path, (9, 4.6 + 0.25 * len(race.designs))) as figure:
         axes = figure.subplots()
@@ -42,7 +41,7 @@ def plot_race(race: Race, path: str | os.PathLike[str]) -> None:
                 axes.plot(shares[-1:], accuracies[-1:], linestyle="none", zorder=5, **end)
             elif index not in race.running:
                 axes.plot(shares[-1:], accuracies[-1:], "x", color=INK, markersize=9, zorder=5)
-        axes.set(xlabel="trained for (% of a full training)", ylabel=f"accuracy on {what}s not trained on (%)")
+        axes.set(xlabel="trained for (% of a full training)", ylabel=f"accuracy on {race.what}s not trained on (%)")
         axes.set_xlim(left=0)
         grid_behind(axes)
         legend_below(figure, axes, columns=1)

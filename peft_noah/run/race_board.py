@@ -60,7 +60,7 @@ class RaceBoard:
         right, images = self.race.notes[heat]["accuracy"], len(self.race.told[heat])
         self.reporter.say(
             f"race, rung {heat.rung + 1}: {self.race.designs[heat.design].name}, fold {heat.fold + 1} of "
-            f"{self.race.settings.folds}: {100 * right:.1f} % of {images:,} images right"
+            f"{self.race.settings.folds}: {100 * right:.1f} % of {images:,} {self.race.what}s right"
         )
         if self.race.rung > heat.rung:
             self.reporter.say(describe_rung(self.race, heat.rung))

@@ -148,6 +148,12 @@ class Race:
         self.running: list[int] = [0, *by_prior][: self.settings.rungs[0].designs]
 
     @property
+    def what(self) -> str:
+        """What is classified, one of them in a word: ``"image"`` or ``"text"``."""
+        task = self.provenance.get("task")
+        return "text" if isinstance(task, Mapping) and task.get("what") == "text" else "image"
+
+    @property
     def rung(self) -> int:
         """Index of the rung that is being run; the number of rungs when the race is over."""
         return len(self.standings)
