@@ -44,6 +44,7 @@ from peft_noah.training.averaging import WeightAverage
 from peft_noah.training.batches import Shares
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.interruption import Interruption
+from peft_noah.training.memory import keep_freed_memory
 from peft_noah.training.processes import is_compiling, total
 from peft_noah.training.state import TrainingState, identity_of
 from peft_noah.tuner.config import RECIPES
@@ -249,7 +250,11 @@ def train(
         )
     resident = images.on(accelerator.device)
     compiled = is_compiling(accelerator)
-    with fast_forward(model) as fast, _compilable(model, compiled, elastic=sampler is not None):
+    with (
+        keep_freed_memory(accelerator.device),
+        fast_forward(model) as fast,
+        _compilable(model, compiled, elastic=sampler is not None),
+    ):
         if compiled and fast.comparison is not None:
             _compare(fast, model, work.inputs(resident.__getitems__([0, len(images) - 1])), sampler)
         for epoch in range(len(progress.losses), settings.epochs):

@@ -1,6 +1,7 @@
 """A long run does not grow."""
 
 import gc
+import platform
 import tracemalloc
 
 import pytest
@@ -9,7 +10,7 @@ from launched_training import make_images, make_supernet, normalize
 
 from peft_noah.training import ArchitectureSampler
 from peft_noah.training.evaluation import evaluate
-from peft_noah.training.memory import peak_memory, start_measuring
+from peft_noah.training.memory import keep_freed_memory, peak_memory, start_measuring
 from peft_noah.training.processes import make_accelerator
 
 
@@ -62,3 +63,22 @@ def test_the_peak_counts_what_was_given_back():
     before = peak_memory(device)
     torch.ones(before // 4 + 100_000_000)  # more than what the process has freed so far, and then freed
     assert peak_memory(device) >= before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what other C libraries do with freed memory is theirs")
+def test_a_step_of_training_gets_the_memory_that_the_last_one_freed():
+    import resource
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        tensors = [torch.ones(2_000_000) for _ in range(40)]  # 320 MB, 78,000 pages
+        del tensors
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    given_back = faults()
+    with keep_freed_memory(torch.device("cpu")):
+        faults()
+        kept = faults()
+    assert kept < 0.1 * given_back
+    assert faults() > 0.5 * given_back  # the context has ended
