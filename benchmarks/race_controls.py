@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("controls.jsonl"))
     parser.add_argument("--report", action="store_true", help="print the table of what is there, and train nothing")
     arguments = parser.parse_args()
-    from peft_noah.cli.options import quiet
+    from peft_noah.run.quiet import quiet
 
     quiet()
     known = (

@@ -66,21 +66,25 @@ def test_a_section_runs_and_joins_the_report(tmp_path):
     assert found.keys() == {"startup"} and "peft-noah --help" in (tmp_path / "results.md").read_text()
 
 
-def test_a_cell_of_the_ladder_is_trained_and_reported(benchmark, tmp_path, monkeypatch):
+def test_cells_of_the_ladder_are_trained_once_and_reported(benchmark, tmp_path, monkeypatch):
     ladder = benchmark("ladder/ladder")
     make_model().save_pretrained(tmp_path / "vit")
-    write_task(tmp_path / "task", train=24)
-    cells = []
-    AcceleratorState._reset_state()  # the precision of a process is fixed by its first accelerator
-    for rung in ("qk r8 s1", "all r2 s4 head"):
-        cell = {"backbone": "tiny", "epochs": 10, "rung": rung, "task": "task", "seed": 0}
+    (tmp_path / "tasks").mkdir()
+    write_task(tmp_path / "tasks" / "red", train=24)
+    rungs, results = ("qk r8 s1", "all r2 s4 head"), tmp_path / "results.jsonl"
+    monkeypatch.setattr(ladder, "PARTS", (ladder.Part("tiny", 10, (0,), rungs),))
+    for rung in rungs:
         monkeypatch.setitem(ladder.RUNGS, rung, replace(ladder.RUNGS[rung], training={"batch_size": 8}))
-        cells.append(ladder.train_cell(cell, str(tmp_path / "vit"), tmp_path / "task"))
+    typed = {"tasks": tmp_path / "tasks", "model": [f"tiny={tmp_path / 'vit'}"], "locks": tmp_path / "locks"}
+    AcceleratorState._reset_state()  # the precision of a process is fixed by its first accelerator
+    for _ in range(2):
+        ladder.run(SimpleNamespace(results=results, **typed))
     AcceleratorState._reset_state()
+    cells = ladder.done(results)
+    assert [cell["rung"] for cell in cells] == list(rungs)
     assert [cell["parameters"] for cell in cells] == [4 * 2 * 8 * 48, 4 * 2 * (4 * 48 + 2 * 72)]
     assert [cell["image_passes"] for cell in cells] == [300, 310] and "ridge" in cells[1]["head"]
-    (tmp_path / "results.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in cells))
     monkeypatch.setattr(ladder, "TABLE", tmp_path / "ladder.md")
     monkeypatch.setattr(ladder, "PLOT", tmp_path / "ladder.png")
-    ladder.report(SimpleNamespace(results=tmp_path / "results.jsonl"))
+    ladder.report(SimpleNamespace(results=results))
     assert "all r2 s4 head" in (tmp_path / "ladder.md").read_text() and (tmp_path / "ladder.png").exists()

@@ -88,6 +88,7 @@ class Part:
 
 
 PARTS = (
+    Part("tiny", 20, (0,), ("qk r8 s1", "all r2 s1", "all r2 s4", "all r2 s16", "mix s4")),
     Part("dinov2", 10, (0,), ("qk r8 s1", "all r2 s1", "all r2 s4")),
     Part("tiny", 100, (0,), SIX),
     Part("dinov2", 20, (0,), SIX),
@@ -180,7 +181,7 @@ def train_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> di
 
 def run(arguments: argparse.Namespace) -> None:
     """Fill in what is missing, one cell after the other; another process takes other cells."""
-    from peft_noah.cli.options import quiet
+    from peft_noah.run.quiet import quiet
 
     quiet()
     models = dict(text.split("=", 1) for text in arguments.model)
