@@ -12,7 +12,7 @@ from peft_noah.cli.encoding import print_in_any_encoding
 
 app = typer.Typer(
     name="peft-noah",
-    help="Find the mix of LoRA, Adapter and VPT that suits your images, under a budget of parameters.",
+    help="From a pretrained backbone and a few hundred labelled samples to the best small adapter.",
     epilog="Example: peft-noah run --dataset my-images/ --model google/vit-base-patch16-224-in21k",
     no_args_is_help=True,
     add_completion=False,

@@ -33,7 +33,7 @@ def option(default: Any, help: str, typed: Typed | None = None, *, strategy: str
         typed: how it is typed, where a value of its type cannot be.
         strategy: the only strategy of a run that it has an effect on; None: on all.
     """
-    help = help if strategy is None else f"With --strategy {strategy}: {help[0].lower()}{help[1:]}"
+    help = help if strategy is None else f"{help} With --strategy {strategy} only."
     return field(default=default, metadata={"help": help, "typed": typed, "strategy": strategy})
 
 
