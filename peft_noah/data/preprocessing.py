@@ -321,8 +321,16 @@ def _other_kind(folder: Path) -> str | None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    of_timm = isinstance(config, dict) and "architecture" in config and "model_type" not in config
-    return "it holds a model of timm, and not of transformers" if of_timm else None
+    if not isinstance(config, dict):
+        return None
+    if "architecture" in config and "model_type" not in config:
+        return "it holds a model of timm, which is read where timm and torchvision are installed"
+    if (name := config.get("model_type", "")) not in transformers.CONFIG_MAPPING:
+        return (
+            f"transformers does not know the model_type {reprlib.repr(name)}: a newer version may, and one of your own is known "
+            "where --plugin names the Python module that registers it"
+        )
+    return None
 
 
 def check_input(config: Any, size: tuple[int, int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -79,12 +80,9 @@ def check_backbone(model: PreTrainedModel, pixel_values: torch.Tensor | None = N
             f"model_type {model_type!r} keeps its blocks in {backbone.blocks!r}, says its layout, but this model has none "
             "there. Name the list of blocks as model.named_modules() does."
         )
-    if pixel_values is not None or model.main_input_name == "pixel_values":
-        pixels = _noise(model) if pixel_values is None else pixel_values.double()
-        read_images(model, tuple(pixels.shape[2:]))
-        inputs = {"pixel_values": pixels}
-    else:
-        inputs = {"input_ids": torch.arange(3, 13, device=next(model.parameters()).device).view(2, 5)}
+    inputs = example_inputs(model) if pixel_values is None else {"pixel_values": pixel_values.double()}
+    if "pixel_values" in inputs:
+        read_images(model, tuple(inputs["pixel_values"].shape[2:]))
     sites, problems = {}, []
     for site, path in _sites(backbone, model.get_submodule(blocks[0])).items():
         problem = _problem(model, f"{blocks[0]}.{path}", inputs)
@@ -122,6 +120,8 @@ def _failure(model: nn.Module, row: str, num_blocks: int, inputs: Mapping[str, t
             expected, cut = tried.eval()(**inputs)[0], tried.extract().double()
             equal = torch.equal(cut(**inputs)[0], expected)
         return None if equal else "a subnet that is cut out computes something else"
+    except ValueError as error:  # a sentence
+        return str(error).rstrip(".")
     except Exception as error:  # whatever a model makes of a module that it does not expect
         return f"{type(error).__name__}: {str(error)[:300]}"
 
@@ -137,6 +137,20 @@ def _sites(backbone: Backbone, block: nn.Module) -> dict[str, str]:
     }
 
 
+def example_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Two images of noise of the size that a model is made for, or two texts of five tokens.
+
+    Raises:
+        ValueError: if its config does not say how large images are.
+    """
+    if "pixel_values" in inspect.signature(model.forward).parameters:
+        return {"pixel_values": _noise(model)}
+    texts = (
+        1 if getattr(model.config, "pad_token_id", None) is None else 2
+    )  # a decoder reads several with padding alone
+    return {"input_ids": torch.arange(3, 13, device=next(model.parameters()).device).view(texts, -1)}
+
+
 def _noise(model: PreTrainedModel) -> torch.Tensor:
     size = image_size(model.config)
     if size is None:
@@ -145,7 +159,8 @@ def _noise(model: PreTrainedModel) -> torch.Tensor:
         )
     generator = torch.Generator().manual_seed(0)
     shape = 2, num_channels(model.config), *size
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(next(model.parameters()).device)
+    weight = next(model.parameters())
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(weight.device, weight.dtype)
 
 
 @torch.no_grad()

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from peft_noah.data.preprocessing import load_config
-from peft_noah.fast.backbone_check import BackboneReport, check_backbone
+from peft_noah.fast.backbone_check import BackboneReport, check_backbone, example_inputs
 from peft_noah.tuner.backbones import BACKBONES, Backbone
-from peft_noah.tuner.backbones.images import image_size
+from peft_noah.tuner.backbones.images import image_size, read_images
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def check_model(source: str | os.PathLike[str]) -> Answer:
         ValueError: there is no config that can be read, or transformers cannot build the model.
     """
     config = load_config(source)
-    model, kind = _build_small(config)
+    model, kind = build_small(config)
     name = f"{source} ({config.model_type}, {type(model).__name__})"
     if config.model_type not in BACKBONES:
         return Answer(False, f"{name}: no. {_what_is_missing(model)}")
@@ -104,7 +104,7 @@ def _facts(config: Any, kind: str | None) -> list[str]:
 # ---------------------------------------------------------------------- a small model of the same family
 
 
-def _build_small(config: Any) -> tuple[PreTrainedModel, str | None]:
+def build_small(config: Any) -> tuple[PreTrainedModel, str | None]:
     """A model of a config's family with random weights, as small as its class allows, and which auto class made it."""
     known = {
         "AutoModelForImageClassification": transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
@@ -114,18 +114,36 @@ def _build_small(config: Any) -> tuple[PreTrainedModel, str | None]:
     auto, failed = getattr(transformers, kind or "AutoModel"), None
     for changes in (_DEPTH | _WIDTH, _DEPTH, {}):
         try:
-            model = auto.from_config(_shrunk(config, changes)).eval()
+            small = _shrunk(config, changes)
+            with torch.device("meta"):
+                weights = sum(weight.numel() for weight in auto.from_config(small).parameters())
+            if weights > _MOST_WEIGHTS:
+                raise ValueError(f"it would have {weights:,} weights.")
+            model = auto.from_config(small).eval()
             _randomise(model)
+            _try(model)
             return model, kind
         except Exception as error:  # a class may ask for numbers that go together
-            failed = error
+            failed = failed or error
     raise ValueError(
-        f"transformers cannot build a {config.model_type!r} from its config: {failed}. Update transformers, or repair the file."
+        f"transformers cannot build a {config.model_type!r} from its config: {str(failed).splitlines()[0][:300]} Update "
+        "transformers, or repair the file."
     ) from failed
 
 
 _DEPTH = {"num_hidden_layers": 2, "depths": 1, "depth": 2}
-_WIDTH = {"num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32, "embed_dim": 8, "num_heads": 2}
+_WIDTH = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "embed_dim": 8,
+    "num_heads": 2,
+    "pooler_hidden_size": 16,
+}
+#: of a model that is built to be tried: a ViT-L/16 has 0.3 billion
+_MOST_WEIGHTS = 500_000_000
 
 
 def _shrunk(config: Any, changes: Mapping[str, int]) -> Any:
@@ -133,6 +151,8 @@ def _shrunk(config: Any, changes: Mapping[str, int]) -> Any:
     for part in filter(None, (config, *(getattr(config, name, None) for name in ("vision_config", "text_config")))):
         for name, value in changes.items():
             own = getattr(part, name, None)
+            if name == "num_hidden_layers" and getattr(part, "layer_types", None):
+                part.layer_types = part.layer_types[:value]
             if name == "depths" and own is not None:
                 part.depths = [value] * len(own)
             elif (
@@ -152,6 +172,16 @@ def _shrunk(config: Any, changes: Mapping[str, int]) -> Any:
         config.model_args = {**(config.model_args or {}), **sizes}
     config.num_labels = 3
     return config
+
+
+@torch.no_grad()
+def _try(model: PreTrainedModel) -> None:
+    """Call a model once: numbers that do not go together show only then."""
+    if model.config.model_type in BACKBONES:
+        model, inputs = copy.deepcopy(model), example_inputs(model)
+        if "pixel_values" in inputs:
+            read_images(model, tuple(inputs["pixel_values"].shape[2:]))
+        model(**inputs)
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """What `peft-noah backbones` and `peft-noah check` say: of families that are known, and of a model of the user's."""
 
+from pathlib import Path
+
 import pytest
 from families import FAMILIES
 from transformers import PvtConfig, ResNetConfig, SiglipVisionConfig, SwinConfig, ViTMAEConfig, YolosConfig
@@ -65,3 +67,16 @@ def test_a_family_that_nobody_has_described_is_told_what_is_missing(config, said
 def test_a_folder_without_a_config_is_an_error(tmp_path):
     result = RUNNER.invoke(app, ["check", str(tmp_path)])
     assert result.exit_code == 2 and "cannot read config.json" in result.output
+
+
+def test_the_page_of_families_says_what_their_entries_say():
+    """docs/backbones.py writes its table from tries; a new family, or one that is changed, asks for another run of it."""
+    page = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    said = {row[0].split("`")[1]: (row[3] == "yes", row[-2] == "yes", row[-1]) for row in rows}
+    sizes = {"yes": "yes", "no": "–", "": ""}
+    built_in = [family for family in families() if not family.name.endswith("_vision_model")]
+    assert said == {
+        family.name: (family.tokens is None, family.fast is None, sizes[family.sizes]) for family in built_in
+    }
+    assert all(reason in page for family in built_in for reason in (family.tokens, family.fast) if reason)

@@ -76,7 +76,11 @@ def test_pickled_weights_are_named(vit_folder):
     ("file", "config", "message"),
     [
         ("adapter_config.json", {"peft_type": "NOAH"}, "it holds an adapter, and not the backbone that"),
-        ("config.json", {"architecture": "vit_tiny_patch16_224"}, "it holds a model of timm, and not of transformers"),
+        (
+            "config.json",
+            {"architecture": "vit_tiny_patch16_224"},
+            "it holds a model of timm, which is read where timm",
+        ),
         ("notes.json", {}, "Unrecognized model"),
     ],
 )
