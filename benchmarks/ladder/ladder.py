@@ -5,7 +5,7 @@
 
 ``tasks/`` holds one folder of parquet files or images a task. Each cell trains one design on all labelled images of one
 task (train + validation) with the paper's recipe for a subnet, and then reads the test images once. It appends one line to
-``results.jsonl``. The command can be killed and typed again, and typed in several terminals to share the work.
+``results.jsonl``. The rung ``race`` is `peft-noah run` at the same cost: its full training has half the epochs. The command can be killed and typed again, and typed in several terminals to share the work.
 Nothing is chosen on test images: they are reported, and a default for one task is chosen on the other tasks.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -77,6 +78,10 @@ RUNGS: dict[str, Rung] = {
 SIX = ("qk r8 s1", "all r2 s1", "all r2 s4", "all r2 s4 head", "adapter 16", "mix s4")
 
 
+#: a race of the package's designs, in place of a design
+RACE = "race"
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of the ladder: a backbone, a length of training, seeds."""
@@ -88,7 +93,7 @@ class Part:
 
 
 PARTS = (
-    Part("tiny", 20, (0,), ("qk r8 s1", "all r2 s1", "all r2 s4", "all r2 s16", "mix s4")),
+    Part("tiny", 20, (0,), ("qk r8 s1", "all r2 s1", "all r2 s4", "all r2 s16", "mix s4", RACE)),
     Part("dinov2", 10, (0,), ("qk r8 s1", "all r2 s1", "all r2 s4")),
     Part("tiny", 100, (0,), SIX),
     Part("dinov2", 20, (0,), SIX),
@@ -128,8 +133,52 @@ def key(cell: dict[str, Any]) -> tuple:
 # ---------------------------------------------------------------------- training
 
 
+def race_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> dict[str, Any]:
+    """Run a race on a task at the cost of as many epochs as the cell has; nothing of the run is kept but its results."""
+    from peft_noah.progress import Reporter
+    from peft_noah.results.report import RunReport
+    from peft_noah.run.context import RunContext
+    from peft_noah.run.settings import RunSettings
+    from peft_noah.run.stages import run_everything
+    from peft_noah.searching.race import Race
+
+    images = {
+        f"image_{name}": value for name, value in PREPROCESSING[cell["backbone"]].items() if name != "image_size"
+    }
+    settings = RunSettings(
+        model=model_folder,
+        dataset=str(task_folder),
+        strategy="race",
+        epochs=cell["epochs"] // 2,
+        seed=cell["seed"],
+        mixed_precision="bf16",
+        image_size=PREPROCESSING[cell["backbone"]].get("image_size"),
+        **images,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunContext(Path(folder) / "run", settings, Reporter(enabled=False))
+        run_everything(run)
+        (result,) = RunReport.load(run.folder / "results.json").results
+        race = Race.load(run.folder / "race.json")
+        (log,) = run.folder.glob("logs/race-on-*.jsonl")
+        loss = json.loads(log.read_text().splitlines()[-1])["loss"]
+    labelled = len(run.splits.train) + len(run.splits.validation)
+    return {
+        **cell,
+        "parameters": result.parameters,
+        "training_loss": round(loss, 5),
+        "test": round(result.test, 5),
+        "n_test": result.n_test,
+        "image_passes": cell["epochs"] * labelled,
+        "seconds": round(result.seconds, 1),
+        "winner": race.designs[race.winner].name,
+    }
+
+
 def train_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> dict[str, Any]:
     """Train a design on a task, and measure it."""
+    if cell["rung"] == RACE:
+        return race_cell(cell, model_folder, task_folder)
     from peft import get_peft_model
 
     from peft_noah import Architecture, NoahConfig
@@ -228,7 +277,8 @@ Test accuracy (%) of hand-made designs, trained on train + validation images wit
 tasks. `lead` is the mean over tasks of the difference to `qk r8 s1` on the same task, with its standard error over tasks.
 `averaged` is the mean accuracy of the averaged weights of the same trainings.
 `loss` is the mean training loss of the last epoch, `passes` are image passes in thousands, forward and backward.
-Written by `ladder.py report`; a rung without all tasks has no mean.
+`race` is `peft-noah run` at the same cost. `chosen on the other tasks` is, for each task, the design that has the best mean on the
+others. Written by `ladder.py report`; a rung without all tasks has no mean.
 
 """
 
@@ -249,17 +299,34 @@ def _section(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     ]
     first = _by_task([row for row in rows if row["rung"] == "qk r8 s1"], "test")
     lines = []
-    for rung in RUNGS:
+    for rung in (*RUNGS, RACE):
         mine = [row for row in rows if row["rung"] == rung]
         if mine:
             lines.append(_line(rung, mine, tasks, first))
+    if chosen := chosen_elsewhere(rows, tasks):
+        mean, lead = f"{100 * sum(chosen.values()) / len(tasks):.1f}", _lead(chosen, first, tasks)
+        lines.append(
+            ["chosen on the other tasks", "", *(f"{100 * chosen[t]:.1f}" for t in tasks), mean, lead, *[""] * 5]
+        )
     return header, lines
+
+
+def chosen_elsewhere(rows: list[dict], tasks: list[str]) -> dict[str, float]:
+    """Test accuracy by task of the design that is best in the mean of the other tasks; of designs that have all tasks."""
+    found = {rung: _by_task([row for row in rows if row["rung"] == rung], "test") for rung in RUNGS}
+    whole = {rung: test for rung, test in found.items() if set(test) == set(tasks)}
+    if len(whole) < 2 or len(tasks) < 2:
+        return {}
+    best = {task: max(whole.values(), key=lambda test: sum(test[t] for t in tasks if t != task)) for task in tasks}
+    return {task: test[task] for task, test in best.items()}
 
 
 def _by_task(rows: list[dict], name: str) -> dict[str, float]:
     """Mean over seeds of a number, by task."""
     tasks: dict[str, list[float]] = {}
     for row in rows:
+        if name not in row:  # a race has no averaged weights beside its own
+            continue
         tasks.setdefault(row["task"], []).append(row[name])
     return {task: sum(values) / len(values) for task, values in tasks.items()}
 
@@ -270,6 +337,8 @@ def _line(rung: str, rows: list[dict], tasks: list[str], first: dict[str, float]
 
     def mean(name: str, factor: float = 100.0, digits: int = 1) -> str:
         values = _by_task(rows, name)
+        if not values:
+            return ""
         return f"{factor * sum(values.values()) / len(values):.{digits}f}" if whole else ""
 
     return [
@@ -307,7 +376,9 @@ def _plot(found: list[dict]) -> None:
         rows = [row for row in found if (row["backbone"], row["epochs"]) == (backbone, epochs)]
         first = _by_task([row for row in rows if row["rung"] == "qk r8 s1"], "test")
         shown = [
-            rung for rung in RUNGS if _by_task([r for r in rows if r["rung"] == rung], "test").keys() == first.keys()
+            rung
+            for rung in (*RUNGS, RACE)
+            if _by_task([r for r in rows if r["rung"] == rung], "test").keys() == first.keys()
         ]
         for task_index, task in enumerate(sorted(first)):
             leads = [
