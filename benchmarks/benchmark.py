@@ -18,7 +18,7 @@ import os
 import sys
 from pathlib import Path
 
-SECTIONS = ("training", "evaluation", "search", "inference", "memory", "growth", "startup", "gpu")
+SECTIONS = ("peft", "training", "evaluation", "search", "inference", "memory", "growth", "startup", "gpu")
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def markdown(found: dict[str, dict]) -> str:
     for name in [name for name in SECTIONS if name in found]:
         section = found[name]
         parts.append(
-            f"## {'GPU' if name == 'gpu' else name.capitalize()}\n\n`{section['command']}`. {section['machine']}.\n"
+            f"## {name.upper() if name in ('gpu', 'peft') else name.capitalize()}\n\n`{section['command']}`. {section['machine']}.\n"
         )
         parts += [Table(**table).markdown() for table in section["tables"]]
     return "\n".join(parts)

@@ -1,6 +1,7 @@
-"""The same on a GPU: a step of supernet training, scoring a candidate, and fetching a batch.
+"""The same on a GPU: a step of supernet training and of fine-tunes, a race's steps, scoring a candidate, fetching a batch.
 
     python benchmarks/benchmark.py --only gpu
+    python benchmarks/section_gpu.py --rehearse    # fine-tunes and race on the CPU, small and captured but not compiled
 
 The floor of a step is the time that the card's own large matrix product would take for the multiplications of forward
 pass and activations' gradients in the frozen blocks, as if each token went through all of them once each way:
@@ -9,8 +10,10 @@ pass and activations' gradients in the frozen blocks, as if each token went thro
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -34,10 +37,14 @@ from measure import (
     speed_table,
 )
 from reference import Reference
+from section_peft import BASE, MODELS
 from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
 
 from peft_noah.architecture import Architecture
 from peft_noah.fast import fast_forward
+from peft_noah.run.models import add_design
+from peft_noah.searching.portfolio import PORTFOLIO
 
 SIZE = "ViT-B/16"
 BATCHES = (64, 256)
@@ -59,6 +66,7 @@ def run(quick: bool) -> Iterator[Table]:
         return
     rate = _matrix_rate()
     yield _training(rate, 5 if quick else 12)
+    yield from adapters(SIZES[SIZE], BATCHES[0], 5 if quick else 20, torch.device("cuda"), rate)
     yield _scoring(5 if quick else 12)
     yield _loading(5 if quick else 50)
 
@@ -111,7 +119,93 @@ def _compile(model: nn.Module, stack: ExitStack) -> nn.Module:
     """The model, compiled as training does it; ``stack`` ends what it takes."""
     stack.enter_context(fast_forward(model))
     stack.enter_context(model.base_model.fixed_shapes())
-    return torch.compile(model, mode="reduce-overhead", dynamic=False, fullgraph=True)
+    return _compiled(model, torch.device("cuda"))
+
+
+def adapters(config: ViTConfig, batch: int, rounds: int, device: torch.device, rate: float) -> Iterator[Table]:
+    """A step of fine-tunes, and of all designs of a race, in bfloat16."""
+    images, labels = (x.to(device) for x in make_images(config, batch))
+    operations = batch * _operations(MODELS[BASE](config))
+    clock = gpu_clock if device.type == "cuda" else time.perf_counter
+    with ExitStack() as stack:
+        calls = {}
+        for way, make in MODELS.items():
+            for compiled in (False, True):
+                model = make(config).to(device)
+                subnets = sample(model, rounds) if "supernet" in way else None
+                if not way.startswith("PEFT"):
+                    stack.enter_context(fast_forward(model))
+                if compiled and subnets:
+                    stack.enter_context(model.base_model.fixed_shapes())
+                model = _compiled(model, device) if compiled else model
+                step = make_step(model, images, labels, BF16)
+                name = f"{way}, compiled" if compiled else way
+                calls[name] = make_sampled_step(model, step, subnets) if subnets else lambda _, step=step: step()
+        times = interleave(calls, rounds, rounds, clock)
+    yield _rate_table("Fine-tuning step, bfloat16", times, BASE, batch, operations, rate)
+    torch.compiler.reset()
+    times = _race_times(config, images, labels, rounds, clock)
+    first = next(iter(times))
+    designs = len(PORTFOLIO[:4])
+    yield _rate_table("A step of each of four designs", times, first, designs * batch, designs * operations, rate)
+    torch.compiler.reset()
+
+
+def _compiled(model: nn.Module, device: torch.device) -> nn.Module:
+    how = {"mode": "reduce-overhead"} if device.type == "cuda" else {"backend": "eager"}  # a rehearsal captures alone
+    return torch.compile(model, dynamic=False, fullgraph=True, **how)
+
+
+def _race_times(config: ViTConfig, images, labels, rounds: int, clock) -> dict[str, list[float]]:
+    """Seconds of one step of each design: one after the other, each on a stream of its own, and compiled."""
+    device, base = images.device, ViTForImageClassification(config).to(images.device).requires_grad_(False)
+    streams = [torch.cuda.Stream() if device.type == "cuda" else None for _ in PORTFOLIO[:4]]
+    with ExitStack() as stack:
+
+        def steps(compiled: bool) -> list:
+            found = []
+            for design in PORTFOLIO[:4]:
+                model = add_design(share(base), design, "paper").to(device)
+                stack.enter_context(fast_forward(model))
+                found.append(make_step(_compiled(model, device) if compiled else model, images, labels, BF16))
+            return found
+
+        plain, compiled = steps(False), steps(True)
+
+        def on_streams(number: int) -> None:
+            for step, stream in zip(plain, streams, strict=True):
+                with torch.cuda.stream(stream):  # without a GPU it does nothing
+                    step()
+
+        calls = {
+            "one after the other": lambda number: [step() for step in plain],
+            "each on a stream of its own": on_streams,
+            "one after the other, compiled": lambda number: [step() for step in compiled],
+        }
+        return interleave(calls, rounds, rounds, clock)
+
+
+def _rate_table(title: str, times: dict, base: str, images: int, operations: float, rate: float) -> Table:
+    rows = []
+    for name, seconds in times.items():
+        median, low, high = ratios(times, name, base)
+        spent = statistics.median(seconds)
+        share_of_rate = f"{operations / spent / rate:.0%}"
+        rows.append(
+            [
+                name,
+                f"{1e3 * spent:.1f}",
+                f"{images / spent:,.0f}",
+                share_of_rate,
+                f"{median:.2f} ({low:.2f} to {high:.2f})",
+            ]
+        )
+    header = ["", "ms", "images/s", "of the measured rate", f"{base} / this"]
+    note = (
+        f"Share of {rate / 1e12:.2f} TFLOP/s, the rate of one large product in bfloat16: forward pass and activations' gradients in "
+        "the frozen blocks, 4 x parameters x tokens operations an image."
+    )
+    return Table(title, header, rows, note, values={"seconds": times})
 
 
 def _halved(model: nn.Module) -> nn.Module:
@@ -190,3 +284,19 @@ def _loading(rounds: int) -> Table:
     rows = [[name, f"{1e3 * statistics.median(seconds):.2f}"] for name, seconds in times.items()]
     note = f"{BATCHES[0]} random ones of 1,000 decoded images of 224 pixels, ready on the GPU; {rounds} rounds."
     return Table("Fetching a batch", ["images in", "ms"], rows, note, values={"seconds": times})
+
+
+def rehearse(config: ViTConfig, batch: int = 4) -> list[Table]:
+    """Fine-tunes and race on the CPU, so that the script is known to run before a GPU is at hand."""
+    device, a = torch.device("cpu"), torch.randn(1024, 1024, dtype=BF16)
+    seconds = statistics.median(interleave({"product": lambda number: a @ a}, 3, 1)["product"])
+    return list(adapters(config, batch, 2, device, 2 * 1024**3 / seconds))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rehearse", action="store_true", required=True, help="on the CPU")
+    parser.parse_args()
+    torch.set_num_threads(1)
+    for result in rehearse(SIZES["small"]):
+        print(result.markdown(), flush=True)

@@ -53,6 +53,25 @@ def test_the_reference_is_the_same_model(benchmark):
         measure.check_equal(expected + 1, expected, "G")
 
 
+def test_pefts_lora_and_ours_train_the_same_weights_and_start_alike(benchmark):
+    benchmark("measure")
+    section, config = benchmark("section_peft"), ViTConfig(**SIZES, num_labels=5)
+    pixels = torch.randn(2, 3, 16, 16)
+    for all_sites in (False, True):
+        models = [make(config, all_sites=all_sites) for make in (section.make_peft_lora, section.make_lora)]
+        counts = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in models]
+        assert counts[0] == counts[1]
+        logits = [model.eval()(pixel_values=pixels).logits.detach() for model in models]
+        torch.testing.assert_close(*logits)
+
+
+def test_the_gpus_script_is_rehearsed_on_a_cpu(benchmark, monkeypatch):
+    benchmark("measure"), benchmark("reference")
+    monkeypatch.setattr(torch, "compile", lambda model, **how: model)  # to capture takes half a minute
+    fine_tunes, race = benchmark("section_gpu").rehearse(ViTConfig(**SIZES, num_labels=5), batch=2)
+    assert len(fine_tunes.rows) == 10 and len(race.rows) == 3
+
+
 def test_the_committed_report_is_that_of_its_numbers(benchmark):
     report = benchmark("benchmark").markdown(json.loads((FOLDER / "results.json").read_text()))
     assert (FOLDER / "results.md").read_text() == report
