@@ -79,7 +79,7 @@ def _vit(width: int, heads: int, pixels: int, patch: int) -> ViTConfig:
 
 PEFT_SIZES = {
     "vit-tiny-64": Size(_vit(128, 4, 64, 16), 64, 10, 480),
-    "dinov2-small, 98 px": Size(_vit(384, 6, 98, 14), 32, 3, 480),
+    "dinov2-small, 98 px": Size(_vit(384, 6, 98, 14), 32, 3, 256),
     "dinov2-small, 224 px": Size(_vit(384, 6, 224, 14), 8, 3),
     "ViT-B/16, 224 px": Size(SIZES["ViT-B/16"], 4, 3),
 }
@@ -115,10 +115,12 @@ def run(quick: bool) -> Iterator[Table]:
     """The smallest size alone where it is to be quick."""
     for name, size in list(PEFT_SIZES.items())[: 1 if quick else None]:
         yield steps_table(name, size, 3 if quick else size.rounds)
+        if size.images:
+            yield profile_table(name, size)
     for name, size in PEFT_SIZES.items():
         for precision in ("no", "bf16") if name == "vit-tiny-64" else ("bf16",):
             if size.images and not (quick and (name, precision) != ("vit-tiny-64", "bf16")):
-                yield whole_table(name, size, precision, 1 if quick else 2)
+                yield whole_table(name, size, precision)
 
 
 # ------------------------------------------------------------------ a step alone
@@ -154,10 +156,47 @@ def steps_table(name: str, size: Size, rounds: int, device: torch.device = CPU) 
     return Table(f"A step of {name}", header, rows, note, values={"seconds": times})
 
 
+#: what an operator does in a step, by the beginning of its name; the first that fits
+KINDS = {
+    "frozen products": ("mkldnn::_linear_pointwise",),
+    "attention": ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_scaled_dot", "aten::_flash"),
+    "GELU": ("aten::gelu",),
+    "norms": ("aten::native_layer_norm",),
+    "other products": ("aten::mm", "aten::addmm"),
+    "casts, copies and sums": ("aten::copy_", "aten::add", "aten::cat", "aten::mul", "aten::fill_", "aten::clone"),
+}
+
+
+def profile_table(name: str, size: Size) -> Table:
+    """Where a step's time goes, by kind of operator, in bfloat16."""
+    images, labels = make_images(size.config, size.batch)
+    shares, spent = {}, {}
+    for way in list(MODELS)[:4]:
+        model = MODELS[way](size.config)
+        with ExitStack() as stack:
+            if not way.startswith("PEFT"):
+                stack.enter_context(fast_forward(model))
+            step = make_step(model, images, labels, torch.bfloat16)
+            step()
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                step()
+        times: dict[str, float] = dict.fromkeys([*KINDS, "the rest"], 0.0)
+        for event in profile.key_averages():
+            kind = next((kind for kind, names in KINDS.items() if event.key.startswith(names)), "the rest")
+            times[kind] += event.self_cpu_time_total
+        spent[way] = sum(times.values())
+        shares[way] = {kind: value / spent[way] for kind, value in times.items()}
+    rows = [[kind, *(f"{100 * shares[way][kind]:.0f} %" for way in shares)] for kind in (*KINDS, "the rest")]
+    note = (
+        f"One step of {size.batch} images after another, torch.profiler. PEFT's frozen products are among the other products, "
+        f"and LoRA's in all.{load()}"
+    )
+    return Table(f"Where a step of {name} in bfloat16 goes", ["", *shares], rows, note, values={"shares": shares})
+
+
 # ------------------------------------------------------------------ the whole process
 
 #: the rows of a table of processes
-PROCESSES = ("trainer", "accelerate", "ours q,k", "ours all")
 TITLES = {
     "trainer": "(a) PEFT LoRA q,k, Trainer",
     "accelerate": "(b) PEFT LoRA q,k, Accelerate loop",
@@ -167,7 +206,7 @@ TITLES = {
 }
 
 
-def whole_table(name: str, size: Size, precision: str, rounds: int) -> Table:
+def whole_table(name: str, size: Size, precision: str, rounds: int = 1) -> Table:
     """Each way in a process of its own, one after the other in each round."""
     found: dict[str, list[tuple[float, float, float]]] = {way: [] for way in TITLES}
     with tempfile.TemporaryDirectory() as folder:
