@@ -131,9 +131,13 @@ class Layout:
         return _is_targeted(row) or (bool(self.paths(row)) and not self.refuses(row))
 
     def refuses(self, row: str) -> str | None:
-        """Why the family has no place for a row's modules, though it has their site; None: it has."""
-        adds_tokens = self.backbone is not None and find_prompt_module(row).adds_tokens
-        return self.backbone.no_tokens if adds_tokens else None
+        """Why the family has no place for a row's modules, where there is more to say than that it lacks their site; else
+        None."""
+        if self.backbone is None:
+            return None
+        if find_prompt_module(row).site == "attention" and not self.paths(row):
+            return "the attention of this family is not computed by transformers' registry of attention functions"
+        return self.backbone.no_tokens if find_prompt_module(row).adds_tokens else None
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -12,6 +12,7 @@ from elastic_checks import (
     assert_subnets_are_cut_out_saved_and_loaded,
     logits,
 )
+from families import SIDE, make_family
 from peft import PeftModel, get_peft_model
 from transformers import (
     BeitConfig,
@@ -26,6 +27,7 @@ from transformers import (
 from peft_noah import Architecture, NoahConfig, SearchSpace
 from peft_noah.fast import fast_forward
 from peft_noah.tuner.backbones import BACKBONES, Backbone
+from peft_noah.tuner.backbones.images import read_images
 from peft_noah.tuner.prompts.prefix import PrefixConfig
 
 TEXT = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 50}
@@ -228,8 +230,24 @@ def test_generation_with_a_cache_is_generation_without(known, cache, tmp_path):
 
 def test_a_family_whose_keys_have_no_linear_of_their_own_is_refused(known, monkeypatch):
     monkeypatch.setitem(BACKBONES, "starcoder2", Backbone(**{**vars(DECODER), "projections": {}}))
-    with pytest.raises(ValueError, match="'prefix' cannot be placed: the blocks of this 'starcoder2' have no site"):
+    with pytest.raises(ValueError, match="'prefix' cannot be placed: the attention of this family is not computed by"):
         build(decoder(), architecture=Architecture.uniform(3, prefix=2))
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip2", "swin"])
+def test_it_works_in_families_where_tokens_do_not_and_in_those_without_a_class_token(family):
+    base = make_family(family)
+    read_images(base, (SIDE, SIDE))
+    num_blocks = len(BACKBONES[base.config.model_type].block_names(base))
+    pixels = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64)
+    model = build(base, architecture={"prefix": [3] * num_blocks})
+    expected = logits(model, pixels)
+    with fast_forward(model):
+        torch.testing.assert_close(logits(model, pixels), expected)
+    with model.disable_adapter():
+        assert not torch.allclose(logits(model, pixels), expected)
+    model.base_model.model.set_attn_implementation("eager")
+    torch.testing.assert_close(logits(model, pixels), expected)
 
 
 def test_masks_that_cannot_grow_are_said(known):
