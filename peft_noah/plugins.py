@@ -122,7 +122,7 @@ def import_hint(row: str) -> str:
     """What to do about a row that no registered prompt module has: a sentence, as far as a file that was read says."""
     module = _named_in_files.get(_name_in(_named_in_files, row))
     if module is None:
-        return "Import the Python module that registers it first."
+        return "Import the Python module that registers it first, on the command line by --plugin."
     if module == "__main__":
         return f"{row!r} was defined in a script or notebook: run its definition, with @register_prompt_module, first."
     return (
