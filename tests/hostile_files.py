@@ -30,7 +30,9 @@ from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import dump_json, read_json
 from peft_noah.results.card import CardData, model_card
 from peft_noah.results.report import MethodResult, RunReport
+from peft_noah.run.designs import read_designs
 from peft_noah.run.settings import RunSettings
+from peft_noah.searching.design import Design
 from peft_noah.searching.result import SearchResult
 from peft_noah.tuner.adapter_files import load_adapter, read_config
 
@@ -98,9 +100,20 @@ def _load_search(folder: Path) -> None:
     result.top(3), result.to_dict(), result.candidates and result.best
 
 
+_BY_BLOCK = SearchSpace(4, {"lora": (0, 2), "ssf": [[0], [1], [0, 1], [1]], "vpt": [5]}, {"vpt": [2]})
+_DESIGN = Design("mine", {"lora": 2, "ssf": [1, 0, 1]}, {"target_modules": ["query"], "lora_scale": 4.0}, True, 0.1)
+
+
+def _make_settings(folder: Path) -> list[bytes]:
+    noah = RunSettings(strategy="noah", search_space=_BY_BLOCK.to_dict(), plugins=["json"])
+    race = RunSettings(designs=[_DESIGN.to_dict()], baselines=["lora", _DESIGN.to_dict()])
+    return [json.dumps(asdict(settings)).encode() for settings in (RunSettings(), noah, race)]
+
+
 def _make_suite(folder: Path) -> list[bytes]:
     task = Task("a", "tasks/a", "Natural", 3, (4,), {"train": 800}, shots=2, other_tests={"far": "tasks/b"})
-    plan = Plan((task,), ("lora", "noah retrained"), (0, 1), RunSettings(), True, {"hand": Architecture(lora=[1, 2])})
+    hand = {"hand": Architecture(lora=[1, 2])}
+    plan = Plan((task,), ("lora", "noah retrained", "design mine"), (0, 1), RunSettings(), True, hand, (_DESIGN,))
     plan.save(folder)
     return [(folder / "suite.json").read_bytes()]
 
@@ -204,7 +217,7 @@ KINDS = {
     ),
     "search space": Kind(
         "space.json",
-        lambda folder: [json.dumps(SearchSpace.vtab().to_dict()).encode()],
+        lambda folder: [json.dumps(space.to_dict()).encode() for space in (SearchSpace.vtab(), _BY_BLOCK)],
         lambda folder: SearchSpace.from_dict(read_json(folder / "space.json")).largest(),
         mutate.JSON,
         10,
@@ -213,8 +226,15 @@ KINDS = {
     "results": Kind("results.json", _make_report, _load_report, mutate.JSON, 15),
     "run settings": Kind(
         "settings.json",
-        lambda folder: [json.dumps(asdict(RunSettings())).encode()],
+        _make_settings,
         lambda folder: RunSettings.load(folder / "settings.json"),
+        mutate.JSON,
+        10,
+    ),
+    "design": Kind(
+        "design.json",
+        lambda folder: [json.dumps(_DESIGN.to_dict()).encode()],
+        lambda folder: read_designs([str(folder / "design.json")]),
         mutate.JSON,
         10,
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from peft_noah.jsonfile import load_json
@@ -55,7 +56,7 @@ def check_design(data: object) -> Design:
     allowed = (*PLACES, *RECIPES["paper"])
     if unknown := [name for name in design.options if name not in allowed]:
         raise ValueError(
-            f"option {unknown[0]!r} of design {design.name!r} is not known (known: {', '.join(allowed)})."
+            f"option {reprlib.repr(unknown[0])} of design {design.name!r} is not known (known: {', '.join(allowed)})."
         )
     blocks = max((len(dims) for dims in design.dims.values() if not isinstance(dims, int)), default=1)
     NoahConfig(architecture=design.architecture(blocks), **design.options)

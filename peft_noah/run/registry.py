@@ -5,6 +5,7 @@ The methods of this package are in :mod:`peft_noah.run.methods`. One more is one
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -194,7 +195,7 @@ def _find(name: str, kind: str, among: tuple[Method, ...]) -> Method:
     if found is None:
         known = ", ".join(method.option for method in among)
         raise ValueError(
-            f"{kind} {name!r} is not known (known: {known}). One of your own needs --plugin, with the module that registers it."
+            f"{kind} {reprlib.repr(name)} is not known (known: {known}). One of your own needs --plugin, with the module that registers it."
         )
     return found
 

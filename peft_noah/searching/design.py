@@ -46,12 +46,14 @@ class Design:
         if not isinstance(self.dims, Mapping) or not isinstance(self.options, Mapping):
             raise ValueError(f"design {self.name!r}: dims and options are mappings.")
         if not isinstance(self.head_start, bool):
-            raise ValueError(f"design {self.name!r}: head_start is {self.head_start!r}; give true or false.")
+            raise ValueError(
+                f"design {self.name!r}: head_start is {reprlib.repr(self.head_start)}; give true or false."
+            )
         check_number(self.prior, f"the prior of design {self.name!r}", -1, 1)
         for row, dim in self.dims.items():
             if not isinstance(dim, (int, list, tuple)):
                 raise ValueError(
-                    f"design {self.name!r} has {reprlib.repr(dim)} in row {row!r}; give one whole number for all blocks, or a list "
+                    f"design {self.name!r} has {reprlib.repr(dim)} in row {reprlib.repr(row)}; give one whole number for all blocks, or a list "
                     "with one for each."
                 )
         dims = {row: dim if isinstance(dim, int) else tuple(dim) for row, dim in self.dims.items()}
