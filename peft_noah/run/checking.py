@@ -14,7 +14,6 @@ import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from peft_noah.data.preprocessing import load_config
 from peft_noah.fast.backbone_check import BackboneReport, check_backbone, example_inputs
@@ -51,11 +50,8 @@ def _family(name: str, backbone: Backbone) -> Family:
     if fast is None and backbone.norm_after is None:
         fast = "its blocks are not known to it"
     sites = (*backbone.projections, *(site for site in backbone.linears if site != "gate"))
-    sizes = (
-        ""
-        if name in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-        else ("no" if backbone.images == "fixed" else "yes")
-    )
+    other_sizes = "no" if backbone.images == "fixed" else "yes"
+    sizes = other_sizes if backbone.reads == "images" else ""
     return Family(name, sites, backbone.no_tokens, fast, sizes)
 
 

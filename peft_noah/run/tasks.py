@@ -35,11 +35,28 @@ def check_task(model: str, task: str) -> None:
     """Refuse a backbone that is for the other task, before any data is read.
 
     Raises:
-        ValueError: says which task it is for; or as `task_of`.
+        ValueError: says which task it is for, or that transformers has no classifier of its family; or as `task_of`.
     """
     if (other := task_of(model)) != task:
         raise ValueError(
             f"{model} reads {TASKS[other]}, but the task is {task}. Choose another model, or --task {other}."
+        )
+    _check_classifier(model, task)
+
+
+def _check_classifier(model: str, task: str) -> None:
+    import transformers
+
+    from peft_noah.data.preprocessing import load_config
+
+    known = {
+        IMAGES: transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        TEXTS: transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    }
+    if type(config := load_config(model)) not in known[task]:
+        raise ValueError(
+            f"transformers has no {task.partition('-')[0]} classifier for model_type {config.model_type!r}, so that a run has "
+            "nothing to train. Adapt it inside a module of your own: `module.inner = get_peft_model(module.inner, NoahConfig(...))`."
         )
 
 

@@ -19,6 +19,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from peft_noah.tuner.backbones import BACKBONES
+
 #: most tensors that are looked at, spread evenly over the model
 MAX_TENSORS = 1024
 _PLACE = 0.618  # of the number in its tensor, as a share of its length: neither at an end nor in the middle
@@ -81,14 +83,26 @@ def _key(name: str, tensor: torch.Tensor) -> int:
 
 def _frozen_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """The backbone's own plain tensors by their names without adapters; those of transformers' models without the head."""
-    core = getattr(model, getattr(model, "base_model_prefix", None) or "", model)
+    core, heads = _without_heads(model)
     wrapped = {name: module for name, module in core.named_modules() if _wraps(module)}
     for name, tensor in core.named_parameters():
         own = _own_name(name, wrapped)
         # a quantised or spread weight is of another class, or holds whole numbers
         plain = type(tensor) in (nn.Parameter, torch.Tensor) and tensor.is_floating_point()
-        if own is not None and plain and tensor.device.type != "meta" and tensor.numel():
+        if own is not None and not own.startswith(heads) and plain and tensor.device.type != "meta" and tensor.numel():
             yield own, tensor
+
+
+def _without_heads(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model below a classifier, and the beginnings of names in it that are of classifiers all the same."""
+    prefix = getattr(model, "base_model_prefix", None) or ""
+    family = BACKBONES.get(getattr(getattr(model, "config", None), "model_type", None))
+    if family is None or isinstance(getattr(model, prefix, None), nn.Module):
+        core, prefix = getattr(model, prefix, model), f"{prefix}."
+    else:  # a class whose base model has another name, as of one half of a pair
+        core, prefix = model, ""
+    heads = [] if family is None else [f"{name}." for name in family.trained_names(model) if name.startswith(prefix)]
+    return core, tuple(name.removeprefix(prefix) for name in heads)
 
 
 def _wraps(module: nn.Module) -> bool:

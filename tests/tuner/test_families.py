@@ -96,7 +96,7 @@ def test_rows_by_site_and_affine_modules_train_in_a_family(name):
         assert weights and all(weight.grad.abs().max() > 0 for weight in weights)
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"timm_wrapper"}))
+@pytest.mark.parametrize("name", ["beit", "data2vec-vision", "clip", "siglip2", "swinv2", "hiera"])  # each in its way
 def test_a_family_reads_images_of_another_size(name):
     model = make_family(name)
     read_images(model, (3 * SIDE // 2,) * 2)
