@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import make_model
 from datasets import ClassLabel, Dataset, Features, Image
+from text_models import write_text_model, write_texts
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -33,6 +34,11 @@ def small_suite(folder):
     return [folder / "tasks", "--model", folder / "vit", *options, "--output", folder / "out"]
 
 
+def small_texts(folder):
+    options = ["--epochs", "1", "--generations", "1", "--output", folder / "out"]
+    return ["--model", write_text_model(folder / "bert"), "--dataset", write_texts(folder / "texts"), *options]
+
+
 ARGUMENTS = {
     "add_backbone.py": lambda folder: [],
     "add_prompt_module.py": lambda folder: [],
@@ -40,6 +46,7 @@ ARGUMENTS = {
     "fault_drill.py": lambda folder: ["--kills", "3", "--others", "0"],
     "pretrain_backbone.py": lambda folder: [*pretraining_data(folder), "--output", folder / "out"],
     "quickstart.py": lambda folder: ["--epochs", "1", "--generations", "1", "--output", folder / "out"],
+    "text.py": small_texts,
     "with_trainer.py": lambda folder: ["--epochs", "0.1", "--output", folder / "out"],
 }
 
