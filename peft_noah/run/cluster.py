@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +18,11 @@ from types import ModuleType
 from typing import Any
 
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_number
-from peft_noah.training.interruption import SIGNALS, Interrupted
+from peft_noah.training.interruption import SIGNALS, Interrupted, Interruption
+
+KNOCK_SECONDS = 10.0
+#: between two looks for a signal
+LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -24,13 +30,13 @@ class Cluster:
     """A Ray cluster, and what each piece of work gets of it.
 
     Args:
-        address: ``"auto"``: the cluster that this machine belongs to; ``"local"``: this machine alone; else ``host:port`` of
+        address: ``"auto"``: the cluster that this machine belongs to; ``"local"``: this machine alone; else ``HOST:PORT`` of
             the head.
         gpus_per_cell: GPUs of each piece, 0 to 1; None: 1 if a node has one, else 0. A piece is one process on one GPU.
         cpus_per_cell: CPU cores of each piece, which are its threads too.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or the address is none.
     """
 
     address: str = "auto"
@@ -41,12 +47,17 @@ class Cluster:
         if self.gpus_per_cell is not None:
             check_number(self.gpus_per_cell, "gpus_per_cell", 0, 1)
         check_int(self.cpus_per_cell, "cpus_per_cell", 1, MAX_COUNT)
+        if self.address not in ("auto", "local") and not re.fullmatch(r"[^/\s]+:\d{1,5}", self.address):
+            raise ValueError(
+                f"the address of a cluster is auto, local or HOST:PORT of its head, got {self.address!r}."
+            )
 
     @contextmanager
     def connected(self) -> Iterator[Pool]:
-        """The cluster's pool, for the time of a ``with``; all its work ends with it.
+        """The cluster's pool, for the time of a ``with``; all its work ends with it, finished or not.
 
         Raises:
+            Interrupted: SIGINT or SIGTERM came.
             ValueError: Ray is not installed, no cluster answers, or no node is large enough for a piece.
         """
         ray = _import_ray()
@@ -55,8 +66,9 @@ class Cluster:
         ours = not ray.is_initialized()
         try:
             if ours:
+                self._knock()
                 ray.init(self.address, logging_level="warning")
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"no Ray cluster answers at {self.address!r} ({error}). Start one with 'ray start --head', or give 'local' for "
                 "this machine alone."
@@ -65,10 +77,17 @@ class Cluster:
             for number, handler in handlers.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
         try:
-            yield Pool(ray, self._gpus(ray.nodes()), self.cpus_per_cell)
+            with Interruption() as interruption:
+                yield Pool(ray, interruption, self._gpus(ray.nodes()), self.cpus_per_cell)
         finally:
             if ours:
                 ray.shutdown()
+
+    def _knock(self) -> None:
+        """Raise OSError where nothing listens at the address; Ray would try for minutes."""
+        if self.address not in ("auto", "local"):
+            host, _, port = self.address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
     def _gpus(self, nodes: list[dict[str, Any]]) -> float:
         """GPUs of a piece, for which a node must be large enough: Ray would wait for one for ever."""
@@ -105,8 +124,8 @@ class Event:
 class Pool:
     """Hands pieces of work to Ray, and tells what happens to them; made by `Cluster.connected`."""
 
-    def __init__(self, ray: Any, gpus: float, cpus: int) -> None:
-        self._ray = ray
+    def __init__(self, ray: Any, interruption: Interruption, gpus: float, cpus: int) -> None:
+        self._ray, self._interruption = ray, interruption
         self._remote = ray.remote(num_gpus=gpus, num_cpus=cpus)(_work)
         self._pieces: dict[Any, tuple[Hashable, bool]] = {}  # by Ray's generator: the piece, and whether it has begun
 
@@ -135,7 +154,11 @@ class Pool:
 
     def next(self) -> Event:
         """Wait for the next event: a piece has begun, or has ended."""
-        (ready,), _ = self._ray.wait(list(self._pieces), num_returns=1, fetch_local=False)
+        found: list[Any] = []
+        while not found:
+            self._interruption.check()
+            found, _ = self._ray.wait(list(self._pieces), num_returns=1, timeout=LOOK_SECONDS, fetch_local=False)
+        ready = found[0]
         key, begun = self._pieces.pop(ready)
         try:
             value = self._ray.get(next(ready))

@@ -97,6 +97,15 @@ class RunContext:
         check_data(self.folder, self.files.data(), splits.to_dict())
         return splits
 
+    def take_splits(self, splits: Splits) -> None:
+        """Use the data that another run with the same settings has read.
+
+        Raises:
+            ValueError: if they are not what this run began with.
+        """
+        check_data(self.folder, self.files.data(), splits.to_dict())
+        self.splits = splits
+
     @cached_property
     def normalize(self) -> Prepare | None:
         """The one normalisation of the run's images; None where its samples need none."""

@@ -6,7 +6,6 @@ from all of a run's files is made: table, figures, cards, ``best/``.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
@@ -148,16 +147,8 @@ def _write_place(files: RunFolder, name: str, contents: Mapping[str, bytes]) -> 
 # ---------------------------------------------------------------------- there
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """The run of the last piece of this process, with its folder and its decoded images."""
-
-    settings: dict[str, Any]
-    folder: tempfile.TemporaryDirectory
-    run: RunContext
-
-
-_kept: list[_Kept] = []  # one at most
+#: settings and data of the last piece of this process: the next one is mostly of the same run
+_kept: list[Any] = []
 
 
 def do_piece(packed: Mapping[str, Any]) -> dict[str, bytes]:
@@ -173,50 +164,27 @@ def do_piece(packed: Mapping[str, Any]) -> dict[str, bytes]:
         ValueError: data or backbone are not those that the run began with, or not to be found here.
     """
     quiet()
-    import_plugins(packed["settings"]["plugins"])
-    given, work = packed["files"], packed["work"]
-    try:
-        run = _open(packed["settings"], given)
+    settings, work, given = packed["settings"], packed["work"], packed["files"]
+    import_plugins(settings["plugins"])
+    # removed with the piece: Ray kills a process without a word, and would leave it behind
+    with tempfile.TemporaryDirectory(prefix="peft-noah-", ignore_cleanup_errors=True) as place:
+        folder = Path(place)
+        _write(folder, given)
+        run = RunContext(folder, RunSettings.from_dict(settings))
+        if _kept and _kept[0] == settings:
+            run.take_splits(_kept[1])
+        _kept.clear()  # lets go of the images before others are decoded
         if isinstance(work, Stage):
             do_stages(run, work)
         else:
             do_method(run, work)
-    except BaseException:
-        _kept.clear()
-        raise
-    found = _read(run.folder, sorted(run.folder.rglob("*")))
+        _kept[:] = settings, run.splits
+        left = _read(folder, sorted(folder.rglob("*")))
     return {
         name: content
-        for name, content in found.items()
+        for name, content in left.items()
         if PurePosixPath(name).parts[0] not in _LEFT_THERE and given.get(name) != content
     }
-
-
-def _open(settings: dict[str, Any], given: Mapping[str, bytes]) -> RunContext:
-    """The run of a piece in a folder of this machine, with the files given; mostly that of the piece before, whose images
-    are decoded."""
-    if _kept and (_kept[0].settings != settings or _other_inputs(Path(_kept[0].folder.name), given)):
-        _kept.clear()
-    if _kept:
-        folder = Path(_kept[0].folder.name)
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name not in (SETTINGS, INPUTS):
-                path.unlink()
-        _write(folder, given)
-        return _kept[0].run
-    folder = tempfile.TemporaryDirectory(prefix="peft-noah-", ignore_cleanup_errors=True)
-    _write(Path(folder.name), given)
-    run = RunContext(folder.name, RunSettings.from_dict(settings))
-    _kept.append(_Kept(settings, folder, run))
-    return run
-
-
-def _other_inputs(folder: Path, given: Mapping[str, bytes]) -> bool:
-    """Whether the run began with other data or another backbone than were found here."""
-    path = folder / INPUTS
-    return INPUTS in given and path.exists() and path.read_bytes() != given[INPUTS]
 
 
 def _read(folder: Path, paths: list[Path]) -> dict[str, bytes]:

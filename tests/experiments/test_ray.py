@@ -43,6 +43,7 @@ def story(tmp_path_factory):
         said = start_and_kill(on_ray, folder / "spread")
         before, events = stamps(folder / "spread"), []
         refused = invoke(*on_ray, "--gpus-per-cell", 1)
+        nobody = invoke(*on_ray, "--ray", "127.0.0.1:1")
 
         def next_event(pool, wait=Pool.next):
             event = wait(pool)
@@ -59,6 +60,7 @@ def story(tmp_path_factory):
         "said": said,
         "before": before,
         "refused": refused,
+        "nobody": nobody,
         "events": events,
         "result": result,
     }
@@ -95,3 +97,8 @@ def test_a_progress_line_of_a_node_reaches_the_terminal(story):
 def test_a_cell_that_no_node_is_large_enough_for_is_refused(story):
     assert story["refused"].exit_code == 2
     assert "1 CPUs and 1 GPUs, and no node of the Ray cluster has as many" in story["refused"].output
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once(story):
+    assert story["nobody"].exit_code == 2
+    assert "no Ray cluster answers at '127.0.0.1:1'" in story["nobody"].output

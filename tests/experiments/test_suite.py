@@ -260,6 +260,7 @@ def test_what_needs_a_broken_stage_breaks_with_its_reason_and_the_rest_goes_on(r
     [
         (["--ray", "auto"], "pip install 'peft-noah[ray]'"),
         (["--ray", "auto", "--gpus-per-cell", "2"], "gpus_per_cell is 2"),
+        (["--ray", "here"], "is auto, local or HOST:PORT of its head, got 'here'"),
         (["--cpus-per-cell", "2"], "--cpus-per-cell belongs to --ray"),
     ],
 )
