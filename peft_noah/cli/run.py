@@ -22,7 +22,7 @@ from peft_noah.cli.options import (
     with_options,
 )
 from peft_noah.run.designs import read_methods
-from peft_noah.run.methods import CONTINUED, INHERITED, LORA, RETRAINED, SEARCH, SUPERNET
+from peft_noah.run.methods import CONTINUED, INHERITED, LORA, RACE, RACED, RETRAINED, SEARCH, SUPERNET
 from peft_noah.run.options import check_strategy
 from peft_noah.run.quiet import quiet
 from peft_noah.run.registry import baselines as known_baselines
@@ -109,10 +109,19 @@ def supernet(
 
 @commands.add("peft-noah search runs/mine")
 def search(run_folder: RunFolder) -> None:
-    """Search the trained supernet; writes search.json and the inherited adapter."""
+    """What the run's strategy searches with: a race of designs, or the trained supernet.
+
+    Writes race.json; or search.json and the inherited adapter.
+    """
     from peft_noah.run.stages import do_stages, run_method_alone
 
     job = _open(run_folder)
+    if job.settings.strategy == RACED.strategy:
+        from peft_noah.run.race_board import describe_winner
+
+        do_stages(job, RACE)
+        job.reporter.say(describe_winner(RACE.run(job)))
+        return
     do_stages(job, SEARCH)
     run_method_alone(job, INHERITED)
     best = SEARCH.run(job).best

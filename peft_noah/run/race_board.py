@@ -107,3 +107,14 @@ def describe_rung(race: Race, rung: int) -> str:
         name = race.designs[standing.design].name
         lines.append(f"  {name}: {100 * standing.score:.1f} ({_lead(standing)}){stopped}")
     return "\n".join(lines)
+
+
+def describe_winner(race: Race) -> str:
+    """Which design has won, in one sentence."""
+    name = race.designs[race.winner].name
+    if race.winner == 0 or not race.standings:
+        return (
+            f"{name}, the default design, goes on: {'no other was ahead of it' if race.told else 'nothing was raced'}."
+        )
+    standing = next(each for each in race.standings[-1] if each.design == race.winner)
+    return f"{name} has won, with a score {_lead(standing)} points above the default's."

@@ -189,6 +189,9 @@ def test_a_run_with_the_race_ends_with_the_winner_in_best(whole_job):
     assert not list((folder / "checkpoints").glob("*"))
     again = invoke(*arguments, "--baselines", "linear", "--output", folder)
     assert again.exit_code == 0 and "use best/" in " ".join(again.output.split())
+    searched = invoke("search", folder)
+    assert searched.exit_code == 0 and f"{winner.name} has won" in " ".join(searched.output.split())
+    assert not (folder / "supernet").exists()
     other = invoke(*arguments, "--baselines", "lora", "--output", folder)
     assert other.exit_code == 2 and "other baselines" in " ".join(other.output.split())
 
