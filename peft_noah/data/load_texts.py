@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from peft_noah.data.splits import Splits, count_shared
 from peft_noah.data.table_files import (
     columns_by_split,
     encode_labels,
+    is_hub_id,
     is_one_table,
     is_saved_to_disk,
     parquet_files,
@@ -28,6 +30,8 @@ from peft_noah.data.table_files import (
 from peft_noah.data.texts import encode_split
 from peft_noah.data.tokenization import Tokenization
 
+#: what stands between the fields of a row, by the ending of the file
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 #: how a file of each ending is read by `datasets`
 _READERS: dict[str, Any] = {
     # an empty cell is an empty text, and so are "NA" and "null", which people write
@@ -136,10 +140,12 @@ def read_texts(file: Path, text_column: str | None = None) -> list[Any]:
     Raises:
         ValueError: the file cannot be read, or has no such column.
     """
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}. Give files that end in .txt, {', '.join(_READERS)}.")
     if file.suffix.lower() == ".txt":
         try:
             return file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
             raise ValueError(f"{file} cannot be read ({error}). Save it as UTF-8.") from error
     table = _read(_files(file)[0])
     return table[text_column_of(table, file.name, text_column)][:]
@@ -150,6 +156,10 @@ def _tables(
 ) -> tuple[dict[str, datasets.Dataset], list[str], bool]:
     """The table of each of our splits, what is not read, and whether all is one table without splits."""
     path = Path(source).expanduser()
+    if not path.exists() and not is_hub_id(source):
+        raise ValueError(
+            f"there is no folder or file {str(source)!r}. Give one of parquet, CSV or JSON files, or a dataset's Hub id."
+        )
     files = _files(path)
     if len(files) == 1 and not is_split_name(path_stem := files[0].stem) and path_stem != names["train"]:
         return _of_one_file(path, files[0], names)
@@ -206,5 +216,32 @@ def _of_one_file(
 
 
 def _read(file: Path) -> datasets.Dataset:
+    if (separator := _SEPARATORS.get(file.suffix.lower())) is not None:
+        _check_rows(file, separator)
     with reading(file.parent, file.name, "parquet, CSV or JSON files"):
         return _READERS[file.suffix.lower()](escape(os.path.abspath(file)))
+
+
+def _check_rows(file: Path, separator: str) -> None:
+    """Refuse a table whose rows have more or fewer fields than its header, which pandas would shift or fill.
+
+    Raises:
+        ValueError: names the row.
+    """
+    limit = csv.field_size_limit(2**31 - 1)  # a text may be long
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as opened:
+            rows = (row for row in csv.reader(opened, delimiter=separator) if row)
+            header, count = next(rows, []), 0
+            for count, row in enumerate(rows, 1):
+                if len(row) != len(header):
+                    raise ValueError(
+                        f"row {count} of {file} has {len(row)} fields, and its header {len(header)}. Put quotes around a text "
+                        f"that holds {separator!r}, a quote or a line break."
+                    )
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} cannot be read ({error}). Save it as UTF-8.") from error
+    finally:
+        csv.field_size_limit(limit)
+    if not count:
+        raise ValueError(f"{file} has no rows of texts. Give at least one labelled text of each class.")

@@ -8,7 +8,7 @@ import torch
 from text_models import PAD, make_config, write_text_model, write_texts
 from torch.utils.data import DataLoader
 
-from peft_noah.data.load_texts import load_text_splits, read_text_listings
+from peft_noah.data.load_texts import load_text_splits, read_text_listings, read_texts
 from peft_noah.data.texts import TextSplit
 from peft_noah.data.tokenization import Tokenization
 
@@ -178,14 +178,33 @@ def test_splits_are_tokenised_with_their_labels_and_shared_texts_are_counted(tmp
             "'maybe', which no training text has",
         ),
         ({"a.csv": "text,label\na,yes\n", "b.csv": "text,label\na,yes\n"}, {}, "has no split 'train'; it has a, b"),
+        (
+            {"train.csv": "text,label\ngood, really,yes\nbad,no\n"},
+            {},
+            "row 1 of .*train.csv has 3 fields, and its header 2",
+        ),
+        ({"train.csv": "text,label\ngood\nbad,no\n"}, {}, "row 1 of .*train.csv has 1 fields, and its header 2"),
+        ({"train.csv": "text,label\n"}, {}, "train.csv has no rows of texts"),
+        ({"train.csv": "text,label\ngr\udcfcn,yes\n"}, {}, "train.csv cannot be read .*Save it as UTF-8"),
         ({"train.json": "{broken"}, {}, "cannot read the dataset .*train.json"),
     ],
 )
 def test_texts_that_cannot_be_used_are_refused_in_a_sentence(files, options, fault, tmp_path, tokenization):
     for name, content in files.items():
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=fault):
         load_text_splits(tmp_path, tokenization, **options)
+
+
+def test_files_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(ValueError, match="there is no folder or file '.*reviews.csv'"):
+        read_text_listings(tmp_path / "reviews.csv")
+    for file in (tmp_path, tmp_path / "new.txt"):
+        with pytest.raises(ValueError, match=f"there is no file {file}. Give files that end in .txt, .csv"):
+            read_texts(file)
+    (tmp_path / "new.txt").write_bytes("gr\xfcn".encode("latin-1"))
+    with pytest.raises(ValueError, match="new.txt cannot be read .*Save it as UTF-8"):
+        read_texts(tmp_path / "new.txt")
 
 
 def test_a_written_folder_of_texts_can_be_read(tmp_path, tokenization):
