@@ -20,8 +20,8 @@ from transformers import (
     AutoModelForImageClassification,
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
-    SwinConfig,
-    SwinForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -358,15 +358,15 @@ def refused(*arguments, folder, message):
 
 
 def test_an_unknown_family_is_refused(task, tmp_path):
-    swin = SwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[2], window_size=4)
-    SwinForImageClassification(swin).save_pretrained(tmp_path / "swin")
-    message = "no sites known for model_type 'swin'"
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
+    ResNetForImageClassification(resnet).save_pretrained(tmp_path / "resnet")
+    message = "no sites known for model_type 'resnet'"
     refused(
         "run",
         "--strategy",
         "noah",
         "--model",
-        tmp_path / "swin",
+        tmp_path / "resnet",
         "--dataset",
         task,
         folder=tmp_path / "run",

@@ -192,7 +192,7 @@ def test_shared_down_matrix_exists_once_per_block():
     [
         ({"lora": [1, 1, 1]}, "row 'lora' has 3 dims but this model has 4 blocks"),
         ({"lora": [11, 1, 1, 1]}, "lora in block 0 cannot take dim 11: adapter 'default' stores dims 0 to 10"),
-        ({"prefix": [1, 1, 1, 1]}, "unknown prompt module 'prefix'"),
+        ({"suffix": [1, 1, 1, 1]}, "unknown prompt module 'suffix'"),
     ],
 )
 def test_an_architecture_that_does_not_fit_is_refused_and_changes_nothing(rows, message):
@@ -211,11 +211,11 @@ def test_a_config_for_another_number_of_blocks_is_refused_before_the_model_is_to
 
 
 def test_an_unknown_family_is_named_with_the_known_ones():
-    from transformers import SwinConfig, SwinForImageClassification
+    from transformers import ResNetConfig, ResNetForImageClassification
 
-    swin = SwinForImageClassification(SwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[2], window_size=4))
-    with pytest.raises(ValueError, match="no sites known for model_type 'swin' .known: .*dinov2.*vit"):
-        get_peft_model(swin, NoahConfig())
+    resnet = ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1]))
+    with pytest.raises(ValueError, match="no sites known for model_type 'resnet' .known: .*dinov2.*vit"):
+        get_peft_model(resnet, NoahConfig())
 
 
 def test_adapter_and_vpt_on_a_model_without_known_blocks_are_refused():
