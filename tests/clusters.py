@@ -22,7 +22,7 @@ class Here:
     """A cluster of this process alone, which does a piece when it is asked what happened."""
 
     def __init__(self):
-        self.waiting, self.begun = [], None
+        self.waiting, self.begun, self.mapped = [], None, 0
 
     @contextmanager
     def connected(self):
@@ -35,6 +35,7 @@ class Here:
         self.waiting.append(piece)
 
     def map(self, function, data):
+        self.mapped += len(data)
         return list(map(function, data))
 
     def next(self):

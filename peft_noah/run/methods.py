@@ -103,7 +103,16 @@ RANDOM_SEARCH = Stage(
     "random search", RANDOM_SEARCH_FILE, _random_search, _search_passes, after=SUPERNET, facts=_search_facts
 )
 
-RACE = Stage("race", RACE_FILE, _race, _race_passes, facts=_race_facts, check=_check_designs, more=(RACE_WEIGHTS,))
+RACE = Stage(
+    "race",
+    RACE_FILE,
+    _race,
+    _race_passes,
+    facts=_race_facts,
+    check=_check_designs,
+    more=(RACE_WEIGHTS,),
+    spread=_spread_race,
+)
 
 # ---------------------------------------------------------------------- models
 

@@ -198,7 +198,9 @@ def test_a_run_with_the_race_ends_with_the_winner_in_best(whole_job):
 
 def test_the_whole_job_on_a_cluster_leaves_the_same_files(whole_job, tmp_path):
     settings, folder = RunSettings.load(whole_job[1] / "settings.json"), tmp_path / "run"
-    run_everything_on(Here(), RunContext(folder, settings))
+    cluster = Here()
+    run_everything_on(cluster, RunContext(folder, settings))
+    assert cluster.mapped == len(Race.load(folder / "race.json").told)  # each heat is a piece
     assert_same_runs(folder, whole_job[1])
     assert_same_runs(whole_job[1], folder)
     results = [RunReport.load(each / "results.json").results for each in (folder, whole_job[1])]
