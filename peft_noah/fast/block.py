@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -246,6 +247,8 @@ class BlockPlan:
             # with a query of no use where three weights are stacked: a fourth copy of them would cost more
             more = self._project(keys, sites if rows is None else sites[1:])[-2:]
         heads = [x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for x in (query, key, value, *more)]
+        if self.backbone.rotary:
+            heads[:2] = _rotated(attention, *heads[:2], kwargs.pop("position_embeddings"))
         heads, more = heads[:3], [x.expand(len(h), -1, -1, -1) for x in heads[3:]]
         heads[1:] = [torch.cat(pair, 2) for pair in zip(heads[1:], more, strict=True)] if more else heads[1:]
         name = attention.config._attn_implementation
@@ -289,6 +292,16 @@ class BlockPlan:
         if not modules or not all(module.is_linear for module in modules):
             return None
         return tuple((id(module), module.dim, module.versions()) for module in modules)
+
+
+def _rotated(
+    attention: nn.Module, query: torch.Tensor, key: torch.Tensor, positions: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys (B, H, T, d) as the family rotates them, those of the last tokens; there may be fewer queries."""
+    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    if query.shape == key.shape:
+        return rotate(query, key, *positions)
+    return rotate(query, query, *positions)[0], rotate(key, key, *positions)[1]
 
 
 def _scaling(attention: nn.Module) -> float:

@@ -43,6 +43,8 @@ class Backbone:
             ``interpolate_pos_encoding=True``; ``"any"``, as they are; ``"fixed"``, not at all; ``"patches"``, as rows of
             patches with their ``spatial_shapes``.
         tokens_first: whether positions are those of the last tokens, so that others must stand before them.
+        rotary: whether a call's ``position_embeddings`` rotate queries and keys of the last tokens, by the function
+            ``apply_rotary_pos_emb`` of the family's module.
         no_tokens: why a block can read no tokens beside the image's own, as the rest of a sentence; None: it can.
         not_fast: why `fast_forward` does not know the block, as the rest of a sentence.
     """
@@ -74,6 +76,7 @@ class Backbone:
     position_bias: str | None = None
     images: str = "interpolated"
     tokens_first: bool = False
+    rotary: bool = False
     no_tokens: str | None = None
     not_fast: str | None = None
 

@@ -20,6 +20,6 @@ FAMILIES: dict[str, Backbone] = {
         drop="drop_path",
         images="any",
         tokens_first=True,
-        not_fast="its positions are rotations of queries and keys, which it does not compute",
+        rotary=True,
     )
 }
