@@ -39,6 +39,11 @@ def test_an_effort_that_cannot_be_is_refused(strategy, effort, allowed):
         RunSettings(strategy=strategy, effort=effort)
 
 
+@pytest.mark.parametrize(("effort", "winner"), [(None, 90), (2, 90), (4, 180), (1.5, 90), (1, 100)])
+def test_effort_decides_how_long_the_winner_of_a_race_is_trained(effort, winner):
+    assert RunSettings(strategy="race", epochs=100, effort=effort).training("winner").epochs == winner
+
+
 @pytest.mark.parametrize("other", [{"supernet_epochs": 3}, {"generations": 3}])
 def test_effort_and_what_it_decides_contradict_each_other(other):
     with pytest.raises(ValueError, match="give either it or them"):

@@ -7,6 +7,7 @@ from conftest import make_model
 from test_run import SMALL, invoke, write_task
 
 from peft_noah import SearchSpace
+from peft_noah.results.report import RunReport
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.result import SearchResult
 
@@ -40,6 +41,17 @@ def test_a_file_is_kept_by_its_content_and_searched_by_a_later_stage(work):
     assert {"lora", "ssf", "adapter"} == set(found.best.architecture)
     assert (work / "own" / "adapter-inherited").exists()
     assert invoke("tables", "own").exit_code == 0
+
+
+def test_the_wide_space_is_searched_and_its_best_trained_to_the_end(work):
+    options = ("--strategy", "noah", "--search-space", "wide", "--baselines", "none", *SMALL)
+    done = invoke("run", "--model", "vit", "--dataset", "task", *options, "--output", "wide")
+    assert done.exit_code == 0, done.output
+    found = SearchResult.load(work / "wide" / "search.json")
+    assert found.space == SearchSpace.wide(4) and found.best.architecture in found.space
+    results = RunReport.load(work / "wide" / "results.json").results
+    assert [result.method for result in results] == ["noah inherited", "noah retrained", "noah continued"]
+    assert {result.parameters for result in results} == {found.best.parameters}
 
 
 def test_rows_of_a_named_space_are_chosen(work):
