@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ def frozen_leaf(site: nn.Module) -> nn.Linear | None:
     return leaf if is_frozen_linear(leaf) else None
 
 
-def adapted(site: nn.Module, x: torch.Tensor, y: torch.Tensor, done: Sequence[PromptModule] = ()) -> torch.Tensor:
+def adapted(site: nn.Module, x: torch.Tensor, y: torch.Tensor, done: Container[PromptModule] = ()) -> torch.Tensor:
     """What the active adapters of ``site`` but those ``done`` make of its leaf's output ``y`` for an input ``x``."""
     return site.adapt(x, y, done) if isinstance(site, NoahLayer) else y
 
@@ -47,22 +47,23 @@ def adapted_linears(
         linears: packs the weights of ``leaves``, the frozen Linears of ``sites``.
     """
     x = x.to(linears.dtype_for(x, leaves[0].weight))  # once for all
-    added = [_low_rank_modules(site, x) for site in sites]
+    added = [_low_rank(site, x) for site in sites]
     sizes = [leaf.out_features for leaf in leaves]
     starts = [0, *itertools.accumulate(sizes)]
-    updates = [LowRank(start, *m.factors()) for start, modules in zip(starts, added, strict=False) for m in modules]
+    updates = [LowRank(start, *pair) for start, pairs in zip(starts, added, strict=False) for pair in pairs.values()]
     outputs = linears(x, leaves, updates=updates).split(sizes, -1)
     return tuple(adapted(site, x, y, done) for site, y, done in zip(sites, outputs, added, strict=True))
 
 
-def _low_rank_modules(site: nn.Module, x: torch.Tensor) -> list[PromptModule]:
-    """The active modules of a site that only add updates of low rank, in the dtype of ``x``: the first ones in order."""
+def _low_rank(site: nn.Module, x: torch.Tensor) -> dict[PromptModule, tuple[torch.Tensor, torch.Tensor]]:
+    """Factors by active module of a site, of the first ones that only add updates of low rank, in the dtype of ``x``."""
+    found: dict[PromptModule, tuple[torch.Tensor, torch.Tensor]] = {}
     if not isinstance(site, NoahLayer) or site.batch_adapters is not None or (site.training and site.drop_path_rates):
-        return []
+        return found
     autocast = torch.is_autocast_enabled(x.device.type)
-
-    def adds(module: PromptModule) -> bool:
-        low_rank = module.is_linear and not module.is_random and module.factors() is not None
-        return low_rank and (autocast or all(weight.dtype == x.dtype for weight in module.parameters()))
-
-    return list(itertools.takewhile(adds, site.active_modules()))
+    for module in site.active_modules():
+        factors = module.factors() if module.is_linear and not module.is_random else None
+        if factors is None or not (autocast or all(factor.dtype == x.dtype for factor in factors)):
+            break
+        found[module] = factors
+    return found

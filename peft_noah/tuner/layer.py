@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -125,7 +125,7 @@ class NoahLayer(nn.Module, BaseTunerLayer):
             return self.base_layer(x, *args, **kwargs)
         return self.adapt(x, self.base_layer(x, *args, **kwargs))
 
-    def adapt(self, x: torch.Tensor, y: torch.Tensor, done: Sequence[PromptModule] = ()) -> torch.Tensor:
+    def adapt(self, x: torch.Tensor, y: torch.Tensor, done: Container[PromptModule] = ()) -> torch.Tensor:
         """What the active adapters make of the leaf's own output ``y`` (B, T, out_features) for input ``x``; modules that are
         ``done`` have acted on it."""
         if self.disable_adapters:
