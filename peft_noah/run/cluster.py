@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_number
+from peft_noah.run.quiet import quiet
 from peft_noah.training.interruption import SIGNALS, Interrupted, Interruption
 
 KNOCK_SECONDS = 10.0
@@ -191,6 +192,7 @@ def _as_raised(error: Exception) -> Exception:
 
 def _work(function: Callable[[Any], Any], data: Any) -> Iterator[Any]:
     """On a node: which it is, then what the function gives."""
+    quiet()
     yield _import_ray().get_runtime_context().get_node_id()
     try:
         value = function(data)

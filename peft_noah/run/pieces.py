@@ -21,7 +21,6 @@ from peft_noah.run.context import RunContext
 from peft_noah.run.folder import RunFolder
 from peft_noah.run.inputs import INPUTS
 from peft_noah.run.names import BEST, CHECKPOINTS, FIGURES, LOCKS, LOG, RESULTS, SETTINGS, STAGES
-from peft_noah.run.quiet import quiet
 from peft_noah.run.registry import Method, Stage
 from peft_noah.run.settings import RunSettings
 from peft_noah.run.stages import do_method, do_stages
@@ -163,7 +162,6 @@ def do_piece(packed: Mapping[str, Any]) -> dict[str, bytes]:
     Raises:
         ValueError: data or backbone are not those that the run began with, or not to be found here.
     """
-    quiet()
     settings, work, given = packed["settings"], packed["work"], packed["files"]
     import_plugins(settings["plugins"])
     # removed with the piece: Ray kills a process without a word, and would leave it behind
