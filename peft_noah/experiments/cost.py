@@ -17,7 +17,6 @@ from peft_noah.run.models import add_design, count_trainable
 from peft_noah.run.registry import Method, find_method, method_of_row, transfer
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.budget import scaled_budget
-from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.tuner.backbones import find_backbone
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def _parameters(settings: RunSettings, method: Method, classes: int) -> tuple[in
     if method.needs is RACE:
         sizes = [
             _count(lambda design=design: add_design(shapes.fresh_backbone(), design, settings.recipe))
-            for design in PORTFOLIO
+            for design in settings.raced
         ]
         within = [size for size in sizes if settings.budget is None or size <= settings.budget]
         return max(within, default=settings.budget), False

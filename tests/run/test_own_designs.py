@@ -88,8 +88,12 @@ def test_one_design_alone_is_trained_without_a_race(work):
 
 def test_a_suite_has_it_as_a_method_with_its_cost(work):
     words = ("suite", "tasks", "--model", "vit", "--seeds", "0", "--epochs", "1", "--output", "suite")
-    planned = invoke(*words, "--methods", "linear,mix.json", "--dry-run")
+    planned = invoke(*words, "--methods", "race,mix.json", "--design", "mix.json", "--dry-run")
     assert planned.exit_code == 0 and "design mix" in planned.output, planned.output
+    entries = [line.split() for line in planned.output.splitlines() if " race " in line or " mix " in line]
+    assert len({[word for word in entry if "," in word][0] for entry in entries}) == 1, (
+        planned.output
+    )  # what races is it
     done = invoke(*words, "--methods", "linear,mix.json")
     assert done.exit_code == 0, done.output
     assert Plan.load(work / "suite").designs == (Design(**MIX),)
