@@ -79,7 +79,7 @@ class Cluster:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
         try:
             with Interruption() as interruption:
-                yield Pool(ray, interruption, self._gpus(ray.nodes()), self.cpus_per_cell)
+                yield Pool(ray, interruption, self.gpus_among(ray.nodes()), self.cpus_per_cell)
         finally:
             if ours:
                 ray.shutdown()
@@ -90,8 +90,12 @@ class Cluster:
             host, _, port = self.address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
-    def _gpus(self, nodes: list[dict[str, Any]]) -> float:
-        """GPUs of a piece, for which a node must be large enough: Ray would wait for one for ever."""
+    def gpus_among(self, nodes: list[dict[str, Any]]) -> float:
+        """GPUs of a piece on these nodes, as `ray.nodes()` tells them.
+
+        Raises:
+            ValueError: none is large enough for a piece; Ray would wait for one for ever.
+        """
         sizes = [node["Resources"] for node in nodes if node["Alive"]]
         gpus = self.gpus_per_cell
         if gpus is None:

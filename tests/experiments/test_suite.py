@@ -21,6 +21,7 @@ from peft_noah.experiments.spread import run_spread
 from peft_noah.experiments.suite import SPREAD, Suite
 from peft_noah.experiments.tasks import Task
 from peft_noah.results.report import RunReport
+from peft_noah.run.cluster import Cluster
 from peft_noah.run.folder import Busy, RunFolder
 from peft_noah.run.models import add_design, count_trainable
 from peft_noah.searching.portfolio import PORTFOLIO
@@ -269,6 +270,16 @@ def test_a_cluster_that_cannot_be_is_refused_and_nothing_is_written(arguments, m
     result = invoke("suite", *arguments, *more, "--output", tmp_path / "suite")
     assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output
     assert not (tmp_path / "suite").exists()
+
+
+def test_a_cell_gets_a_gpu_where_a_node_has_one_and_a_node_must_be_large_enough():
+    plain, with_gpus = ({"Alive": True, "Resources": {"CPU": 8.0, **more}} for more in ({}, {"GPU": 2.0}))
+    dead = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+    assert Cluster().gpus_among([plain, with_gpus]) == 1 and Cluster().gpus_among([plain, dead]) == 0
+    assert Cluster(gpus_per_cell=0.5).gpus_among([with_gpus]) == 0.5
+    for cluster in (Cluster(gpus_per_cell=1), Cluster(cpus_per_cell=16)):
+        with pytest.raises(ValueError, match="no node of the Ray cluster has as many .they have 8 CPUs and 0 GPUs"):
+            cluster.gpus_among([plain, dead])
 
 
 def test_a_suite_that_is_being_handed_out_is_not_run_here_too(finished):
