@@ -33,7 +33,7 @@ commands = Commands()
 
 ALL_METHODS = ",".join(method.option for method in all_methods())
 #: of a run, what the tasks decide
-_OWN = ("dataset", "baselines", "seed", "shots", "augment", "other_test", "search_space", "task", *OF_TEXTS)
+_OWN = ("dataset", "baselines", "seed", "shots", "augment", "other_test", "strategy", "task", *OF_TEXTS)
 SUITE_OPTIONS = {name: option for name, option in RUN_OPTIONS.items() if name not in _OWN}
 
 SuiteFolder = Annotated[Path, typer.Argument(help="Suite folder, as made by 'suite'.")]

@@ -51,6 +51,8 @@ def suite_settings(tasks: Iterable[Task], **options: Any) -> RunSettings:
         length = {"epochs": QUICK["epochs"]} if asked else QUICK
     if options.get("epochs") is None:
         options = {**options, **length}
+    if not isinstance(options.get("search_space", ""), str):
+        options = {**options, "strategy": "noah"}  # a race has no search space, and would refuse one
     return RunSettings(**{"baselines": (), **options})
 
 
@@ -138,11 +140,16 @@ class Plan:
             num_classes=task.num_classes,
             shots=task.shots,
             augment=task.augment,
-            search_space=task.search_space,
+            search_space=self._search_space(task),
             other_tests=dict(task.other_tests) or None,
             seed=cell.seed,
             baselines=(),
         )
+
+    def _search_space(self, task: Task) -> str | Mapping[str, object]:
+        """The space that was asked for, else the one that goes with a task."""
+        asked = self.run.search_space
+        return task.search_space if asked == "vtab" else asked
 
     # ------------------------------------------------------------------ cost
 

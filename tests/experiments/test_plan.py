@@ -47,6 +47,14 @@ def test_a_cell_takes_its_data_from_the_task_and_the_rest_from_the_plan():
     assert (settings.epochs, settings.budget, settings.other_tests) == (7, 500, {"far": "x"})
 
 
+def test_a_space_that_was_asked_for_is_that_of_all_tasks_and_else_each_has_its_own():
+    own = {"dims": {"lora": [2, 4], "ssf": [0, 1]}}
+    few = replace(TASKS[0], search_space="few_shot")
+    for asked, found in ((own, own), ("wide", "wide"), ("vtab", "few_shot")):
+        one = plan(tasks=(few,), run=suite_settings((few,), search_space=asked))
+        assert one.settings(few.cell("noah retrained", 0)).search_space == found
+
+
 @pytest.mark.parametrize(
     ("method", "cost"),
     [
