@@ -19,7 +19,14 @@ from peft_noah.experiments.grid import Grid, few_shot_cells, order_groups, stand
 from peft_noah.experiments.paper import VTAB_GROUPS, published_groups, vtab_name
 from peft_noah.experiments.tables import count_shots, few_shot_grids, transfers
 from peft_noah.formatting import module_order, one_line
-from peft_noah.results.plotting import INK, figure_file, grid_behind, legend_below, plot_mean_architecture
+from peft_noah.results.plotting import (
+    BLOCK_AXIS,
+    INK,
+    figure_file,
+    grid_behind,
+    legend_below,
+    plot_mean_architecture,
+)
 from peft_noah.results.statistics import Estimate
 from peft_noah.run.methods import NOAH
 from peft_noah.run.registry import all_methods
@@ -248,7 +255,7 @@ def plot_best(shares: BestShare, path: str | os.PathLike[str]) -> None:
             left.set_xticks(range(blocks), [str(block + 1) for block in range(blocks)])
             left.set_title(f"{one_line(module_label(name))}: best − others (points)")
             _draw_depths(right, shares, name)
-        grid[-1, 0].set_xlabel("block (1 = nearest the image)")
+        grid[-1, 0].set_xlabel(BLOCK_AXIS)
         grid[-1, 1].set_xlabel("depth (blocks)")
         legend_below(figure, *grid[:, 1])
 

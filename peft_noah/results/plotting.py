@@ -38,6 +38,7 @@ INK, _ABSENT = "#222222", (0.95, 0.95, 0.95)
 _ORIGINS = dict(zip(ORIGINS, (("#999999", "o", 20), ("#0072B2", "^", 24), ("#E69F00", "s", 15)), strict=True))
 _MAX_PRINTED = 64  # blocks; beyond it the cells are too many to read: shades only
 _MAX_INCHES = 40.0
+BLOCK_AXIS = "block (1 = nearest the input)"
 
 _STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same
@@ -233,7 +234,7 @@ def _plot_rows(
             _draw_cells(axes, panel, largest or 1, decimals)
         blocks = range(0, num_blocks, 1 if num_blocks <= _MAX_PRINTED else -(-num_blocks // 20))
         grid[-1].set_xticks(blocks, [str(block + 1) for block in blocks])
-        grid[-1].set_xlabel("block (1 = nearest the image)")
+        grid[-1].set_xlabel(BLOCK_AXIS)
 
 
 def _draw_cells(axes: Axes, panel: Mapping[str, Sequence[float]], largest: float, decimals: int) -> None:

@@ -98,7 +98,7 @@ def test_every_dim_is_printed_in_its_cell_and_absent_ones_are_blank(figures, tmp
     assert labels(axes) == ["LoRA (rank)", "Adapter (width)", "SSF (on)"]
     assert cells(axes) == {(0, 0): "8", (0, 2): "4", (1, 1): "5", (2, 0): "1", (2, 1): "1"}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
-    assert axes.get_xlabel() == "block (1 = nearest the image)"
+    assert axes.get_xlabel() == "block (1 = nearest the input)"
     assert axes.get_title(loc="left") == "a  ·  12,345 prompt parameters"
 
 
