@@ -14,6 +14,7 @@ from accelerate.utils import TorchDynamoPlugin
 from conftest import make_model
 from peft import get_peft_model
 from safetensors.torch import save_file
+from text_models import batch, make_text_model
 
 from peft_noah import NoahConfig
 from peft_noah.data.images import ImageSplit
@@ -23,7 +24,7 @@ from peft_noah.run.race import run_race
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.design import Design
 from peft_noah.searching.race import RaceSettings, Rung
-from peft_noah.training import ArchitectureSampler, TrainingSettings, make_accelerator, train
+from peft_noah.training import ArchitectureSampler, TrainingSettings, make_accelerator, token_loss, train
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.interruption import Interrupted, Interruption
 
@@ -113,10 +114,22 @@ def tiny_race(inputs, output):
     return run
 
 
+def loss_of_five_texts(accelerator):
+    """Two at a time: the last batch has one text, so that one of two processes has none."""
+    texts = [batch(length)["input_ids"][0] for length in (9, 4, 2, 7, 5)]
+
+    def collate(chosen):
+        ids = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-100)
+        return {"input_ids": ids.clamp(min=0), "labels": ids}
+
+    return torch.tensor(token_loss(make_text_model("llama", "causal"), texts, collate, accelerator, 2))
+
+
 def main(folder):
     accelerator = make_accelerator()
     results = {case: fit(accelerator, **changes) for case, changes in CASES.items()}
     results["interrupted"] = interrupted_fit(accelerator, folder)
+    results["token loss"] = {"loss": loss_of_five_texts(accelerator)}
     tiny_race(folder, folder / "race")
     for case, tensors in results.items():
         save_file(tensors, folder / f"{case}-{accelerator.process_index}.safetensors")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peft_noah.training.evaluation import evaluate
+from peft_noah.training.evaluation import evaluate, token_loss
 from peft_noah.training.loop import NonFiniteLossError, TrainingLog, TrainingSettings, train
 from peft_noah.training.processes import make_accelerator
 from peft_noah.training.sampling import ArchitectureSampler, SampleArchitectureCallback
@@ -15,5 +15,6 @@ __all__ = [
     "TrainingSettings",
     "evaluate",
     "make_accelerator",
+    "token_loss",
     "train",
 ]

@@ -10,7 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_model
-from launched_training import CASES, SETTINGS, fit, make_images, make_supernet, normalize, tiny_race
+from launched_training import (
+    CASES,
+    SETTINGS,
+    fit,
+    loss_of_five_texts,
+    make_images,
+    make_supernet,
+    normalize,
+    tiny_race,
+)
 from safetensors.torch import load_file
 from test_run import SMALL, write_task
 
@@ -60,6 +69,12 @@ def test_two_machines_train_what_one_process_trains(case, two_nodes):
     expected = fit(make_accelerator(), **{**CASES[case], "compiled": False})
     for process in (0, 1):
         torch.testing.assert_close(load_file(two_nodes / f"{case}-{process}.safetensors"), expected, **TOLERANCE)
+
+
+def test_processes_share_texts_and_have_one_loss_per_token(two_nodes):
+    expected = loss_of_five_texts(make_accelerator())
+    for process in (0, 1):
+        torch.testing.assert_close(load_file(two_nodes / f"token loss-{process}.safetensors")["loss"], expected)
 
 
 def test_processes_stop_together_and_go_on_where_they_were(two_nodes):
