@@ -15,7 +15,7 @@ from peft_noah.experiments.cells import Cell
 from peft_noah.experiments.suite import RUNNING, SPREAD, Progress, Suite
 from peft_noah.run.cluster import Cluster
 from peft_noah.run.folder import Busy, RunFolder
-from peft_noah.run.methods import INHERITED, SEARCH
+from peft_noah.run.methods import SEARCH
 from peft_noah.run.names import slug
 from peft_noah.run.pieces import Piece, run_pieces
 from peft_noah.run.publishing import publish
@@ -85,8 +85,7 @@ class _Spread:
             return self._add_stage(cell, method.needs)
         if cell.source is not None and cell.source not in self.suite.plan.architectures:
             source = self.suite.searched(cell)
-            failed = self.suite.files(source).error_path(INHERITED.name).exists()
-            return [] if failed else self._add_stage(source, SEARCH)
+            return [] if self.suite.search_error(source) else self._add_stage(source, SEARCH)
         task = self.suite.plan.task(cell.full_task)
         return [key for name in method.best_of for key in self._add_cell(task.cell(name, cell.seed))]
 

@@ -29,8 +29,8 @@ from peft_noah.run.context import RunContext
 from peft_noah.run.folder import Busy, RunFolder
 from peft_noah.run.methods import INHERITED, SEARCH
 from peft_noah.run.names import slug
-from peft_noah.run.registry import Method, method_of_row, transfer
-from peft_noah.run.stages import run_method
+from peft_noah.run.registry import Method, all_methods, method_of_row, transfer
+from peft_noah.run.stages import do_stages, run_method
 from peft_noah.searching.result import SearchResult
 from peft_noah.training.processes import refuse_launcher
 
@@ -220,12 +220,33 @@ class Suite:
         return transfer(cell.source, self.plan.architectures.get(cell.source) or self._found(cell))
 
     def _found(self, cell: Cell) -> Architecture:
-        source = self.files(self.searched(cell))
-        if (source / SEARCH.file).exists():
-            return SearchResult.load(source / SEARCH.file).best.architecture
-        if error := source.error(INHERITED.name):
-            raise ValueError(f"the search on {cell.source} failed: {error}")
-        raise _NotYet(f"the search on {cell.source} is not finished.")
+        """What the search has found on the task that a transfer comes from; it is done now where no cell of the plan does it."""
+        source = self.searched(cell)
+        path = self.files(source) / SEARCH.file
+        if not path.exists():
+            if error := self.search_error(source):
+                raise ValueError(f"the search on {cell.source} failed: {error}")
+            others = [other for other in self.cells if other.run_folder == source.run_folder]
+            if any(method_of_row(other.method).needs is SEARCH and not self.is_settled(other) for other in others):
+                raise _NotYet(f"the search on {cell.source} is not finished.")
+            self._search(source)
+        return SearchResult.load(path).best.architecture
+
+    def _search(self, cell: Cell) -> None:
+        try:
+            do_stages(self._run_of(cell), SEARCH)
+        except Busy:  # another process does it
+            raise
+        except Exception as error:
+            raise ValueError(f"the search on {cell.full_task} failed: {type(error).__name__}: {error}") from error
+
+    def search_error(self, cell: Cell) -> str | None:
+        """What a method said that has failed with the search of a cell's run; None: none has, or the search is done."""
+        files = self.files(cell)
+        if (files / SEARCH.file).exists():
+            return None
+        errors = (files.error(method.name) for method in all_methods() if method.needs is SEARCH)
+        return next((error for error in errors if error), None)
 
     def searched(self, cell: Cell) -> Cell:
         """The cell whose search a transfer from another task takes its architecture from."""

@@ -160,6 +160,30 @@ def test_a_transfer_from_a_failed_search_fails_with_its_reason(root, arguments, 
     assert progress.count("done") == 2, errors  # red's own search, and blue with red's architecture
 
 
+def test_a_transfer_without_a_method_that_searches_does_the_search_and_never_waits(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "suite")
+    for path in (*folder.rglob("results"), *folder.rglob("adapter*")):
+        shutil.rmtree(path, ignore_errors=True)
+    (folder / "red/seed0/search.json").unlink()
+    (folder / "suite.json").unlink()
+    dataclasses.replace(Plan.load(finished), methods=()).save(folder)
+    assert Suite(folder).run().count("done") == 2
+    for name in ("red/seed0/search.json", "blue/seed0/adapter-transfer-red/adapter_model.safetensors"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_a_transfer_fails_with_any_method_that_failed_with_the_search(finished, tmp_path, spread):
+    folder = shutil.copytree(finished, tmp_path / "suite")
+    (folder / "red/seed0/search.json").unlink()
+    (folder / "blue/seed0/results/transfer-red.json").unlink()
+    (folder / "red/seed0/results/noah-retrained.json").unlink()
+    RunFolder(folder / "red/seed0").add_error("noah retrained", ValueError("no luck"))
+    progress = run_spread(Suite(folder), Here()) if spread else Suite(folder).run()
+    errors = {str(cell): error for cell, error in progress.errors}
+    assert "the search on red failed: ValueError: no luck" in errors["blue, transfer red, seed 0"]
+
+
 def _plan(arguments, tasks):
     from peft_noah.run.settings import RunSettings
 
