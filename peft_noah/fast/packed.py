@@ -193,7 +193,8 @@ class FrozenLinears:
         stamp = (tuple((weight.data_ptr(), weight._version) for weight in own), version)
         key = (tuple(map(id, leaves)), dtype, weights is not None)
         entry = self._entries.get(key)
-        if entry is None or entry.stamp != stamp:
+        # one that was kept while nothing was packed has no place for updates
+        if entry is None or entry.stamp != stamp or (updates and not entry.packed):
             entry = self._entries[key] = self._make(stamp, leaves, dtype, weights)
         return entry.linear(x.to(dtype), updates)
 

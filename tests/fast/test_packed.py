@@ -72,6 +72,17 @@ def test_updates_of_low_rank_are_those_of_plain_products(leaves, transpose):
     torch.testing.assert_close(down, first.up.sum(1, keepdim=True) * x.detach().sum((0, 1)))
 
 
+def test_updates_are_added_to_weights_that_were_first_used_while_none_were_packed(leaves):
+    if not can_pack(leaves[0].weight, torch.float32):
+        pytest.skip("weights are not packed here")
+    linears, x = FrozenLinears(pack=False), torch.randn(2, 5, 24)
+    linears(x, leaves[:1])
+    linears.pack = True
+    update = LowRank(0, torch.randn(2, 24), torch.randn(2, leaves[0].out_features))
+    expected = plain(x, leaves[:1]) + x @ update.down.T @ update.up
+    torch.testing.assert_close(linears(x, leaves[:1], updates=[update]), expected)
+
+
 @pytest.mark.parametrize("transpose", [True, False])
 def test_gradients_of_gradients_exist(leaves, transpose):
     x = torch.randn(5, 24, requires_grad=True)
