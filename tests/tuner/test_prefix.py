@@ -114,6 +114,16 @@ def test_slices_are_standalone_and_the_fast_forward_and_fixed_shapes_keep_output
     assert_fast_and_fixed_shapes_keep_outputs(model, space, pixels)
 
 
+def test_keys_behind_the_active_ones_are_hidden_in_eager_attention_too(pixels):
+    base = make_model()
+    base.set_attn_implementation("eager")
+    model = build(base, architecture={"prefix": [3, 3, 3, 3]})
+    model.set_architecture({"prefix": [2, 0, 1, 3]})
+    expected = logits(model, pixels)
+    with model.fixed_shapes():
+        torch.testing.assert_close(logits(model, pixels), expected)
+
+
 def test_it_trains_and_leaves_the_backbone_as_it_was(pixels):
     base = make_model()
     config = base.vit.layers[0].attention.config

@@ -158,6 +158,8 @@ def attend_with_prefixes(
     mask = _with_columns(attention_mask, visible, ahead, length)
     if kwargs.get("position_bias") is not None:
         kwargs["position_bias"] = F.pad(kwargs["position_bias"], (ahead, 0))
+    if name == "eager" and mask is not None and mask.dtype == torch.bool:  # it adds what it gets
+        mask = query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min)
     return function(module, query, key, value, mask, **kwargs)
 
 
