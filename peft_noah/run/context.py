@@ -84,6 +84,11 @@ class RunContext:
         self.reporter = reporter or Reporter(enabled=self.accelerator.is_main_process)
         self.reporter.say(describe(self.accelerator, self.settings.accumulate))
 
+    def move(self, folder: str | os.PathLike) -> None:
+        """Go on in another folder, with the data and the backbone that have been read."""
+        self.files = RunFolder(folder)
+        self.folder = self.files.path
+
     # ------------------------------------------------------------------ data and models
 
     @cached_property
@@ -234,6 +239,10 @@ class RunContext:
 
     def _checkpoint(self, name: str) -> CheckpointFolder:
         return CheckpointFolder(self.folder / CHECKPOINTS / slug(name), every_seconds=self._checkpoint_seconds)
+
+    def has_begun(self, name: str) -> bool:
+        """Whether a training has left a checkpoint to go on from."""
+        return self._checkpoint(name).exists()
 
     def forget(self, *names: str) -> None:
         """Remove the checkpoints of trainings whose results have been saved."""

@@ -7,14 +7,12 @@ other processes and on other machines: `run_heat` takes plain data and gives pla
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import math
-import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -94,14 +92,15 @@ class HeatRunner:
 
         Args:
             design: the one that ``heat.design`` counts.
-            heat: the heat; the one before it in the same fold has been run, and has left its checkpoint.
+            heat: the heat. It goes on from the checkpoint of the one before it in the same fold; without it, it begins anew and
+            ends the same.
         """
         run, held_rows = self.run, set(self.folds[heat.fold])
         held = self.labelled.subset(sorted(held_rows))
         images = self.labelled.subset([row for row in range(len(self.labelled)) if row not in held_rows])
         training, until = heat_training(run.settings.training("subnet"), self.settings, heat.rung, len(images))
         model = add_design(run.frozen_backbone(), design, run.settings.recipe)
-        if design.head_start and heat.rung == 0:  # later it goes on from a checkpoint
+        if design.head_start and not run.has_begun(heat_name(design, heat.fold)):
             for head in classifiers(model):
                 start_head(model, head, images, run.normalize, run.accelerator)
         show = None if self.show is None else self.show(heat)
@@ -208,12 +207,12 @@ def run_heat(packed: Mapping[str, Any]) -> dict[str, Any]:
     design, heat = Design.from_dict(packed["design"]), Heat(**packed["heat"])
     inputs = packed["files"].get(INPUTS, b"")
     runner = _runner(dump_json(packed["settings"]), dump_json(packed["race"]), inputs)
-    folder = runner.run.folder
-    for path in _heat_files(folder, design, heat.fold):  # of an earlier try
-        (folder / path).unlink()
-    _write_files(folder, packed["files"])
-    scores, notes = runner(design, heat)
-    return {"scores": scores, "notes": notes, "files": _read_files(folder, _heat_files(folder, design, heat.fold))}
+    with _folder() as folder:
+        runner.run.move(folder)
+        _write_files(folder, packed["files"])
+        scores, notes = runner(design, heat)
+        left = _read_files(folder, _heat_files(folder, design, heat.fold))
+    return {"scores": scores, "notes": notes, "files": left}
 
 
 def unpack_heat(run: RunContext, race: Race, heat: Heat, done: Mapping[str, Any]) -> None:
@@ -235,16 +234,22 @@ def unpack_heat(run: RunContext, race: Race, heat: Heat, done: Mapping[str, Any]
     _write_files(run.folder, done["files"])
 
 
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A run folder for one heat: Ray kills a process without a word, and would leave behind what all heats have written."""
+    with tempfile.TemporaryDirectory(prefix="peft-noah-race-", ignore_cleanup_errors=True) as place:
+        yield Path(place)
+
+
 @functools.lru_cache(maxsize=1)
 def _runner(settings: str, race: str, inputs: bytes) -> HeatRunner:
-    """What runs the heats of one race in this process, in a folder of its own."""
-    folder = Path(tempfile.mkdtemp(prefix="peft-noah-race-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    if inputs:
-        write_atomically(folder / INPUTS, inputs)
-    run = RunContext(folder, RunSettings.from_dict(json.loads(settings)), Reporter(enabled=False))
+    """What runs the heats of one race in this process; each moves it into a folder of its own."""
     options = json.loads(race)
-    return HeatRunner(run, RaceSettings(**{**options, "rungs": tuple(Rung(**rung) for rung in options["rungs"])}))
+    with _folder() as folder:
+        if inputs:
+            write_atomically(folder / INPUTS, inputs)
+        run = RunContext(folder, RunSettings.from_dict(json.loads(settings)), Reporter(enabled=False))
+        return HeatRunner(run, RaceSettings(**{**options, "rungs": tuple(Rung(**rung) for rung in options["rungs"])}))
 
 
 def _places(design: Design, fold: int) -> list[Path]:

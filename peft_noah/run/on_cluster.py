@@ -29,10 +29,10 @@ def run_everything_on(cluster: Cluster, run: RunContext) -> None:
     with cluster.connected() as pool, ExitStack() as locks:
         for work in (SHARED, *(method.name for method in methods)):
             locks.enter_context(run.alone(work))
+        for stage in last.chain:
+            if stage.spread is not None:  # its file is there from the first heat on: it goes on by itself
+                stage.spread(run, pool.map)
         stages = [stage for stage in last.chain if not (run.folder / stage.file).exists()]
-        for stage in [stage for stage in stages if stage.spread is not None]:
-            stage.spread(run, pool.map)
-            stages.remove(stage)
         _run_pieces(run, pool, stages, methods)
     run.files.complete_table()  # of a job that was killed
     publish(run.folder)

@@ -121,6 +121,10 @@ class CheckpointFolder:
         self._prune(checkpoint.step)
         self._written = time.monotonic()
 
+    def exists(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return bool(self._newest_first())
+
     def load(self, identity: Mapping[str, object]) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None; what a killed writer left behind is removed.
 

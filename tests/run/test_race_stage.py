@@ -4,6 +4,8 @@ import json
 import math
 import pickle
 import re
+import shutil
+import tempfile
 
 import pytest
 import torch
@@ -103,15 +105,27 @@ def test_a_race_scores_all_labelled_images_and_goes_on_after_an_interruption(
         stage.run_race(open_run(folders, tmp_path / "part"), DESIGNS[:2], SHORT)
 
 
-def test_heats_that_other_machines_run_leave_the_same_bytes(folders, whole_run, tmp_path):
+def test_a_heat_without_the_checkpoint_of_the_one_before_begins_anew_and_ends_the_same(folders, tmp_path):
+    run, head = open_run(folders, tmp_path / "run"), DESIGNS[2]
+    runner = heats.HeatRunner(run, SHORT)
+    runner(head, Heat(2, 0, 0))
+    whole = runner(head, Heat(2, 0, 1))
+    run.forget(heats.heat_name(head, 0))
+    assert runner(head, Heat(2, 0, 1)) == whole
+
+
+def test_heats_that_other_machines_run_leave_the_same_bytes(folders, whole_run, tmp_path, monkeypatch):
     """Each heat gets nothing but bytes, and all that it leaves comes back as bytes."""
     run, sent = open_run(folders, tmp_path / "run"), []
+    (tmp_path / "node").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "node"))
 
     def elsewhere(function, packed):
         for one in packed:
             sent.append(pickle.dumps((function, one)))
             function, one = pickle.loads(sent[-1])
             yield pickle.loads(pickle.dumps(function(one)))
+            assert not list((tmp_path / "node").iterdir())  # whatever ends the process now, nothing is left behind
 
     race = stage.run_race(run, DESIGNS, SHORT, map=elsewhere)
     assert len(sent) == len(race.told) == 10
@@ -206,6 +220,23 @@ def test_the_whole_job_on_a_cluster_leaves_the_same_files(whole_job, tmp_path):
     results = [RunReport.load(each / "results.json").results for each in (folder, whole_job[1])]
     assert [result.method for result in results[0]] == [result.method for result in results[1]]
     run_everything_on(Here(), RunContext(folder))  # all of it is there
+
+
+def test_a_race_that_was_begun_goes_on_heat_by_heat_on_a_cluster(whole_job, tmp_path):
+    folder = shutil.copytree(whole_job[1], tmp_path / "run")
+    for name in ("results", "adapter-race", "best", "figures"):
+        shutil.rmtree(folder / name)
+    data = json.loads((folder / "race.json").read_text())
+    whole = Race.load(folder / "race.json")
+    begun = Race(whole.designs, whole.settings, provenance=whole.provenance, versions=whole.versions)
+    for heat in begun.ask()[:-1]:
+        begun.tell(heat, whole.told[heat], **whole.notes[heat])
+    begun.save(folder / "race.json")
+    cluster = Here()
+    run_everything_on(cluster, RunContext(folder))
+    assert cluster.mapped == len(whole.told) - len(begun.told)
+    assert json.loads((folder / "race.json").read_text()) == data
+    assert_same_runs(folder, whole_job[1])
 
 
 def test_a_budget_leaves_out_the_designs_that_are_larger_and_says_which(folders, tmp_path, capsys):
