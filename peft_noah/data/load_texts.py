@@ -144,7 +144,10 @@ def read_texts(file: Path, text_column: str | None = None) -> list[Any]:
         raise ValueError(f"there is no file {file}. Give files that end in .txt, {', '.join(_READERS)}.")
     if file.suffix.lower() == ".txt":
         try:
-            return file.read_text(encoding="utf-8-sig").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").split(
+                "\n"
+            )  # `splitlines` would cut a text at other signs too
+            return lines if lines[-1] else lines[:-1]
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} cannot be read ({error}). Save it as UTF-8.") from error
     table = _read(_files(file)[0])

@@ -58,7 +58,7 @@ def load_classifier(
         model: a local folder or a Hub id.
         label_names: of the classes, in the order of the logits; None: the checkpoint's own.
         preprocessing: of the images, to whose size position embeddings are interpolated where it is not the backbone's own; or
-            of the texts, whose padding the backbone is told where it knows none.
+            of the texts, whose padding the backbone is told.
 
     Raises:
         ValueError: if the family is unknown, or the weights are damaged, a pickle, or of another model.
@@ -72,7 +72,7 @@ def load_classifier(
     backbone = _load_weights(model, names, preprocessing.model_class)
     if isinstance(preprocessing, Preprocessing):
         read_images(backbone, preprocessing.size)
-    elif backbone.config.pad_token_id is None:  # a decoder's classifier reads the last token that is not padding
+    else:  # a decoder's classifier reads the last token that is not padding
         backbone.config.pad_token_id = preprocessing.pad
     return backbone
 

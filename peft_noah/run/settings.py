@@ -407,7 +407,8 @@ class RunSettings:
                     )
             data = {name: value for name, value in data.items() if name not in (*REMOVED, *WITHOUT_EFFECT)}
             data = {**EARLIER, **data}
-            if "task_name" not in data and "task" in data:  # of a version without texts: what tables call the task
+            if "task_name" not in data and data.get("task", IMAGES) not in tuple(TASKS):
+                # of a version without texts: what tables call the task
                 data["task_name"] = data.pop("task")
         if not isinstance(data, dict) or set(data) - known:
             raise ValueError(f"expected an object with {', '.join(sorted(known))}.")

@@ -207,6 +207,13 @@ def test_files_that_are_not_there_are_named(tmp_path):
         read_texts(tmp_path / "new.txt")
 
 
+def test_only_a_line_break_ends_a_text_of_a_file_of_lines(tmp_path):
+    (tmp_path / "new.txt").write_bytes("\ufeffone\u2028still one\x0c\r\n\ntwo\n".encode())
+    assert read_texts(tmp_path / "new.txt") == ["one\u2028still one\x0c", "", "two"]
+    (tmp_path / "new.txt").write_bytes(b"one\ntwo")
+    assert read_texts(tmp_path / "new.txt") == ["one", "two"]
+
+
 def test_a_written_folder_of_texts_can_be_read(tmp_path, tokenization):
     splits = load_text_splits(write_texts(tmp_path), tokenization)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (24, 12, 12)

@@ -78,6 +78,8 @@ def test_a_file_of_a_version_without_texts_says_what_tables_call_the_task(tmp_pa
     old = {**{name: value for name, value in data.items() if name != "task_name"}, "task": "pets"}
     (tmp_path / "old.json").write_text(json.dumps(old))
     assert RunSettings.load(tmp_path / "old.json") == settings
+    texts = {"task": "text-classification", "model": "a/b", "dataset": "a/b"}
+    assert RunSettings.from_dict(texts).task == "text-classification"
 
 
 @pytest.mark.parametrize(

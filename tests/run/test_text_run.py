@@ -4,12 +4,16 @@ import csv
 import json
 
 import pytest
+import torch
 from peft import PeftModel
 from test_run import invoke
 from text_models import write_text_model, write_texts
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from peft_noah.data.texts import pad_texts
+from peft_noah.data.tokenization import Tokenization
 from peft_noah.results.report import RunReport
+from peft_noah.run.models import load_classifier
 from peft_noah.run.prediction import predict, predict_texts
 
 
@@ -96,6 +100,16 @@ def test_the_papers_strategy_runs_on_a_decoder_without_padding_of_its_own(tmp_pa
     assert "tokens in front would move the positions" in caplog.text
     found = list(predict_texts(tmp_path / "run" / "best", ["good film", "a bad meal it was"], batch_size=2))
     assert all(prediction.labels for prediction in found)
+
+
+def test_a_decoder_reads_the_last_token_of_a_text_whatever_its_config_calls_padding(tmp_path):
+    path = write_text_model(tmp_path, "llama") / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": 9}))
+    tokenization = Tokenization.from_backbone(tmp_path)
+    model, texts = load_classifier(tmp_path, ["bad", "good"], tokenization), ["good film", "it was a very bad meal"]
+    tokens = tokenization.apply(texts)
+    together = model(**pad_texts(tokens, tokenization.pad)).logits[0]
+    torch.testing.assert_close(together, model(**pad_texts(tokens[:1], tokenization.pad)).logits[0])
 
 
 @pytest.mark.parametrize(
