@@ -34,6 +34,11 @@ def read_plugin_names(texts: Sequence[str], name: str = "plugin") -> tuple[str, 
     """
     names = dict.fromkeys(part.strip() for text in texts for part in text.split(","))
     for one in names:
+        if one.endswith(".py"):  # else its first half would be imported, and the rest not found
+            raise ValueError(
+                f"{name} is {reprlib.repr(one)}; give the name of the Python module without .py, with dots for folders, and start "
+                "where Python finds it, such as in its folder."
+            )
         if not _is_module(one):
             raise ValueError(
                 f"{name} is {reprlib.repr(one)}; give the dotted name of a Python module, such as my_package.my_module."

@@ -326,9 +326,11 @@ def _footnotes(methods: Sequence[Sequence[MethodResult]], mixed: bool, what: str
             "the square root of the number of seeds. Parameters and seconds are means over seeds."
         )
     if single := [results[0] for results in methods if len(results) == 1]:
-        n = f", with n = {count_range(result.n_validation for result in single)} (validation)"
-        if tested := [result.n_test for result in single if result.test is not None]:
-            n += f" and {count_range(tested)} (test)"
+        validated = [result.n_validation for result in single if result.validation is not None]
+        tested = [result.n_test for result in single if result.test is not None]
+        counted = [(validated, "validation"), (tested, "test")]
+        counts = [f"{count_range(numbers)} ({split})" for numbers, split in counted if numbers]
+        n = f", with n = {' and '.join(counts)}" if counts else ""
         notes.append(one_seed_note("†" if mixed else "± s.e.", f"{what}s", n))
     if any(result.validation is None for results in methods for result in results):
         notes.append(f"–: trained on train and validation {what}s together, so there is no validation accuracy.")

@@ -40,7 +40,10 @@ class Best:
         """The same in words."""
         result = self.result
         if result.validation is None:
-            return f"use {BEST}/, a copy of {self.source}/: the default design; so little effort leaves no room for a race"
+            return (
+                f"use {BEST}/, a copy of {self.source}/: the default design, trained without a race, since it is the only one or "
+                "--effort leaves no room for another"
+            )
         error = standard_error(result.validation, result.n_validation)
         if method_of_row(result.method).validation is not None:
             return (

@@ -138,11 +138,12 @@ def heat_training(
         num_images: images that the heat is trained on.
     """
     per_epoch = -(-num_images // training.batch_size)
-    epochs = max(1, math.ceil(settings.trained(len(settings.rungs) - 1) * training.epochs))
     ends = [  # never longer than their share, but of a step
         max(index + 1, math.floor(settings.trained(index) * training.epochs * per_epoch + 1e-6))
         for index in range(len(settings.rungs))
     ]
+    # as many as the last rung needs, also where steps are so few that each rung has just one
+    epochs = max(math.ceil(settings.trained(len(settings.rungs) - 1) * training.epochs), -(-ends[-1] // per_epoch))
     warmup = settings.rungs[0].share * training.epochs / 3
     return replace(training, epochs=epochs, schedule="constant", average=DECAY, warmup_epochs=warmup), ends[rung]
 

@@ -55,6 +55,7 @@ def _run_pieces(run: RunContext, pool: Pool, stages: list[Stage], methods: list[
     for one in (*stages, *methods):
         is_stage = isinstance(one, Stage)
         if not is_stage and run.files.result(one.name) is not None:
+            run.reporter.say(f"{one.name}: its result is there already, and is kept")
             continue
         before = one.after if is_stage else one.needs
         needs = tuple(f"{stage.name} stage" for stage in stages if stage is before)

@@ -108,8 +108,13 @@ def _run_apart(run: RunContext, race: Race, heats: Sequence[Heat], run_heat: Hea
         yield from gather_object(outcome)
 
 
-def within_budget(run: RunContext, designs: Sequence[Design]) -> list[Design]:
+def within_budget(run: RunContext, designs: Sequence[Design], *, say: bool = True) -> list[Design]:
     """The designs that the backbone has a place for, and whose parameters are within the budget of a run, if it has one.
+
+    Args:
+        run: the run.
+        designs: all of them.
+        say: whether to say how many are within the budget, before a race.
 
     Raises:
         BudgetError: none is.
@@ -125,7 +130,7 @@ def within_budget(run: RunContext, designs: Sequence[Design]) -> list[Design]:
         raise BudgetError(
             f"no design of the race fits a budget of {budget:,} parameters: {said}. Raise the budget, or give --strategy noah."
         )
-    if len(fitting) < len(designs) and not (run.folder / RACE).exists():
+    if say and len(fitting) < len(designs) and not (run.folder / RACE).exists():
         run.reporter.say(
             f"race: {len(fitting)} of {len(designs)} designs fit the budget of {budget:,} parameters: {said}."
         )

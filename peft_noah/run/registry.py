@@ -195,7 +195,7 @@ def _find(name: str, kind: str, among: tuple[Method, ...]) -> Method:
     if found is None:
         known = ", ".join(method.option for method in among)
         raise ValueError(
-            f"{kind} {reprlib.repr(name)} is not known (known: {known}). One of your own needs --plugin, with the module that registers it."
+            f"{kind} {reprlib.repr(name)} is not known (known: {known}). One of your own needs --plugin, with the module that registers it; a design is named by its JSON file."
         )
     return found
 

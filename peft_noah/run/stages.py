@@ -96,6 +96,7 @@ def run_method(run: RunContext, method: Method | str) -> None:
     run.prepare()
     if run.files.result(method.name) is not None:
         _check_same(run, method)
+        run.reporter.say(f"{method.name}: its result is there already, and is kept")
         run.on_main(run.files.complete_table)
         _publish(run, missing_only=True)
         return

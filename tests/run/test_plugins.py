@@ -156,7 +156,8 @@ def test_what_cannot_be_imported_is_said_in_a_sentence(work):
         ),
         ("nobodys.thing", "Python finds no module 'nobodys'"),
         ("own_modules.broken", "cannot be imported (ModuleNotFoundError: No module named 'nowhere_at_all')"),
-        ("own_modules/tilt.py", "give the dotted name of a Python module, such as my_package.my_module"),
+        ("own_modules.py", "give the name of the Python module without .py"),
+        ("own_modules/tilt", "give the dotted name of a Python module, such as my_package.my_module"),
     ):
         done = start("--plugin", name, "--output", "none")
         assert done.exit_code == 2 and said in " ".join(done.output.split()), done.output

@@ -18,9 +18,10 @@ from peft_noah.results.report import RunReport
 from peft_noah.run import heats
 from peft_noah.run import race as stage
 from peft_noah.run.context import RunContext
+from peft_noah.run.methods import RACE
 from peft_noah.run.on_cluster import run_everything_on
 from peft_noah.run.settings import RunSettings
-from peft_noah.run.stages import run_everything
+from peft_noah.run.stages import check_stages, run_everything
 from peft_noah.searching.design import Design
 from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.searching.race import Heat, Race, RaceSettings, Rung
@@ -65,6 +66,10 @@ def test_heats_end_where_their_rung_says_and_warm_up_in_the_first():
     settings = RaceSettings(rungs=(Rung(3, 0.06), Rung(2, 0.1)))
     training, until = heats.heat_training(TrainingSettings(epochs=20), settings, 0, 500)
     assert until == math.floor(0.06 * 20 * 8) == 9
+    ends = [heats.heat_training(TrainingSettings(epochs=2), settings, rung, 20) for rung in range(2)]
+    assert [until for _, until in ends] == [1, 2] and ends[0][
+        0
+    ].epochs == 2  # each rung trains, also of one step an epoch
     assert heats.heat_training(TrainingSettings(epochs=20), settings, 1, 500) == (training, math.floor(0.16 * 20 * 8))
     assert (training.epochs, training.schedule) == (4, "constant") and training.warmup_epochs == pytest.approx(0.4)
 
@@ -168,7 +173,8 @@ def test_the_least_effort_trains_the_default_design_alone_and_says_so(folders, t
     arguments = ["run", "--strategy", "race", "--model", backbone, "--dataset", task, "--epochs", "1", "--effort", "1"]
     done = invoke(*arguments, "--baselines", "none", "--output", tmp_path / "run")
     assert done.exit_code == 0, done.output
-    assert "the default design; so little effort leaves no room for a race" in " ".join(done.output.split())
+    assert "trained without a race, since it is the only one or --effort leaves" in " ".join(done.output.split())
+    assert "with n = 9 (test)" in " ".join(done.output.split())  # nothing is said of validation images
     (result,) = RunReport.load(tmp_path / "run" / "results.json").results
     assert result.validation is None and result.test is not None
     config = json.loads((tmp_path / "run" / "best" / "adapter_config.json").read_text())
@@ -210,7 +216,7 @@ def test_a_run_with_the_race_ends_with_the_winner_in_best(whole_job):
     assert other.exit_code == 2 and "other baselines" in " ".join(other.output.split())
 
 
-def test_the_whole_job_on_a_cluster_leaves_the_same_files(whole_job, tmp_path):
+def test_the_whole_job_on_a_cluster_leaves_the_same_files(whole_job, tmp_path, capsys):
     settings, folder = RunSettings.load(whole_job[1] / "settings.json"), tmp_path / "run"
     cluster = Here()
     run_everything_on(cluster, RunContext(folder, settings))
@@ -219,7 +225,9 @@ def test_the_whole_job_on_a_cluster_leaves_the_same_files(whole_job, tmp_path):
     assert_same_runs(whole_job[1], folder)
     results = [RunReport.load(each / "results.json").results for each in (folder, whole_job[1])]
     assert [result.method for result in results[0]] == [result.method for result in results[1]]
+    capsys.readouterr()
     run_everything_on(Here(), RunContext(folder))  # all of it is there
+    assert "race: its result is there already, and is kept" in capsys.readouterr().err
 
 
 def test_a_race_that_was_begun_goes_on_heat_by_heat_on_a_cluster(whole_job, tmp_path):
@@ -247,6 +255,8 @@ def test_a_budget_leaves_out_the_designs_that_are_larger_and_says_which(folders,
     assert fitting == [design for design in PORTFOLIO if set(design.dims) == {"lora"} and design.dims["lora"] == 2]
     said = capsys.readouterr()
     assert "designs fit the budget of 2,700 parameters: all sites 2,688" in " ".join((said.out + said.err).split())
+    check_stages(run, RACE)  # the race says it, and so no check before does
+    assert not capsys.readouterr().out
     with pytest.raises(ValueError, match="no design of the race fits a budget of 10 parameters: all sites 2,688"):
         run_everything(RunContext(tmp_path / "run", RunSettings(**settings, budget=10)))
     assert not (tmp_path / "run").exists()

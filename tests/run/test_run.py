@@ -190,6 +190,7 @@ def test_a_finished_run_is_not_trained_again(finished, task, backbone):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     result = invoke("run", "--strategy", "noah", "--model", backbone, "--dataset", task, *SMALL, "--output", finished)
     assert result.exit_code == 0, result.output
+    assert "noah retrained: its result is there already, and is kept" in " ".join(result.output.split())
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
 
 
@@ -502,6 +503,7 @@ def test_a_budget_below_the_smallest_says_what_would_fit(task, backbone, tmp_pat
         ("--variant", "x", "no search variant is named 'x'"),
         ("--epochs", "-1", "epochs is -1; give a whole number from 1"),
         ("--baselines", "lora,magic", "baseline 'magic' is not known"),
+        ("--baselines", "magic", "a design is named by its JSON file"),
         ("--image-mean", "0.5", "image_mean must be three numbers"),
         ("--mixed-precision", "int4", "mixed_precision must be one of"),
     ],
