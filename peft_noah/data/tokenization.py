@@ -71,7 +71,8 @@ class Tokenization:
             reads: the backbone whose positions limit the length; None: ``backbone``.
 
         Raises:
-            ValueError: the tokenizer cannot be read, has nothing to fill a batch up with, or the backbone reads fewer tokens.
+            ValueError: the tokenizer cannot be read, has nothing to fill a batch up with, or the backbone reads fewer tokens; or
+                ``max_tokens`` leaves no place for one of a text's own.
         """
         tokenizer = _load_tokenizer(backbone)
         config = load_config(backbone if reads is None else reads)
@@ -86,7 +87,8 @@ class Tokenization:
         most = _most_tokens(tokenizer, config)
         if max_tokens is None:
             max_tokens = min(MAX_TOKENS, most)
-        check_int(max_tokens, "max_tokens", 1, most)
+        # with fewer than its special tokens and one more, a tokenizer leaves nothing of a text, or does not cut it off at all
+        check_int(max_tokens, "max_tokens", 1 + tokenizer.num_special_tokens_to_add(), most)
         tokenizer.model_max_length = max_tokens  # so that a saved one cuts texts off there, whoever calls it
         return cls(max_tokens, int(pad), f"the tokenizer of {backbone}", tokenizer)
 
@@ -112,6 +114,8 @@ class Tokenization:
 
     def apply(self, texts: Sequence[str]) -> list[Tensor]:
         """Token ids of texts, one int32 tensor (T,) each, with the backbone's special tokens."""
+        if not texts:  # a tokenizer of transformers breaks on none
+            return []
         found = self.processor(list(texts), truncation=True, max_length=self.max_tokens, padding=False)["input_ids"]
         return [torch.tensor(ids, dtype=torch.int32) for ids in found]
 

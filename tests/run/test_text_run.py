@@ -58,6 +58,8 @@ def test_the_adapter_labels_new_texts_as_transformers_does(raced, tmp_path):
         logits = model(**tokenizer(text, truncation=True, return_tensors="pt")).logits[0]
         expected = dict(zip(("bad", "good"), logits.softmax(-1).tolist(), strict=True))
         assert dict(zip(prediction.labels, prediction.probabilities, strict=True)) == pytest.approx(expected, abs=1e-6)
+    (empty, good) = predict_texts(adapter, ["", "good film"], batch_size=1)  # a batch of nothing that can be read
+    assert empty.error == "it is empty" and good.labels
     (tmp_path / "new.txt").write_text("good film\n\nbad film\n")
     (tmp_path / "new.csv").write_text("id,text\n1,a great book\n")
     done = invoke("predict", adapter, tmp_path / "new.txt", tmp_path / "new.csv", "--output", tmp_path / "out.csv")
@@ -125,7 +127,7 @@ def test_a_decoder_reads_the_last_token_of_a_text_whatever_its_config_calls_padd
         ),
         (
             ["--task", "text-classification", "--max-tokens", "49"],
-            "max_tokens is 49; give a whole number from 1 to 48",
+            "max_tokens is 49; give a whole number from 3 to 48",
         ),
         (["--task", "text-classification", "--text-column", "body"], "no column 'body'"),
     ],
