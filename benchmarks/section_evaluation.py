@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import torch
+from authors_model import Reference
 from measure import (
     SIZES,
     Table,
@@ -18,7 +19,6 @@ from measure import (
     share,
     speed_table,
 )
-from reference import Reference
 
 from peft_noah.fast import fast_forward
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import torch
+from authors_model import Reference
 from measure import (
     SIZES,
     Table,
@@ -36,7 +37,6 @@ from measure import (
     share,
     speed_table,
 )
-from reference import Reference
 from section_peft import BASE, MODELS
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification

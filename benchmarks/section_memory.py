@@ -10,8 +10,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from authors_model import Reference
 from measure import SIZES, Table, make_images, make_step, make_supernet
-from reference import Reference
 
 from peft_noah.fast import fast_forward
 from peft_noah.training.memory import peak_memory

@@ -19,8 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from authors_model import Reference
 from measure import Table, machine, share
-from reference import Reference
 from torch import nn
 
 from peft_noah.architecture import Architecture

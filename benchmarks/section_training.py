@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import torch
+from authors_model import Reference
 from measure import (
     BATCH,
     SIZES,
@@ -21,7 +22,6 @@ from measure import (
     share,
     speed_table,
 )
-from reference import Reference
 
 from peft_noah.fast import fast_forward
 

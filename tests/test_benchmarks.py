@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    """A file of the benchmark by name; the tests have a ``reference`` of their own."""
+    """A file of the benchmark by name."""
 
     def load(name):
         spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
@@ -37,7 +37,7 @@ def benchmark(monkeypatch):
 
 
 def test_the_reference_is_the_same_model(benchmark):
-    measure, reference = benchmark("measure"), benchmark("reference")
+    measure, reference = benchmark("measure"), benchmark("authors_model")
     model = measure.make_supernet(ViTConfig(**SIZES, num_labels=5)).double().eval()
     plain = reference.Reference(model).double().eval()
     images, labels = measure.make_images(ViTConfig(**SIZES, num_labels=5), 3)
@@ -66,7 +66,7 @@ def test_pefts_lora_and_ours_train_the_same_weights_and_start_alike(benchmark):
 
 
 def test_the_gpus_script_is_rehearsed_on_a_cpu(benchmark, monkeypatch):
-    benchmark("measure"), benchmark("reference")
+    benchmark("measure"), benchmark("authors_model")
     monkeypatch.setattr(torch, "compile", lambda model, **how: model)  # to capture takes half a minute
     fine_tunes, race = benchmark("section_gpu").rehearse(ViTConfig(**SIZES, num_labels=5), batch=2)
     assert len(fine_tunes.rows) == 10 and len(race.rows) == 3

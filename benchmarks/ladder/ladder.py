@@ -276,14 +276,16 @@ _HEAD = """# The ladder
 Test accuracy (%) of hand-made designs, trained on train + validation images with one recipe, mean over seeds. `mean` is over
 tasks. `lead` is the mean over tasks of the difference to `qk r8 s1` on the same task, with its standard error over tasks.
 `averaged` is the mean accuracy of the averaged weights of the same trainings.
-`loss` is the mean training loss of the last epoch, `passes` are image passes in thousands, forward and backward.
+`loss` is the mean training loss of the last epoch, `passes` are image passes in thousands, forward and backward. Seconds stand in
+`results.jsonl`; the machine was shared, so they rank nothing.
 `race` is `peft-noah run` at the same cost. `chosen on the other tasks` is, for each task, the design that has the best mean on the
-others. Written by `ladder.py report`; a rung without all tasks has no mean.
+others. Written by `ladder.py report`; a task that lacks one of the rungs is left out.
 
 """
 
 
 def _section(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    rows = finished(rows)
     tasks = sorted({row["task"] for row in rows})
     header = [
         "rung",
@@ -294,7 +296,6 @@ def _section(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
         "averaged",
         "loss",
         "passes",
-        "seconds",
         "seeds",
     ]
     first = _by_task([row for row in rows if row["rung"] == "qk r8 s1"], "test")
@@ -306,9 +307,16 @@ def _section(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     if chosen := chosen_elsewhere(rows, tasks):
         mean, lead = f"{100 * sum(chosen.values()) / len(tasks):.1f}", _lead(chosen, first, tasks)
         lines.append(
-            ["chosen on the other tasks", "", *(f"{100 * chosen[t]:.1f}" for t in tasks), mean, lead, *[""] * 5]
+            ["chosen on the other tasks", "", *(f"{100 * chosen[t]:.1f}" for t in tasks), mean, lead, *[""] * 4]
         )
     return header, lines
+
+
+def finished(rows: list[dict]) -> list[dict]:
+    """The rows of the tasks that have all of the rungs that any task has; all rows where there is no such task."""
+    rungs = {row["rung"] for row in rows}
+    by_task = {task: {row["rung"] for row in rows if row["task"] == task} for task in {row["task"] for row in rows}}
+    return [row for row in rows if by_task[row["task"]] == rungs] or rows
 
 
 def chosen_elsewhere(rows: list[dict], tasks: list[str]) -> dict[str, float]:
@@ -350,7 +358,6 @@ def _line(rung: str, rows: list[dict], tasks: list[str], first: dict[str, float]
         mean("test_averaged"),
         mean("training_loss", 1.0, 3),
         mean("image_passes", 0.001, 0),
-        mean("seconds", 1.0, 0),
         str(len({row["seed"] for row in rows})),
     ]
 
@@ -371,9 +378,9 @@ def _plot(found: list[dict]) -> None:
     parts = [key for key in dict.fromkeys((p.backbone, p.epochs) for p in PARTS) if _complete(found, key)]
     if not parts:
         return
-    figure = Figure(figsize=(9, 0.34 * len(RUNGS) * len(parts) + 1.2), layout="constrained")
+    figure = Figure(figsize=(9, 3.6 * len(parts)), layout="constrained")
     for axes, (backbone, epochs) in zip(figure.subplots(len(parts), 1, squeeze=False)[:, 0], parts, strict=True):
-        rows = [row for row in found if (row["backbone"], row["epochs"]) == (backbone, epochs)]
+        rows = finished([row for row in found if (row["backbone"], row["epochs"]) == (backbone, epochs)])
         first = _by_task([row for row in rows if row["rung"] == "qk r8 s1"], "test")
         shown = [
             rung
@@ -399,9 +406,10 @@ def _plot(found: list[dict]) -> None:
 
 
 def _complete(found: list[dict], part: tuple[str, int]) -> bool:
-    """Whether the first rung is there for every task that the part has."""
-    rows = [row for row in found if (row["backbone"], row["epochs"]) == part]
-    return bool(rows) and {r["task"] for r in rows if r["rung"] == "qk r8 s1"} == {r["task"] for r in rows}
+    """Whether there are rungs to compare with the first one."""
+    rows = finished([row for row in found if (row["backbone"], row["epochs"]) == part])
+    rungs = {row["rung"] for row in rows}
+    return len(rungs) > 1 and {r["task"] for r in rows if r["rung"] == "qk r8 s1"} == {r["task"] for r in rows}
 
 
 def main() -> None:
