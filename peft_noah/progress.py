@@ -54,7 +54,8 @@ class Reporter:
                 last[:] = done, text
 
             yield note
-            self.say(f"{name}: {last[0]:,} {unit} in {time.perf_counter() - started:.1f} s{_tail(last[1])}")
+            counted = unit.removesuffix("s") if last[0] == 1 else unit
+            self.say(f"{name}: {last[0]:,} {counted} in {time.perf_counter() - started:.1f} s{_tail(last[1])}")
             return
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),

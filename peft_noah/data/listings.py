@@ -269,7 +269,7 @@ def _check_labels(name: str, labels: Sequence[int | None], label_names: Sequence
         if label is None or not 0 <= label < len(label_names):
             hints = {-1: " (-1 usually marks labels that are withheld)", None: " (an empty cell, NA or null in a CSV)"}
             raise ValueError(
-                f"{what} {index} of the {name} split of {source} has the label {label}{hints.get(label, '')}: allowed are 0 to "
+                f"{what} {index} of the {name} split of {source}, counted from 0, has the label {label}{hints.get(label, '')}: allowed are 0 to "
                 f"{len(label_names) - 1}. Repair the label, or choose another split or label column."
             )
 

@@ -67,8 +67,13 @@ def load_from_hub(source: str | os.PathLike[str], config: str | None = None) -> 
     """All splits of a Hub dataset, `owner/name` or `owner/name:config`.
 
     Raises:
-        ValueError: it is no Hub id but a folder that does not exist, two configs are named, or it cannot be read.
+        ValueError: it is no Hub id but a file, or a folder that does not exist, two configs are named, or it cannot be read.
     """
+    if Path(source).expanduser().is_file():
+        raise ValueError(
+            f"{str(source)!r} is a file, and images are read from a folder. Give the folder that it lies in; a file of texts "
+            "needs --task text-classification."
+        )
     if not is_hub_id(source):
         raise ValueError(
             f"there is no folder {str(source)!r}. Give a folder of parquet files or images, or a dataset's Hub id."

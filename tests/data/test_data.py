@@ -136,6 +136,11 @@ def test_a_folder_that_does_not_exist_is_refused_at_once(preprocessing, source):
     refused(Path(source), preprocessing, "there is no folder")
 
 
+def test_a_single_file_is_no_folder_of_images_and_may_be_one_of_texts(preprocessing, tmp_path):
+    (tmp_path / "reviews.csv").write_text("text,label\ngood,1\n")
+    refused(tmp_path / "reviews.csv", preprocessing, "is a file, .* needs --task text-classification")
+
+
 def test_a_hub_dataset_that_cannot_be_reached_is_refused(preprocessing, monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("Couldn't reach the Hub")

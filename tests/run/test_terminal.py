@@ -1,5 +1,6 @@
 """A broken display, or a terminal that can only do ASCII, costs no result."""
 
+import io
 import os
 import subprocess
 import sys
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import make_model
+from rich.console import Console
 from test_run import SMALL, write_task
 
 from peft_noah.cli.encoding import _spell
+from peft_noah.progress import Reporter
 from peft_noah.results.report import RunReport
 
 ROOT = Path(__file__).parents[2]
@@ -66,3 +69,10 @@ def test_letters_that_an_encoding_lacks_are_spelled():
     assert _spell(error) == ("+/-", 3)
     assert _spell(UnicodeEncodeError("ascii", "─", 0, 1, "")) == ("-", 1)
     assert _spell(UnicodeEncodeError("ascii", "é", 0, 1, "")) == ("\\xe9", 1)
+
+
+def test_one_step_is_one_step():
+    written = io.StringIO()
+    with Reporter(Console(file=written)).stage("lora") as update:
+        update(1, 1, "loss 1.000")
+    assert "lora: 1 step in" in written.getvalue()
