@@ -24,7 +24,7 @@ from peft_noah.jsonfile import refuse_link
 from peft_noah.progress import Reporter
 from peft_noah.run.folder import Busy, RunFolder
 from peft_noah.run.inputs import INPUTS, check_backbone, check_data, read_inputs, write_inputs
-from peft_noah.run.models import add_design, add_supernet, load_backbone
+from peft_noah.run.models import add_design, add_supernet, classifiers, load_backbone
 from peft_noah.run.names import CHECKPOINTS, DESIGN, LOGS, SETTINGS, TRACKING, slug
 from peft_noah.run.settings import RunSettings
 from peft_noah.run.tasks import check_task, read_data, read_preprocessing
@@ -32,6 +32,7 @@ from peft_noah.searching.design import Design
 from peft_noah.training import TrainingLog, TrainingSettings, make_accelerator, train
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.evaluation import evaluate
+from peft_noah.training.head_start import check_head
 from peft_noah.training.interruption import Interruption
 from peft_noah.training.processes import alone, asked_micro_batches, describe, total, warn_of_other_precision
 from peft_noah.training.tracking import StepLog, check_tracker, start_trackers
@@ -171,7 +172,9 @@ class RunContext:
         baselines = [Design.from_dict(entry) for entry in self.settings.baselines if not isinstance(entry, str)]
         for design in (*baselines, *(self.settings.raced if self.settings.designs else ())):
             try:
-                add_design(self.frozen_backbone(), design, self.settings.recipe)
+                model = add_design(self.frozen_backbone(), design, self.settings.recipe)
+                for head in classifiers(model) if design.head_start else ():
+                    check_head(head)
             except ValueError as error:
                 raise ValueError(f"design {design.name!r} does not fit this backbone: {error}") from error
 

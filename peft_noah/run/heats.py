@@ -19,8 +19,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
-from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save
 from torch import nn
 
@@ -29,7 +27,7 @@ from peft_noah.plugins import import_plugins
 from peft_noah.progress import Reporter
 from peft_noah.run.context import RunContext
 from peft_noah.run.inputs import INPUTS
-from peft_noah.run.models import add_design
+from peft_noah.run.models import add_design, classifiers
 from peft_noah.run.names import CHECKPOINTS, LOGS, RACE_WEIGHTS, slug
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.design import Design
@@ -38,7 +36,6 @@ from peft_noah.searching.race import Heat, Race, RaceSettings, Rung
 from peft_noah.training import TrainingSettings
 from peft_noah.training.evaluation import compute_logits
 from peft_noah.training.head_start import start_head
-from peft_noah.tuner.backbones import find_backbone
 
 #: how much of the old average a step keeps, in the weights that score a heat
 DECAY = 0.99
@@ -164,13 +161,6 @@ def _save_weights(model: nn.Module, path: Path) -> None:
         name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters() if weight.requires_grad
     }
     write_atomically(path, save(weights))
-
-
-def classifiers(model: PeftModel) -> list[nn.Linear]:
-    """The trained Linears that make the logits."""
-    core = model.base_model.model
-    heads = map(core.get_submodule, find_backbone(core.config.model_type).head_names(core))
-    return [h.modules_to_save[model.active_adapter] if isinstance(h, ModulesToSaveWrapper) else h for h in heads]
 
 
 # ---------------------------------------------------------------------- elsewhere

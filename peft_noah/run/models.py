@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
@@ -167,6 +168,13 @@ def train_all_weights(backbone: nn.Module) -> nn.Module:
         if name.endswith("mask_token"):  # of masked pretraining: a classifier never reads it, and DDP would miss it
             weight.requires_grad_(False)
     return backbone
+
+
+def classifiers(model: PeftModel) -> list[nn.Linear]:
+    """The trained Linears that make the logits."""
+    core = model.base_model.model
+    heads = map(core.get_submodule, find_backbone(core.config.model_type).head_names(core))
+    return [h.modules_to_save[model.active_adapter] if isinstance(h, ModulesToSaveWrapper) else h for h in heads]
 
 
 def count_trainable(model: nn.Module) -> tuple[int, int]:

@@ -15,8 +15,7 @@ from torch import nn
 from peft_noah.results.report import RunReport
 from peft_noah.run.architecture_source import read_architecture
 from peft_noah.run.context import RunContext
-from peft_noah.run.heats import classifiers
-from peft_noah.run.models import lacks_place
+from peft_noah.run.models import classifiers, lacks_place
 from peft_noah.run.names import DESIGN, SHARED
 from peft_noah.run.publishing import publish
 from peft_noah.run.registry import Method, Stage, find_method, method_of_entry, strategies

@@ -108,15 +108,20 @@ def start_head(
     Raises:
         ValueError: the classifier has no bias, which the fit needs.
     """
-    if head.bias is None:
-        raise ValueError(
-            "the classifier of this family has no bias, so it cannot be fitted first. Leave head_start out."
-        )
+    check_head(head)
     fit = fit_head(read_features(model, head, images, normalize, accelerator), images.labels, head.out_features)
     with torch.no_grad():
         head.weight.copy_(fit.weight)
         head.bias.copy_(fit.bias)
     return fit
+
+
+def check_head(head: nn.Linear) -> None:
+    """Raise ValueError where a classifier cannot be fitted."""
+    if head.bias is None:
+        raise ValueError(
+            "the classifier of this family has no bias, so it cannot be fitted first. Leave head_start out."
+        )
 
 
 @torch.inference_mode()

@@ -104,6 +104,17 @@ def test_the_papers_strategy_runs_on_a_decoder_without_padding_of_its_own(tmp_pa
     assert all(prediction.labels for prediction in found)
 
 
+def test_a_design_whose_classifier_cannot_be_fitted_first_is_refused_before_anything_is_written(tmp_path):
+    model, data = write_text_model(tmp_path / "llama", "llama"), write_texts(tmp_path / "texts")
+    (tmp_path / "first.json").write_text('{"name": "first", "dims": {"lora": 1}, "head_start": true}')
+    for where in ("--design", "--baselines"):
+        job = ["run", "--task", "text-classification", "--model", model, "--dataset", data]
+        done = invoke(*job, where, tmp_path / "first.json", "--output", tmp_path / "run")
+        assert done.exit_code == 2 and not (tmp_path / "run").exists()
+        fault = "design 'first' does not fit this backbone: the classifier of this family has no bias"
+        assert fault in " ".join(done.output.split())
+
+
 def test_a_decoder_reads_the_last_token_of_a_text_whatever_its_config_calls_padding(tmp_path):
     path = write_text_model(tmp_path, "llama") / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": 9}))
