@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification
 
+from peft_noah.data.preprocessing import load_config
 from peft_noah.experiments.cells import Cell
 from peft_noah.run.methods import RACE
 from peft_noah.run.models import add_design, count_trainable
@@ -92,7 +93,7 @@ class _Shapes:
 
     def __init__(self, settings: RunSettings, classes: int) -> None:
         self.settings = settings
-        self.config = AutoConfig.from_pretrained(settings.backbone)
+        self.config = load_config(settings.backbone)
         self.config.num_labels = classes
 
     def fresh_backbone(self) -> nn.Module:

@@ -309,3 +309,13 @@ def test_a_cell_gets_a_gpu_where_a_node_has_one_and_a_node_must_be_large_enough(
 def test_a_suite_that_is_being_handed_out_is_not_run_here_too(finished):
     with RunFolder(finished).lock(SPREAD), pytest.raises(Busy, match="hands the cells"):
         Suite(finished).run()
+
+
+def test_a_cost_is_told_without_the_code_of_a_backbone_being_asked_for(arguments, tmp_path):
+    vit = shutil.copytree(arguments[2], tmp_path / "vit")
+    config = json.loads((vit / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (vit / "config.json").write_text(json.dumps(config))
+    (vit / "own.py").write_text("raise SystemExit('this was run')")
+    result = invoke("suite", *arguments[:2], vit, *arguments[3:], "--dry-run", "--output", tmp_path / "suite")
+    assert result.exit_code == 2 and "cannot read config.json" in " ".join(result.output.split())
