@@ -10,9 +10,8 @@ from __future__ import annotations
 import functools
 import json
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch import nn
 from peft_noah.jsonfile import dump_json, make_plain_folder, write_atomically
 from peft_noah.plugins import import_plugins
 from peft_noah.progress import Reporter
+from peft_noah.run.carried_files import read_files, scratch_folder, write_files
 from peft_noah.run.context import RunContext
 from peft_noah.run.inputs import INPUTS
 from peft_noah.run.models import add_design, classifiers
@@ -178,7 +178,7 @@ def pack_heat(run: RunContext, race: Race, heat: Heat) -> dict[str, Any]:
         "race": asdict(race.settings),
         "design": design.to_dict(),
         "heat": asdict(heat),
-        "files": _read_files(run.folder, [Path(INPUTS), *_heat_files(run.folder, design, heat.fold)]),
+        "files": read_files(run.folder, [run.folder / INPUTS, *_heat_files(run.folder, design, heat.fold)]),
     }
 
 
@@ -198,11 +198,11 @@ def run_heat(packed: Mapping[str, Any]) -> dict[str, Any]:
     design, heat = Design.from_dict(packed["design"]), Heat(**packed["heat"])
     inputs = packed["files"].get(INPUTS, b"")
     runner = _runner(dump_json(packed["settings"]), dump_json(packed["race"]), inputs)
-    with _folder() as folder:
+    with scratch_folder() as folder:
         runner.run.move(folder)
-        _write_files(folder, packed["files"])
+        write_files(folder, packed["files"])
         scores, notes = runner(design, heat)
-        left = _read_files(folder, _heat_files(folder, design, heat.fold))
+        left = read_files(folder, _heat_files(folder, design, heat.fold))
     return {"scores": scores, "notes": notes, "files": left}
 
 
@@ -222,21 +222,14 @@ def unpack_heat(run: RunContext, race: Race, heat: Heat, done: Mapping[str, Any]
     for path in map(Path, done["files"]):
         if not any(path.parent == place.parent and path.match(place.name) for place in places):
             raise ValueError(f"a heat has left {str(path)!r}, which is no file of its own.")
-    _write_files(run.folder, done["files"])
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """A run folder for one heat: Ray kills a process without a word, and would leave behind what all heats have written."""
-    with tempfile.TemporaryDirectory(prefix="peft-noah-race-", ignore_cleanup_errors=True) as place:
-        yield Path(place)
+    write_files(run.folder, done["files"])
 
 
 @functools.lru_cache(maxsize=1)
 def _runner(settings: str, race: str, inputs: bytes) -> HeatRunner:
     """What runs the heats of one race in this process; each moves it into a folder of its own."""
     options = json.loads(race)
-    with _folder() as folder:
+    with scratch_folder() as folder:
         if inputs:
             write_atomically(folder / INPUTS, inputs)
         run = RunContext(folder, RunSettings.from_dict(json.loads(settings)), Reporter(enabled=False))
@@ -254,16 +247,5 @@ def _places(design: Design, fold: int) -> list[Path]:
 
 
 def _heat_files(folder: Path, design: Design, fold: int) -> list[Path]:
-    """The files of a design on a fold that are in a run folder, as seen from it."""
-    found = [path for place in _places(design, fold) for path in folder.glob(str(place))]
-    return sorted(path.relative_to(folder) for path in found)
-
-
-def _read_files(folder: Path, paths: list[Path]) -> dict[str, bytes]:
-    return {path.as_posix(): (folder / path).read_bytes() for path in paths if (folder / path).exists()}
-
-
-def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / name, content)
+    """The files of a design on a fold that are in a run folder."""
+    return sorted(path for place in _places(design, fold) for path in folder.glob(str(place)))

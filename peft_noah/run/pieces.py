@@ -6,16 +6,16 @@ from all of a run's files is made: table, figures, cards, ``best/``.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from graphlib import TopologicalSorter
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from peft_noah.jsonfile import make_plain_folder, parse_json, write_atomically
 from peft_noah.plugins import import_plugins
 from peft_noah.results.report import RESULTS_JSON, RESULTS_MARKDOWN, RunReport
+from peft_noah.run.carried_files import read_files, scratch_folder, write_files
 from peft_noah.run.cluster import Pool
 from peft_noah.run.context import RunContext
 from peft_noah.run.folder import RunFolder
@@ -103,7 +103,7 @@ def pack(piece: Piece) -> dict[str, Any]:
     if isinstance(work, Method):
         paths += [piece.files.result_path(name) for name in work.best_of]
     found = [path for place in paths for path in (sorted(place.rglob("*")) if place.is_dir() else [place])]
-    return {"settings": asdict(piece.settings), "work": work, "files": _read(piece.files.path, found)}
+    return {"settings": asdict(piece.settings), "work": work, "files": read_files(piece.files.path, found)}
 
 
 def unpack(files: RunFolder, done: Mapping[str, bytes]) -> None:
@@ -138,9 +138,9 @@ def _write_place(files: RunFolder, name: str, contents: Mapping[str, bytes]) -> 
     if "" in contents:
         write_atomically(files / name, contents[""])
     elif "adapter_config.json" in contents:
-        files.write_adapter(name, lambda folder: _write(folder, contents))
+        files.write_adapter(name, lambda folder: write_files(folder, contents))
     else:
-        _write(make_plain_folder(files / name), contents)
+        write_files(make_plain_folder(files / name), contents)
 
 
 # ---------------------------------------------------------------------- there
@@ -164,10 +164,8 @@ def do_piece(packed: Mapping[str, Any]) -> dict[str, bytes]:
     """
     settings, work, given = packed["settings"], packed["work"], packed["files"]
     import_plugins(settings["plugins"])
-    # removed with the piece: Ray kills a process without a word, and would leave it behind
-    with tempfile.TemporaryDirectory(prefix="peft-noah-", ignore_cleanup_errors=True) as place:
-        folder = Path(place)
-        _write(folder, given)
+    with scratch_folder() as folder:
+        write_files(folder, given)
         run = RunContext(folder, RunSettings.from_dict(settings))
         if _kept and _kept[0] == settings:
             run.take_splits(_kept[1])
@@ -177,19 +175,9 @@ def do_piece(packed: Mapping[str, Any]) -> dict[str, bytes]:
         else:
             do_method(run, work)
         _kept[:] = settings, run.splits
-        left = _read(folder, sorted(folder.rglob("*")))
+        left = read_files(folder, sorted(folder.rglob("*")))
     return {
         name: content
         for name, content in left.items()
         if PurePosixPath(name).parts[0] not in _LEFT_THERE and given.get(name) != content
     }
-
-
-def _read(folder: Path, paths: list[Path]) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / name, content)
