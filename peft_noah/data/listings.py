@@ -17,6 +17,9 @@ from peft_noah.jsonfile import MAX_COUNT, check_int
 
 logger = logging.getLogger(__name__)
 
+#: share of all samples that a source without splits gives to its test split
+TEST_FRACTION = 0.2
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -183,6 +186,24 @@ class Listings:
     def as_unsplit(self) -> Listings:
         """The same, where what is called the training images is all that the source has."""
         return replace(self, train=replace(self.train, split="all"), unsplit=True)
+
+    def completed(self, validation_fraction: float, seed: int, shots: int | None) -> Listings:
+        """The same, checked, with all splits that are to be drawn, and what is to be noted of them.
+
+        Args:
+            validation_fraction: as of `with_validation`.
+            seed: of all that is drawn.
+            shots: training images per class to draw; None: they stay as they are.
+
+        Raises:
+            ValueError: as `check` and `with_test`.
+        """
+        labelled = self.without_unlabelled()
+        labelled.check()
+        listings = labelled.with_test(TEST_FRACTION, seed)
+        if shots is not None:
+            listings = listings.with_shots(shots, seed)
+        return listings.with_validation(validation_fraction, seed).noting_twins().noting_no_test()
 
     def with_test(self, fraction: float = 0.2, seed: int = 0) -> Listings:
         """The same, with a test split drawn from all images where the source has no splits: of every class the share

@@ -30,9 +30,6 @@ from peft_noah.data.table_files import (
     undecoded,
 )
 
-#: share of all images that a source without splits gives to its test split
-TEST_FRACTION = 0.2
-
 
 def bundled_task() -> Path:
     """Folder of the task shipped with the package: Fashion-MNIST, 800 / 200 / 2,000 images."""
@@ -131,12 +128,8 @@ def read_listings(
         name: read_other_test(name, other, listings.label_names, image_column, label_column)
         for name, other in (other_tests or {}).items()
     }
-    listings = replace(listings, other_tests=others).without_unlabelled()
-    listings.check()
-    listings = listings.with_test(TEST_FRACTION, seed)
-    if shots is not None and not shots_are_drawn:
-        listings = listings.with_shots(shots, seed)
-    return listings.with_validation(validation_fraction, seed).noting_twins().noting_no_test()
+    shots = None if shots_are_drawn else shots
+    return replace(listings, other_tests=others).completed(validation_fraction, seed, shots)
 
 
 def _read(

@@ -13,7 +13,6 @@ from typing import Any
 import datasets
 
 from peft_noah.data.listings import Listing, Listings, check_shots
-from peft_noah.data.load import TEST_FRACTION
 from peft_noah.data.split_names import check_names, is_split_name, pick, unread
 from peft_noah.data.splits import Splits, count_shared
 from peft_noah.data.table_files import (
@@ -122,12 +121,7 @@ def read_text_listings(
         notes=notes,
         what="text",
     )
-    listings = (listings.as_unsplit() if unsplit else listings).without_unlabelled()
-    listings.check()
-    listings = listings.with_test(TEST_FRACTION, seed)
-    if shots is not None:
-        listings = listings.with_shots(shots, seed)
-    return listings.with_validation(validation_fraction, seed).noting_twins().noting_no_test()
+    return (listings.as_unsplit() if unsplit else listings).completed(validation_fraction, seed, shots)
 
 
 def read_texts(file: Path, text_column: str | None = None) -> list[Any]:
