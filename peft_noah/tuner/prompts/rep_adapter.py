@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from peft_noah.tuner.prompts.base import PromptModule, init_normal
+from peft_noah.tuner.prompts.adapter import Adapter
 
 
-class RepAdapter(PromptModule):
+class RepAdapter(Adapter):
     """Linear bottleneck on the output y of the last Linear of attention, and of that of the MLP, with elastic width a.
 
     ``y' = y + s * (dropout(y W_down^T + b_down) W_up + b_up)`` with ``down`` (a, D), ``down_bias`` (a,), ``up`` (a, D) and
@@ -28,30 +25,11 @@ class RepAdapter(PromptModule):
     colour = "#661100"
     alone = 8  # the paper's
     is_affine = True
-    is_tokenwise = True
 
     def _configure(self, config) -> None:
         self.scale = config.adapter_scale
+        self.activation = nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
-
-    def shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
-        width = self.out_features
-        return {"down": (dim, width), "down_bias": (dim,), "up": (dim, width), "up_bias": (width,)}
-
-    def reset_parameters(self, config) -> None:
-        nn.init.zeros_(self.down_bias)
-        nn.init.zeros_(self.up_bias)
-        if config.init == "normal" or not config.init_weights:
-            init_normal(self.down, config.init_weights)
-            init_normal(self.up, config.init_weights)
-            return
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
-        nn.init.zeros_(self.up)
-
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        hidden = F.linear(self.cast(y, self.down), self.aligned("down"), self.aligned("down_bias"))  # (B, T, a)
-        update = F.linear(self.dropout(hidden), self.aligned("up").T, self.active("up_bias"))
-        return y + (self.scale * update).to(y.dtype)
 
     def fold(self, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``W + M W`` and ``b + M b + s (W_up^T b_down + b_up)``."""
