@@ -77,9 +77,11 @@ register_backbone(
     ),
 )
 
-model = MyViT(MyConfig(num_labels=3))
-print(check_backbone(model))
-model = get_peft_model(model, NoahConfig())
-model.print_trainable_parameters()
-print(model.get_architecture())
-print(model(pixel_values=torch.randn(2, 3, 32, 32)).logits.shape)
+
+if __name__ == "__main__":
+    model = MyViT(MyConfig(num_labels=3))
+    print(check_backbone(model))
+    model = get_peft_model(model, NoahConfig())
+    model.print_trainable_parameters()
+    print(model.get_architecture())
+    print(model(pixel_values=torch.randn(2, 3, 32, 32)).logits.shape)

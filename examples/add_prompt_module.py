@@ -40,22 +40,23 @@ class ParallelAdapter(PromptModule):
         return y + (hidden @ self.active("up")).to(y.dtype)
 
 
-torch.manual_seed(0)
-config = ViTConfig(
-    hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
-)
-vit = ViTForImageClassification(config)
-space = SearchSpace(num_blocks=4, dims={"lora": (1, 4), "vpt": (1, 4), "parallel": (2, 8)})
-model = get_peft_model(copy.deepcopy(vit), NoahConfig(search_space=space)).eval()
-model.print_trainable_parameters()
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
+    )
+    vit = ViTForImageClassification(config)
+    space = SearchSpace(num_blocks=4, dims={"lora": (1, 4), "vpt": (1, 4), "parallel": (2, 8)})
+    model = get_peft_model(copy.deepcopy(vit), NoahConfig(search_space=space)).eval()
+    model.print_trainable_parameters()
 
-architecture = space.sample(random.Random(0))
-model.set_architecture(architecture)
-print(architecture, f"{model.count_parameters():,} prompt parameters", sep="\n")
+    architecture = space.sample(random.Random(0))
+    model.set_architecture(architecture)
+    print(architecture, f"{model.count_parameters():,} prompt parameters", sep="\n")
 
-pixels = torch.randn(2, 3, 32, 32)
-expected = model(pixel_values=pixels).logits
-with tempfile.TemporaryDirectory() as folder:
-    model.extract().save_pretrained(folder)
-    loaded = PeftModel.from_pretrained(vit, folder).eval()
-print("loaded again, with the same logits:", torch.equal(loaded(pixel_values=pixels).logits, expected))
+    pixels = torch.randn(2, 3, 32, 32)
+    expected = model(pixel_values=pixels).logits
+    with tempfile.TemporaryDirectory() as folder:
+        model.extract().save_pretrained(folder)
+        loaded = PeftModel.from_pretrained(vit, folder).eval()
+    print("loaded again, with the same logits:", torch.equal(loaded(pixel_values=pixels).logits, expected))

@@ -128,6 +128,20 @@ def test_code_that_is_said_to_run_runs(block, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+PLUGINS = {
+    **{case.id: case.values[0] for case in RUNNABLE if re.search(r"^class ", case.values[0], re.M)},
+    **{name: (ROOT / "examples" / name).read_text() for name in ("add_backbone.py", "add_prompt_module.py")},
+}
+
+
+@pytest.mark.parametrize("code", PLUGINS.values(), ids=PLUGINS)
+def test_an_example_that_is_imported_as_a_plugin_defines_and_registers_and_does_no_more(code):
+    docstring, *rest = ast.parse(code).body if code.startswith('"""') else (None, *ast.parse(code).body)
+    done = [node for node in rest if not isinstance(node, (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef))]
+    assert ast.unparse(done.pop()).startswith("if __name__ == '__main__':")
+    assert all(ast.unparse(node).startswith("register_") for node in done)
+
+
 # ---------------------------------------------------------------------- the command line
 
 
