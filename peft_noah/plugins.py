@@ -6,10 +6,12 @@ imported because a file says so: only what a user names is, by `import_plugins`.
 
 from __future__ import annotations
 
+import inspect
 import os
 import reprlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 MAX_PLUGINS = 64
@@ -19,6 +21,20 @@ _registered: dict[str, str] = {}
 #: the dims that modules ask of named search spaces; of built-in ones here, since their classes import torch
 _dims: dict[str, tuple[int, ...] | None] = {"ssf": (1,), "bitfit": (1,)}
 _named_in_files: dict[str, str] = {}
+#: Python modules that were imported as plugins, or whose import has registered something
+_plugins: set[str] = set()
+
+
+def note_registration() -> None:
+    """Remember whose import registers something at this moment; the package's own registrations leave nothing."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "<module>":
+            name = frame.f_globals["__name__"]
+            if name.partition(".")[0] == "peft_noah":
+                return
+            _plugins.add(name)
+        frame = frame.f_back
 
 
 def note_plugin(row: str, python_module: str, dims: tuple[int, ...] | None = None) -> None:
@@ -54,12 +70,11 @@ def import_plugins(names: Iterable[str] | None) -> None:
     Raises:
         ValueError: if there is no such module, or it cannot be imported; the message says why.
     """
+    here = os.getcwd()
     for name in names or ():
-        here = os.getcwd()
-        if here not in sys.path:
-            sys.path.append(here)  # last: a file of a user's must not take the place of an installed package
         try:
-            import_module(name)
+            with _on_path(here):
+                import_module(name)
         except Exception as error:
             lacking = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
             if lacking:
@@ -68,18 +83,37 @@ def import_plugins(names: Iterable[str] | None) -> None:
                     "Check the name, start in its folder, or set PYTHONPATH."
                 ) from error
             raise ValueError(f"plugin {name!r} cannot be imported ({type(error).__name__}: {error}).") from error
+        _plugins.add(name)
+
+
+@contextmanager
+def _on_path(folder: str) -> Iterator[None]:
+    """Let Python find modules in a folder meanwhile; later a folder of data called like a package must not pass for it."""
+    if folder in sys.path:
+        yield
+        return
+    sys.path.append(folder)  # last: a file of a user's must not take the place of an installed package
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 def check_imported(names: Iterable[str] | None) -> None:
     """Refuse to go on without plugins that settings name.
 
     Raises:
-        ValueError: if one has not been imported; the message says what to do.
+        ValueError: if one has not been imported, or has registered nothing; the message says what to do.
     """
-    if missing := [name for name in names or () if name not in sys.modules]:
+    known = {*_plugins, *_registered.values()}
+    if missing := [
+        name
+        for name in names or ()
+        if name not in sys.modules or not any(f"{module}.".startswith(f"{name}.") for module in known)
+    ]:
         raise ValueError(
-            f"these settings need {', '.join(missing)}, which is not imported, and never is because a file says so. If you "
-            f"trust it, add {' '.join(f'--plugin {name}' for name in missing)}, or import it in Python first."
+            f"these settings need the plugin {', '.join(missing)}, which is not imported, and never is because a file says so. If "
+            f"you trust it, add {' '.join(f'--plugin {name}' for name in missing)}, or import it in Python first."
         )
 
 

@@ -1,5 +1,6 @@
 """Python modules of a user's own on the command line: ``--plugin``, what keeps it, and who must name it again."""
 
+import importlib
 import json
 import sys
 
@@ -11,6 +12,7 @@ from peft_noah.plugins import import_plugins, read_plugin_names
 from peft_noah.run import registry
 from peft_noah.run.heats import run_heat
 from peft_noah.run.settings import RunSettings
+from peft_noah.tuner.backbones import BACKBONES
 from peft_noah.tuner.prompts import PROMPT_MODULES
 
 PLUGIN = '''
@@ -162,6 +164,40 @@ def test_what_cannot_be_imported_is_said_in_a_sentence(work):
         done = start("--plugin", name, "--output", "none")
         assert done.exit_code == 2 and said in " ".join(done.output.split()), done.output
     assert not (work / "none").exists()
+
+
+def test_a_module_that_is_loaded_but_registers_nothing_is_no_plugin_and_one_that_was_imported_by_hand_is(work):
+    forget()
+    with pytest.raises(ValueError, match="need the plugin json.tool, which is not imported"):
+        RunSettings(plugins=("json.tool",))
+    import json.tool  # noqa: F401
+
+    with pytest.raises(ValueError, match="need the plugin json.tool, which is not imported"):
+        RunSettings(plugins=("json.tool",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(work)
+        (work / "families.py").write_text(
+            "from peft_noah.tuner.backbones import BACKBONES, register_backbone\n"
+            "register_backbone('vit_of_mine', BACKBONES['vit'])\n"
+        )
+        (work / "outer.py").write_text("import families\n")
+        import outer  # noqa: F401
+    assert RunSettings(plugins=("outer", "families")).plugins == ("outer", "families")
+    BACKBONES.pop("vit_of_mine")
+
+
+def test_the_working_folder_is_on_pythons_path_while_a_plugin_is_imported_and_no_longer(work):
+    forget()
+    (work / "beside.py").write_text("")
+    (work / "looks.py").write_text("import beside\n")
+    before = list(sys.path)
+    import_plugins(["looks"])
+    with pytest.raises(ValueError, match="is not there"):
+        import_plugins(["nowhere"])
+    assert sys.path == before
+    sys.modules.pop("beside")
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("beside")
 
 
 def test_several_are_given_by_commas_or_by_the_option_again(work):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from peft_noah.plugins import note_registration
 from peft_noah.tuner.backbones import beit, clip, decoders, dinov3, swin, text, timm, vit
 from peft_noah.tuner.backbones.base import Backbone, has_module, how_to_wrap, width_of
 
@@ -36,6 +37,7 @@ def register_backbone(model_type: str, backbone: Backbone) -> None:
             f"model_type {model_type!r} is registered already, as {BACKBONES[model_type]}. Register each family once."
         )
     BACKBONES[model_type] = backbone
+    note_registration()
 
 
 def find_backbone(model_type: str | None, model: nn.Module | None = None) -> Backbone:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from peft_noah.plugins import import_hint, note_plugin
+from peft_noah.plugins import import_hint, note_plugin, note_registration
 from peft_noah.tuner.prompts.adapter import Adapter
 from peft_noah.tuner.prompts.adapter_plus import AdapterPlus
 from peft_noah.tuner.prompts.base import SITES, PromptModule
@@ -101,6 +101,7 @@ def register_prompt_module(cls: type[PromptModule]) -> type[PromptModule]:
         raise ValueError(f"a prompt module {name!r} is registered already: {known.__module__}.{known.__qualname__}.")
     if not cls.__module__.startswith("peft_noah."):
         note_plugin(name, cls.__module__, cls.dims)
+    note_registration()
     PROMPT_MODULES[name] = cls  # the same one defined again, as when a notebook's cell is run twice
     return cls
 
