@@ -24,7 +24,7 @@ from torch import nn
 from peft_noah.jsonfile import dump_json, make_plain_folder, write_atomically
 from peft_noah.plugins import import_plugins
 from peft_noah.progress import Reporter
-from peft_noah.run.carried_files import read_files, scratch_folder, write_files
+from peft_noah.run.carried_files import check_places, read_files, scratch_folder, write_files
 from peft_noah.run.context import RunContext
 from peft_noah.run.inputs import INPUTS
 from peft_noah.run.models import add_design, classifiers
@@ -218,10 +218,7 @@ def unpack_heat(run: RunContext, race: Race, heat: Heat, done: Mapping[str, Any]
     Raises:
         ValueError: it left a file that is none of its own.
     """
-    places = _places(race.designs[heat.design], heat.fold)
-    for path in map(Path, done["files"]):
-        if not any(path.parent == place.parent and path.match(place.name) for place in places):
-            raise ValueError(f"a heat has left {str(path)!r}, which is no file of its own.")
+    check_places(done["files"], _places(race.designs[heat.design], heat.fold))
     write_files(run.folder, done["files"])
 
 
@@ -236,16 +233,12 @@ def _runner(settings: str, race: str, inputs: bytes) -> HeatRunner:
         return HeatRunner(run, RaceSettings(**{**options, "rungs": tuple(Rung(**rung) for rung in options["rungs"])}))
 
 
-def _places(design: Design, fold: int) -> list[Path]:
+def _places(design: Design, fold: int) -> list[str]:
     """Where a design's files on a fold lie in a run folder; patterns."""
     name = slug(heat_name(design, fold))
-    return [
-        Path(CHECKPOINTS) / name / "*.safetensors",
-        Path(LOGS) / f"{name}.jsonl",
-        Path(RACE_WEIGHTS) / f"{name}.safetensors",
-    ]
+    return [f"{CHECKPOINTS}/{name}/*.safetensors", f"{LOGS}/{name}.jsonl", f"{RACE_WEIGHTS}/{name}.safetensors"]
 
 
 def _heat_files(folder: Path, design: Design, fold: int) -> list[Path]:
     """The files of a design on a fold that are in a run folder."""
-    return sorted(path for place in _places(design, fold) for path in folder.glob(str(place)))
+    return sorted(path for place in _places(design, fold) for path in folder.glob(place))

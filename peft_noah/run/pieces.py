@@ -15,12 +15,12 @@ from typing import Any
 from peft_noah.jsonfile import make_plain_folder, parse_json, write_atomically
 from peft_noah.plugins import import_plugins
 from peft_noah.results.report import RESULTS_JSON, RESULTS_MARKDOWN, RunReport
-from peft_noah.run.carried_files import read_files, scratch_folder, write_files
+from peft_noah.run.carried_files import check_places, read_files, scratch_folder, write_files
 from peft_noah.run.cluster import Pool
 from peft_noah.run.context import RunContext
 from peft_noah.run.folder import RunFolder
 from peft_noah.run.inputs import INPUTS
-from peft_noah.run.names import BEST, CHECKPOINTS, FIGURES, LOCKS, LOG, RESULTS, SETTINGS, STAGES
+from peft_noah.run.names import BEST, CHECKPOINTS, FIGURES, LOCKS, LOG, LOGS, RESULTS, SETTINGS, STAGES
 from peft_noah.run.registry import Method, Stage
 from peft_noah.run.settings import RunSettings
 from peft_noah.run.stages import do_method, do_stages
@@ -62,6 +62,7 @@ def run_pieces(
     """
     order = TopologicalSorter({key: piece.needs for key, piece in pieces.items()})
     order.prepare()
+    given: dict[Hashable, Stage | Method] = {}
 
     def end(key: Hashable, error: Exception | None) -> None:
         on_end(key, error)
@@ -75,16 +76,21 @@ def run_pieces(
                 except Exception as error:
                     end(key, error)
                 else:
+                    given[key] = packed["work"]
                     pool.submit(key, do_piece, packed)
         if not pool:
             continue
         event = pool.next()
         if event.node is not None:
             on_start(event.key)
-        else:
-            if event.error is None:
-                unpack(pieces[event.key].files, event.value)
-            end(event.key, event.error)
+            continue
+        error = event.error
+        if error is None:
+            try:
+                unpack(pieces[event.key].files, given[event.key], event.value)
+            except ValueError as wrong:  # in what came back: no reason to end the others
+                error = wrong
+        end(event.key, error)
 
 
 # ---------------------------------------------------------------------- here
@@ -97,8 +103,7 @@ def pack(piece: Piece) -> dict[str, Any]:
         ValueError: as ``piece.work``.
     """
     work = piece.work()
-    stages = work.chain if isinstance(work, Stage) else work.needs.chain if work.needs is not None else ()
-    names = [SETTINGS, INPUTS, STAGES, *(name for stage in stages for name in (stage.file, *stage.more))]
+    names = [SETTINGS, INPUTS, STAGES, *(name for stage in _stages(work) for name in (stage.file, *stage.more))]
     paths = [piece.files / name for name in names]
     if isinstance(work, Method):
         paths += [piece.files.result_path(name) for name in work.best_of]
@@ -106,13 +111,35 @@ def pack(piece: Piece) -> dict[str, Any]:
     return {"settings": asdict(piece.settings), "work": work, "files": read_files(piece.files.path, found)}
 
 
-def unpack(files: RunFolder, done: Mapping[str, bytes]) -> None:
+def _stages(work: Stage | Method) -> tuple[Stage, ...]:
+    """The stages that a piece does, unless they are done."""
+    last = work if isinstance(work, Stage) else work.needs
+    return () if last is None else last.chain
+
+
+def _places(work: Stage | Method) -> list[str]:
+    """Where the files lie that a piece leaves in its run folder; patterns, as of `check_places`."""
+    left = [name for stage in _stages(work) for name in (stage.file, *stage.more)]
+    if isinstance(work, Method):
+        left += [RunFolder("").result_path(work.name).as_posix(), *([work.keeps] if work.keeps else [])]
+    return [SETTINGS, INPUTS, STAGES, f"{LOGS}/*.jsonl", *left, *(f"{name}/" for name in left)]
+
+
+def unpack(files: RunFolder, work: Stage | Method, done: Mapping[str, bytes]) -> None:
     """Write what a piece has left into its run folder, so that a file that is there is complete, results last.
 
     Args:
         files: the run folder.
+        work: what the piece was.
         done: what `do_piece` gave.
+
+    Raises:
+        ValueError: a file is none that this work leaves, or a result cannot be read.
     """
+    check_places(done, _places(work))
+    results = [RunReport.from_dict(parse_json(done[name], name)) for name in done if name.startswith(f"{RESULTS}/")]
+    if isinstance(work, Method) and any(report.results[0].method != work.name for report in results):
+        raise ValueError(f"a node has left the result of another method than {work.name}; nothing of it is written.")
     make_plain_folder(files.path)
     for name in (SETTINGS, INPUTS):  # other pieces of this run bring the same
         if name in done and not (files / name).exists():
@@ -123,14 +150,13 @@ def unpack(files: RunFolder, done: Mapping[str, bytes]) -> None:
     for name, content in done.items():
         first, _, rest = name.partition("/")
         places.setdefault(first, {})[rest] = content
-    results = places.pop(RESULTS, {})
-    for name in (SETTINGS, INPUTS, STAGES):
+    for name in (SETTINGS, INPUTS, STAGES, RESULTS):
         places.pop(name, None)
     # a stage's own file comes after all that belongs to it: it says that the stage is done
     for name, contents in sorted(places.items(), key=lambda place: "" in place[1]):
         _write_place(files, name, contents)
-    for name, content in results.items():
-        files.add(RunReport.from_dict(parse_json(content, name)))
+    for report in results:
+        files.add(report)
 
 
 def _write_place(files: RunFolder, name: str, contents: Mapping[str, bytes]) -> None:

@@ -138,7 +138,7 @@ def test_heats_that_other_machines_run_leave_the_same_bytes(folders, whole_run, 
         assert (run.folder / name).read_bytes() == (whole_run[0].folder / name).read_bytes()
     logs = [sorted(path.name for path in (each.folder / "logs").iterdir()) for each in (run, whole_run[0])]
     assert logs[0] == logs[1] and not list(run.folder.glob("checkpoints/*"))
-    with pytest.raises(ValueError, match="no file of its own"):
+    with pytest.raises(ValueError, match="no file of its work"):
         heats.unpack_heat(run, race, Heat(0, 0, 0), {"files": {"race/race.json": b""}})
 
 
