@@ -4,10 +4,12 @@
 and the loss of each step.
 """
 
+import json
 import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate.utils import TorchDynamoPlugin
@@ -20,13 +22,14 @@ from peft_noah import NoahConfig
 from peft_noah.data.images import ImageSplit
 from peft_noah.progress import Reporter
 from peft_noah.run.context import RunContext
-from peft_noah.run.race import run_race
+from peft_noah.run.race import _run_apart, run_race
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.design import Design
-from peft_noah.searching.race import RaceSettings, Rung
+from peft_noah.searching.race import Race, RaceSettings, Rung
 from peft_noah.training import ArchitectureSampler, TrainingSettings, make_accelerator, token_loss, train
 from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.interruption import Interrupted, Interruption
+from peft_noah.training.state import Progress, TrainingState
 
 #: 33 images in batches of 16: the last batch has one image, so that one of two processes has none
 SETTINGS = {"epochs": 2, "batch_size": 16, "learning_rate": 5e-4, "seed": 1}
@@ -105,13 +108,41 @@ def interrupted_fit(accelerator, folder):
     raise AssertionError("it was not interrupted")
 
 
-def tiny_race(inputs, output):
-    """The run of a race of two designs on `inputs`/task with `inputs`/vit."""
-    designs = [Design("default", {"lora": 2}), Design("adapter", {"adapter": 2})]
+DESIGNS = [Design("default", {"lora": 2}), Design("adapter", {"adapter": 2})]
+RACE = RaceSettings(rungs=(Rung(2, 0.5), Rung(2, 1.0)), folds=3)
+
+
+def tiny_run(inputs, output):
+    """A run on `inputs`/task with `inputs`/vit."""
     asked = RunSettings(model=str(inputs / "vit"), dataset=str(inputs / "task"), epochs=2)
-    run = RunContext(output, asked, Reporter(enabled=False))
-    run_race(run, designs, RaceSettings(rungs=(Rung(2, 0.5), Rung(2, 1.0)), folds=3))
-    return run
+    return RunContext(output, asked, Reporter(enabled=False))
+
+
+def failures_of_one(folder, accelerator):
+    """What this process says where a heat of a race, a file of a run or a checkpoint fails in one of them alone."""
+    run, said = tiny_run(folder, folder / "failing"), []
+    race = Race(DESIGNS, RACE)
+
+    def heat(design, heat):
+        if heat.fold == 1:
+            raise ValueError("this heat cannot be")
+        return [0.0], {}
+
+    def disk_full(*args):
+        raise OSError("no space left")
+
+    state = TrainingState(make_model(), None, accelerator, {})
+    state._checkpoint = lambda *args: None
+    for work in (
+        lambda: list(_run_apart(run, race, race.ask()[:2], heat)),
+        lambda: run.on_main(disk_full),
+        lambda: state.save(SimpleNamespace(save=disk_full), Progress()),
+    ):
+        try:
+            work()
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
 
 
 def loss_of_five_texts(accelerator):
@@ -130,7 +161,9 @@ def main(folder):
     results = {case: fit(accelerator, **changes) for case, changes in CASES.items()}
     results["interrupted"] = interrupted_fit(accelerator, folder)
     results["token loss"] = {"loss": loss_of_five_texts(accelerator)}
-    tiny_race(folder, folder / "race")
+    run_race(tiny_run(folder, folder / "race"), DESIGNS, RACE)
+    said = failures_of_one(folder, accelerator)
+    (folder / f"said-{accelerator.process_index}.json").write_text(json.dumps(said))
     for case, tensors in results.items():
         save_file(tensors, folder / f"{case}-{accelerator.process_index}.safetensors")
     accelerator.end_training()

@@ -20,7 +20,7 @@ from peft_noah.data.labelled import LabelledSplit, Prepare
 from peft_noah.data.preprocessing import Preprocessing
 from peft_noah.data.splits import Splits
 from peft_noah.data.tokenization import Tokenization
-from peft_noah.jsonfile import refuse_link
+from peft_noah.jsonfile import check_number, refuse_link
 from peft_noah.progress import Reporter
 from peft_noah.run.folder import Busy, RunFolder
 from peft_noah.run.inputs import INPUTS, check_backbone, check_data, read_inputs, write_inputs
@@ -34,7 +34,14 @@ from peft_noah.training.checkpoint import CheckpointFolder
 from peft_noah.training.evaluation import evaluate
 from peft_noah.training.head_start import check_head
 from peft_noah.training.interruption import Interruption
-from peft_noah.training.processes import alone, asked_micro_batches, describe, total, warn_of_other_precision
+from peft_noah.training.processes import (
+    alone,
+    asked_micro_batches,
+    describe,
+    together,
+    total,
+    warn_of_other_precision,
+)
 from peft_noah.training.tracking import StepLog, check_tracker, start_trackers
 from peft_noah.tuner.backbones import find_backbone
 from peft_noah.tuner.fingerprint import fingerprint_backbone
@@ -52,7 +59,7 @@ class RunContext:
 
     Raises:
         ValueError: if the folder holds another run, or none where settings are to be read; or the data cannot be used;
-            or the tracker is not known or not installed.
+            or the tracker is not known or not installed; or ``checkpoint_seconds`` is no number above 0.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class RunContext:
         log_with: str | None = None,
     ):
         check_tracker(log_with)
+        self._checkpoint_seconds = check_number(checkpoint_seconds, "checkpoint_seconds", above=0)
         self.files = RunFolder(folder)
         self.folder = self.files.path
         self.settings = self.files.agree(settings)
@@ -81,7 +89,6 @@ class RunContext:
             project_dir=self.folder / TRACKING,
         )
         self.settings = replace(self.settings, mixed_precision=self.accelerator.mixed_precision)
-        self._checkpoint_seconds = checkpoint_seconds
         self.reporter = reporter or Reporter(enabled=self.accelerator.is_main_process)
         self.reporter.say(describe(self.accelerator, self.settings.accumulate))
 
@@ -285,10 +292,10 @@ class RunContext:
                 self.accelerator = group
 
     def on_main(self, write: Callable, *args, **kwargs) -> None:
-        """Let the main process write, and the others wait for it."""
-        if self.accelerator.is_main_process:
-            write(*args, **kwargs)
-        self.accelerator.wait_for_everyone()
+        """Let the main process write, and the others wait for it; what it raises ends them all."""
+        with together(self.accelerator):
+            if self.accelerator.is_main_process:
+                write(*args, **kwargs)
 
     @contextmanager
     def alone(self, work: str) -> Iterator[None]:

@@ -28,6 +28,7 @@ from peft_noah.searching.folds import with_folds_for
 from peft_noah.searching.race import Heat, Race, RaceSettings
 from peft_noah.searching.race_length import winner_epochs
 from peft_noah.training.memory import peak_memory, start_measuring
+from peft_noah.training.processes import together
 
 
 @torch.no_grad()
@@ -98,13 +99,19 @@ def _begin(run: RunContext, race: Race) -> None:
 
 
 def _run_apart(run: RunContext, race: Race, heats: Sequence[Heat], run_heat: HeatRunner) -> Iterator[tuple]:
-    """Scores and notes of heats that the processes of a launcher share, as many at a time; each runs its own alone."""
-    count, mine = run.accelerator.num_processes, run.accelerator.process_index
+    """Scores and notes of heats that the processes of a launcher share, as many at a time; each runs its own alone.
+
+    Raises:
+        ValueError: a heat has failed in another process; here it raises what it raises.
+    """
+    group = run.accelerator
+    count, mine = group.num_processes, group.process_index
     for first in range(0, len(heats), count):
         taken, outcome = heats[first : first + count], []
-        if mine < len(taken):
-            with run.apart():
-                outcome = [run_heat(race.designs[taken[mine].design], taken[mine])]
+        with together(group):
+            if mine < len(taken):
+                with run.apart():
+                    outcome = [run_heat(race.designs[taken[mine].design], taken[mine])]
         yield from gather_object(outcome)
 
 

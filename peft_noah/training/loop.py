@@ -277,7 +277,8 @@ def train(
                 progress.loss_sum += loss
                 if on_step is not None:
                     on_step(progress.step, steps, loss / shares.batch(position))
-                state.after_step(progress, stop, due or progress.step == last)
+                progress.ended = progress.step == last
+                state.after_step(progress, stop, due)
             if progress.step < (epoch + 1) * shares.steps:
                 break
             progress.losses.append(progress.loss_sum / len(images))

@@ -26,7 +26,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import DynamoBackend, InitProcessGroupKwargs, TorchDynamoPlugin
+from accelerate.utils import DynamoBackend, InitProcessGroupKwargs, TorchDynamoPlugin, gather_object
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +164,31 @@ def refuse_launcher(what: str) -> None:
 def is_compiling(accelerator: Accelerator) -> bool:
     """Whether models that it prepares are compiled."""
     return accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+
+
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """Let the processes of a launcher end a piece of work together: where one of them fails, none waits for it for ever.
+
+    Args:
+        accelerator: whose processes all come here; each may have work of its own inside, and must not wait for another there.
+
+    Raises:
+        Exception: what was raised inside; in this process alone.
+        ValueError: another process has raised; says which, and what.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    said = None if failure is None else f"{type(failure).__name__}: {failure}"
+    reasons = gather_object([said]) if accelerator.num_processes > 1 else [said]
+    if failure is not None:
+        raise failure
+    for process, reason in enumerate(reasons):
+        if reason is not None:
+            raise ValueError(f"process {process} of {len(reasons)} has failed, and the others stop with it. {reason}")
 
 
 def total(accelerator: Accelerator, *values: float) -> list[float]:

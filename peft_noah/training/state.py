@@ -20,7 +20,7 @@ from peft_noah.training.averaging import WeightAverage
 from peft_noah.training.checkpoint import Checkpoint, CheckpointFolder
 from peft_noah.training.interruption import Interrupted, Interruption, interrupted
 from peft_noah.training.memory import peak_memory, start_measuring
-from peft_noah.training.processes import is_compiling
+from peft_noah.training.processes import is_compiling, together
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Progress:
         loss_sum: sum of the losses of the unfinished epoch's images.
         seconds: spent so far, over all interruptions.
         peak_memory: bytes, the most of any process so far.
+        ended: whether the call that left it here was to end here, and was not interrupted.
     """
 
     step: int = 0
@@ -45,6 +46,7 @@ class Progress:
     loss_sum: float = 0.0
     seconds: float = 0.0
     peak_memory: int = 0
+    ended: bool = False
 
 
 class TrainingState:
@@ -97,13 +99,13 @@ class TrainingState:
         return self.interruption.signal != 0, due
 
     def after_step(self, progress: Progress, stop: float, due: float) -> None:
-        """Do what the processes agreed on.
+        """Do what the processes agreed on; the last step of a call is saved too.
 
         Raises:
             CheckpointError: as `CheckpointFolder.save`.
             Interrupted: if they stop.
         """
-        saves = self.folder is not None and (due or stop)
+        saves = self.folder is not None and (due or stop or progress.ended)
         if saves:
             self.measure(progress)
             self.save(self.folder, progress)
@@ -128,24 +130,28 @@ class TrainingState:
 
         Raises:
             CheckpointError: as `CheckpointFolder.save`.
+            ValueError: in the other processes, where that was raised in the main one.
         """
         generators = {f"random.{name}": self.accelerator.gather(state[None]) for name, state in self._generators()}
-        if self.accelerator.is_main_process:
-            tensors = {f"weight.{name}": weight.detach() for name, weight in self.weights.items()}
-            if self.average is not None:
-                tensors.update(zip(self._average_names(), self.average.averages, strict=True))
-            for weight, moments in self._moments().items():
-                tensors.update({f"{key}.{weight}": value for key, value in moments.items()})
-            tensors.update({name: states.cpu() for name, states in generators.items()})
-            scaler = self.accelerator.scaler
-            state = {
-                "progress": vars(progress),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "processes": self.accelerator.num_processes,
-            }
-            contiguous = {name: value.contiguous() for name, value in tensors.items()}
-            folder.save(Checkpoint(progress.step, self.identity, state, contiguous))
-        self.accelerator.wait_for_everyone()
+        with together(self.accelerator):
+            if self.accelerator.is_main_process:
+                folder.save(self._checkpoint(progress, generators))
+
+    def _checkpoint(self, progress: Progress, generators: Mapping[str, torch.Tensor]) -> Checkpoint:
+        tensors = {f"weight.{name}": weight.detach() for name, weight in self.weights.items()}
+        if self.average is not None:
+            tensors.update(zip(self._average_names(), self.average.averages, strict=True))
+        for weight, moments in self._moments().items():
+            tensors.update({f"{key}.{weight}": value for key, value in moments.items()})
+        tensors.update({name: states.cpu() for name, states in generators.items()})
+        scaler = self.accelerator.scaler
+        state = {
+            "progress": vars(progress),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "processes": self.accelerator.num_processes,
+        }
+        contiguous = {name: value.contiguous() for name, value in tensors.items()}
+        return Checkpoint(progress.step, self.identity, state, contiguous)
 
     def load(self) -> Progress:
         """Take up the newest checkpoint, if there is one; `restore_generators` does the rest.
@@ -169,8 +175,10 @@ class TrainingState:
         self._load_moments(checkpoint.tensors)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
-        logger.info("going on from step %s of %s", f"{checkpoint.step:,}", self.folder.folder)
-        return Progress(**checkpoint.state["progress"])
+        progress = Progress(**checkpoint.state["progress"])
+        if not progress.ended:  # a race's heats go on where the one before them has ended: there is nothing to say
+            logger.info("going on from step %s of %s", f"{checkpoint.step:,}", self.folder.folder)
+        return progress
 
     def restore_generators(self) -> None:
         """Set the random generators as the checkpoint has them, once."""

@@ -1,5 +1,6 @@
 """Several processes, started by the launchers that a user types, give the results of one."""
 
+import json
 import os
 import socket
 import subprocess
@@ -12,18 +13,21 @@ import torch.nn.functional as F
 from conftest import make_model
 from launched_training import (
     CASES,
+    DESIGNS,
+    RACE,
     SETTINGS,
     fit,
     loss_of_five_texts,
     make_images,
     make_supernet,
     normalize,
-    tiny_race,
+    tiny_run,
 )
 from safetensors.torch import load_file
 from test_run import SMALL, write_task
 
 from peft_noah.run.context import RunContext
+from peft_noah.run.race import run_race
 from peft_noah.run.settings import RunSettings
 from peft_noah.run.supernet import train_supernet
 from peft_noah.searching.result import SearchResult
@@ -89,7 +93,7 @@ def test_processes_run_whole_heats_of_a_race_each_and_leave_the_bytes_of_one(two
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        tiny_race(two_nodes, tmp_path / "one")
+        run_race(tiny_run(two_nodes, tmp_path / "one"), DESIGNS, RACE)
     finally:
         torch.set_num_threads(threads)
     names = ["race.json", *(f"race/{path.name}" for path in (tmp_path / "one" / "race").iterdir())]
@@ -97,6 +101,14 @@ def test_processes_run_whole_heats_of_a_race_each_and_leave_the_bytes_of_one(two
     for name in names:
         assert (two_nodes / "race" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
     assert not list((two_nodes / "race").glob("checkpoints/*"))
+
+
+def test_what_fails_in_one_process_ends_the_others_with_its_reason(two_nodes):
+    first, second = (json.loads((two_nodes / f"said-{process}.json").read_text()) for process in (0, 1))
+    others = "ValueError: process {} of 2 has failed, and the others stop with it. "
+    heat, full = "ValueError: this heat cannot be", "OSError: no space left"
+    assert first == [others.format(1) + heat, full, full]
+    assert second == [heat, others.format(0) + full, others.format(0) + full]
 
 
 def test_processes_with_subnets_of_their_own_average_their_gradients(two_nodes):

@@ -71,6 +71,16 @@ def test_a_finished_training_is_not_repeated(tmp_path):
     assert equal(first, again)
 
 
+def test_what_ended_where_it_was_to_goes_on_without_a_word_and_what_was_interrupted_says_so(tmp_path, caplog):
+    with caplog.at_level("INFO", "peft_noah"):
+        fit(make_accelerator(), checkpoint=folder(tmp_path, 100), until=2)
+        with pytest.raises(Stop):
+            fit(make_accelerator(), checkpoint=folder(tmp_path, 1), on_step=stop_after(4))
+        assert "going on" not in caplog.text
+        fit(make_accelerator(), checkpoint=folder(tmp_path, 100), until=5)
+    assert "going on from step 3 of" in caplog.text
+
+
 def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path, caplog):
     whole = fit(make_accelerator(), "released")
     with pytest.raises(Stop):
