@@ -88,13 +88,15 @@ def main():
         "--lora-efforts", default="1,5.6", help="of LoRA: 1, and how many times longer it is trained too"
     )
     parser.add_argument("--epochs", type=int, default=10, help="of a fine-tuning")
+    parser.add_argument("--population-size", type=int, help="candidates of a generation of NOAH's search")
     parser.add_argument("--output", type=Path, default=Path("effort"), help="folder for the suites and the table")
     arguments, others = parser.parse_known_args()  # others are those of `peft-noah suite`
     efforts, lora_efforts = arguments.efforts.split(","), arguments.lora_efforts.split(",")
     if "1" not in lora_efforts:
         parser.error("--lora-efforts needs a 1, the unit of all costs")
     suites = {f"{LORA.name}/{effort}": ([LORA.name], arguments.epochs * float(effort), []) for effort in lora_efforts}
-    suites |= {effort: (NOAH, arguments.epochs, ["--effort", effort]) for effort in efforts}
+    size = [] if arguments.population_size is None else ["--population-size", str(arguments.population_size)]
+    suites |= {effort: (NOAH, arguments.epochs, ["--effort", effort, *size]) for effort in efforts}
     for folder, (methods, epochs, options) in suites.items():
         command = [sys.executable, "-m", "peft_noah", "suite", arguments.root, *others, *options]
         command += ["--epochs", str(round(epochs)), "--methods", ",".join(name.replace(" ", "-") for name in methods)]

@@ -45,6 +45,10 @@ def _open(folder: Path, settings: Any = None, **options: Any):
     return RunContext(folder, settings, **options)
 
 
+def _check_strategy(given: dict[str, Any], strategy: str) -> None:
+    check_strategy(fields(RunSettings), given, (strategy,), f"--strategy {strategy}", "give --strategy {}")
+
+
 def _show(run: Any) -> None:
     """Print the table of results; they are in their files, whatever happens to the terminal."""
     from rich.console import Console
@@ -73,7 +77,7 @@ def run(
     from peft_noah.run.stages import run_everything
 
     cluster, folder, given = read_cluster(options), options.pop("output"), read_options(options)
-    check_strategy(fields(RunSettings), given, given["strategy"])
+    _check_strategy(given, given["strategy"])
     if cluster is not None and log_with is not None:
         raise ValueError(
             "--log-with tracks what this process trains, and --ray trains elsewhere: log.jsonl has every step."
@@ -102,7 +106,9 @@ def supernet(
     """Start a run folder of strategy noah, and train its supernet."""
     from peft_noah.run.stages import do_stages
 
-    folder, settings = options.pop("output"), RunSettings(**read_options(options), strategy="noah", baselines=())
+    folder, given = options.pop("output"), read_options(options)
+    _check_strategy(given, "noah")
+    settings = RunSettings(**given, strategy="noah", baselines=())
     job = _open(folder, settings, checkpoint_seconds=checkpoint_seconds, log_with=log_with)
     do_stages(job, SUPERNET)
 

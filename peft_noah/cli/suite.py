@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +20,10 @@ from peft_noah.cli.options import (
     with_options,
 )
 from peft_noah.run.designs import designs_among, read_methods
+from peft_noah.run.options import check_strategy
 from peft_noah.run.quiet import quiet
 from peft_noah.run.registry import all_methods, method_of_entry
-from peft_noah.run.settings import OF_TEXTS
+from peft_noah.run.settings import OF_TEXTS, RunSettings
 
 if TYPE_CHECKING:
     from peft_noah.architecture import Architecture
@@ -76,9 +78,12 @@ def suite(
     quiet()
     from peft_noah.experiments.suite import Suite
 
-    cluster = read_cluster(options)
-    plan = _plan(root, methods, seeds, tasks, shots, groups, transfer, architecture, options)
+    cluster, given = read_cluster(options), read_options(options)
+    plan = _plan(root, methods, seeds, tasks, shots, groups, transfer, architecture, given)
     whole = Suite(output, plan)
+    check_strategy(
+        fields(RunSettings), given, whole.plan.strategies, f"--methods {methods}", "add a method of {} to --methods"
+    )
     if dry_run:
         _show_cost(whole)
         return
@@ -103,7 +108,7 @@ def _plan(
     groups: Path | None,
     transfer: bool,
     architectures: list[str],
-    options: dict[str, Any],
+    given: dict[str, Any],
 ) -> Plan:
     from peft_noah.experiments.plan import Plan, suite_settings
     from peft_noah.experiments.protocols import detect_tasks, read_groups
@@ -120,7 +125,7 @@ def _plan(
         methods=tuple(method_of_entry(entry).name for entry in entries),
         designs=designs_among(entries),
         seeds=whole_numbers(seeds, "seeds"),
-        run=suite_settings(found, **read_options(options)),
+        run=suite_settings(found, **given),
         transfer=transfer,
         architectures=_named(architectures),
     )

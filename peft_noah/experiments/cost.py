@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -49,10 +48,9 @@ def cell_costs(suite: Suite) -> list[CellCost]:
         ValueError: if a task is not what the plan says, or the backbone's family is unknown.
     """
     plan, rows, known = suite.plan, [], {}
-    done: dict[str, set[str]] = defaultdict(set)
-    for cell in suite.cells:
-        if cell.seed != plan.seeds[0]:
-            continue
+    cells = [cell for cell in suite.cells if cell.seed == plan.seeds[0]]
+    costs = plan.costs(cells, lambda task: suite.listings[task].sizes, {})
+    for cell, cost in zip(cells, costs, strict=True):
         listings = suite.listings[cell.full_task]
         method = method_of_row(cell.method) if cell.source is not None else plan.method(cell.method)
         if method.source in plan.architectures:
@@ -60,8 +58,7 @@ def cell_costs(suite: Suite) -> list[CellCost]:
         key = (method.name, len(listings.label_names))
         if key not in known:
             known[key] = _parameters(plan.settings(cell), method, len(listings.label_names))
-        rows.append(CellCost(cell, *known[key], plan.cost(cell, listings.sizes, done[cell.run_folder])))
-        done[cell.run_folder] |= method.parts
+        rows.append(CellCost(cell, *known[key], cost))
     return rows
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -18,14 +19,17 @@ from peft_noah.architecture import Architecture
 from peft_noah.experiments.cells import Cell
 from peft_noah.experiments.result_files import PLAN
 from peft_noah.experiments.tasks import Task
-from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, dump_json, load_json, write_atomically
+from peft_noah.jsonfile import check_keys, dump_json, load_json, write_atomically
 from peft_noah.run.designs import check_distinct, designs_among
+from peft_noah.run.methods import INHERITED, SEARCH
 from peft_noah.run.registry import (
     Method,
+    Stage,
     all_methods,
     find_method,
     method_of_entry,
     method_of_row,
+    strategies,
     table_order,
     transfer,
 )
@@ -86,8 +90,9 @@ class Plan:
             if not values:
                 raise ValueError(f"a suite needs one or more {name}.")
         for seed in self.seeds:
-            check_int(seed, "seed", 0, MAX_COUNT)
-        object.__setattr__(self, "methods", tuple(self.method(name).name for name in self.methods))
+            replace(self.run, seed=seed)  # it checks
+        object.__setattr__(self, "seeds", tuple(dict.fromkeys(self.seeds)))
+        object.__setattr__(self, "methods", tuple(dict.fromkeys(self.method(name).name for name in self.methods)))
         names = [task.full_name for task in self.tasks]
         for name in names:  # a plan may come from a stranger, and each name becomes a folder inside the suite's
             if not isinstance(name, str) or not name or name.startswith(".") or PureWindowsPath(name).name != name:
@@ -151,18 +156,64 @@ class Plan:
         asked = self.run.search_space
         return task.search_space if asked == "vtab" else asked
 
+    @property
+    def strategies(self) -> set[str]:
+        """The strategies of a run on whose stages something in this plan builds."""
+        lasts = [self.method(name).needs for name in self.methods]
+        lasts += [SEARCH for cell in self.cells() if self.searched(cell) is not None]
+        stages = {stage for last in lasts if last is not None for stage in last.chain}
+        return {
+            name
+            for name, methods in strategies().items()
+            if any(method.needs is not None and stages & set(method.needs.chain) for method in methods)
+        }
+
+    def searched(self, cell: Cell) -> Cell | None:
+        """The cell whose search a transfer takes its architecture from; None for any other cell, or a given architecture."""
+        if cell.source is None or cell.source in self.architectures:
+            return None
+        return self.task(cell.source).cell(INHERITED.name, cell.seed)
+
     # ------------------------------------------------------------------ cost
 
+    def costs(
+        self, cells: Iterable[Cell], sizes: Callable[[str], Mapping[str, int]], paid: Mapping[str, Collection[str]]
+    ) -> list[float]:
+        """Cost of each of some cells in fine-tunes, taken in this order: what one has done, none after it pays again.
+
+        Args:
+            cells: which.
+            sizes: gives, by the full name of a task, its number of images by split.
+            paid: names of stages and methods that are done already, by run folder.
+        """
+        done, costs = defaultdict(set, {folder: set(names) for folder, names in paid.items()}), []
+        for cell in cells:
+            costs.append(self.cost(cell, sizes(cell.full_task), done[cell.run_folder]))
+            done[cell.run_folder] |= method_of_row(cell.method).parts
+            if (source := self.searched(cell)) is not None:  # in the run of the other task
+                theirs = _all_sizes(sizes(source.full_task))
+                passes = self._stage_passes(SEARCH, theirs, done[source.run_folder])
+                costs[-1] += passes / self._fine_tune(theirs)
+                done[source.run_folder] |= {stage.name for stage in SEARCH.chain}
+        return costs
+
     def cost(self, cell: Cell, sizes: Mapping[str, int], done: Collection[str] = ()) -> float:
-        """Cost of a cell in fine-tunes.
+        """Cost of a cell in fine-tunes of its task; of a transfer, without the search on the other task.
 
         Args:
             cell: which one.
             sizes: number of images by split; a test split may be missing.
             done: names of stages and methods of the cell's run folder that it need not pay.
         """
-        sizes = {name: sizes.get(name, 0) for name in ("train", "validation", "test")}
-        return self._passes(method_of_row(cell.method), sizes, done) / (2 * self.run.epochs * sizes["train"])
+        sizes = _all_sizes(sizes)
+        return self._passes(method_of_row(cell.method), sizes, done) / self._fine_tune(sizes)
+
+    def _fine_tune(self, sizes: Mapping[str, int]) -> float:
+        """The unit of cost, in passes of images."""
+        return 2 * self.run.epochs * sizes["train"]
+
+    def _stage_passes(self, last: Stage, sizes: Mapping[str, int], done: Collection[str]) -> float:
+        return sum(stage.passes(self.run, sizes) for stage in last.chain if stage.name not in done)
 
     def _passes(self, method: Method, sizes: Mapping[str, int], done: Collection[str]) -> float:
         if method.best_of:
@@ -172,8 +223,7 @@ class Plan:
         if method.training is not None:  # on train + validation, and before on train where no stage has measured it
             trained_on = sizes["train"] + sizes["validation"] + (sizes["train"] if method.validation is None else 0)
             passes += method.passes * self.run.training(method.training).epochs * trained_on
-        stages = method.needs.chain if method.needs is not None else ()
-        return passes + sum(stage.passes(self.run, sizes) for stage in stages if stage.name not in done)
+        return passes + (0.0 if method.needs is None else self._stage_passes(method.needs, sizes, done))
 
     # ------------------------------------------------------------------ file
 
@@ -256,6 +306,10 @@ class Plan:
             transfer=self.transfer or earlier.transfer,
             architectures={**earlier.architectures, **self.architectures},
         )
+
+
+def _all_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    return {name: sizes.get(name, 0) for name in ("train", "validation", "test")}
 
 
 def _task(data: Mapping[str, object]) -> Task:

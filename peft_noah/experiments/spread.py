@@ -83,15 +83,14 @@ class _Spread:
         method = method_of_row(cell.method)
         if method.needs is not None:
             return self._add_stage(cell, method.needs)
-        if cell.source is not None and cell.source not in self.suite.plan.architectures:
-            source = self.suite.searched(cell)
+        if (source := self.suite.plan.searched(cell)) is not None:
             return [] if self.suite.search_error(source) else self._add_stage(source, SEARCH)
         task = self.suite.plan.task(cell.full_task)
         return [key for name in method.best_of for key in self._add_cell(task.cell(name, cell.seed))]
 
     def _add_stage(self, cell: Cell, stage: Stage) -> list[str]:
-        """The pieces of a stage and those before it, unless their files are there; and the key of the last."""
-        if (self.suite.files(cell) / stage.file).exists():
+        """The pieces of a stage and those before it, unless they are done; and the key of the last."""
+        if stage.is_done(self.suite.files(cell).path):
             return []
         key = f"{cell.run_folder}, {stage.name} stage"
         if key not in self.pieces:

@@ -27,7 +27,7 @@ from peft_noah.jsonfile import read_json
 from peft_noah.progress import Reporter
 from peft_noah.run.context import RunContext
 from peft_noah.run.folder import Busy, RunFolder
-from peft_noah.run.methods import INHERITED, SEARCH
+from peft_noah.run.methods import SEARCH
 from peft_noah.run.names import slug
 from peft_noah.run.registry import Method, all_methods, method_of_row, transfer
 from peft_noah.run.stages import do_stages, run_method
@@ -221,7 +221,7 @@ class Suite:
 
     def _found(self, cell: Cell) -> Architecture:
         """What the search has found on the task that a transfer comes from; it is done now where no cell of the plan does it."""
-        source = self.searched(cell)
+        source = self.plan.searched(cell)
         path = self.files(source) / SEARCH.file
         if not path.exists():
             if error := self.search_error(source):
@@ -247,10 +247,6 @@ class Suite:
             return None
         errors = (files.error(method.name) for method in all_methods() if method.needs is SEARCH)
         return next((error for error in errors if error), None)
-
-    def searched(self, cell: Cell) -> Cell:
-        """The cell whose search a transfer from another task takes its architecture from."""
-        return self.plan.task(cell.source).cell(INHERITED.name, cell.seed)
 
     # ------------------------------------------------------------------ looking
 
@@ -299,19 +295,17 @@ class Suite:
                 sizes[cell.full_task] = report["task"]["sizes"]
                 spent[cell.method] += report["results"][0]["seconds"]
                 cost[cell.method] += self.plan.cost(cell, sizes[cell.full_task])
-                done[cell.run_folder].add(cell.method)
+                done[cell.run_folder] |= method_of_row(cell.method).parts
         if not any(cost.values()):
             return None
         rate = sum(spent.values()) / sum(cost.values())
         rates = {method: spent[method] / cost[method] for method in cost if cost[method]}
         typical = next(iter(sizes.values()))
-        seconds = 0.0
-        for cell, state in states:
-            if state in (OPEN, RUNNING):
-                paid, method = done[cell.run_folder], method_of_row(cell.method)
-                stages = method.needs.chain if method.needs is not None else ()
-                paid |= {stage.name for stage in stages if (self.files(cell) / stage.file).exists()}
-                left = self.plan.cost(cell, sizes.get(cell.full_task, typical), paid)
-                seconds += rates.get(cell.method, rate) * left
-                paid |= method.parts
-        return seconds
+        left = [cell for cell, state in states if state in (OPEN, RUNNING)]
+        for cell in left:
+            for at, last in ((cell, method_of_row(cell.method).needs), (self.plan.searched(cell), SEARCH)):
+                if at is not None and last is not None:
+                    folder = self.files(at).path
+                    done[at.run_folder] |= {stage.name for stage in last.chain if stage.is_done(folder)}
+        costs = self.plan.costs(left, lambda task: sizes.get(task, typical), done)
+        return sum(rates.get(cell.method, rate) * cost for cell, cost in zip(left, costs, strict=True))

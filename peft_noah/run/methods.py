@@ -83,6 +83,15 @@ def _race_facts(path: Path, settings: Mapping[str, Any]) -> dict[str, object]:
     return {"designs raced": raced or "none", "winner": race.designs[race.winner].name}
 
 
+def _race_is_over(path: Path) -> bool:
+    from peft_noah.searching.race import Race
+
+    try:
+        return Race.load(path).is_over
+    except ValueError:  # whoever goes on with it says what is wrong
+        return False
+
+
 def _supernet_passes(settings: Any, sizes: Mapping[str, int]) -> float:
     return 2 * settings.training("supernet").epochs * sizes["train"]
 
@@ -112,6 +121,7 @@ RACE = Stage(
     check=_check_designs,
     more=(RACE_WEIGHTS,),
     spread=_spread_race,
+    is_over=_race_is_over,
 )
 
 # ---------------------------------------------------------------------- models

@@ -32,7 +32,7 @@ def run_everything_on(cluster: Cluster, run: RunContext) -> None:
         for stage in last.chain:
             if stage.spread is not None:  # its file is there from the first heat on: it goes on by itself
                 stage.spread(run, pool.map)
-        stages = [stage for stage in last.chain if not (run.folder / stage.file).exists()]
+        stages = [stage for stage in last.chain if not stage.is_done(run.folder)]
         _run_pieces(run, pool, stages, methods)
     run.files.complete_table()  # of a job that was killed
     publish(run.folder)

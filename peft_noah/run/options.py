@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import Field, dataclass, field
 from typing import Any
 
@@ -24,7 +25,9 @@ class Typed:
     name: str | None = None
 
 
-def option(default: Any, help: str, typed: Typed | None = None, *, strategy: str | None = None) -> Any:
+def option(
+    default: Any, help: str, typed: Typed | None = None, *, strategy: str | None = None, always: tuple[Any, ...] = ()
+) -> Any:
     """A dataclass field that the command line offers.
 
     Args:
@@ -32,24 +35,36 @@ def option(default: Any, help: str, typed: Typed | None = None, *, strategy: str
         help: one or two sentences.
         typed: how it is typed, where a value of its type cannot be.
         strategy: the only strategy of a run that it has an effect on; None: on all.
+        always: values that have an effect on all nevertheless.
     """
-    help = help if strategy is None else f"{help} With --strategy {strategy} only."
-    return field(default=default, metadata={"help": help, "typed": typed, "strategy": strategy})
+    if strategy is not None:
+        help = f"{help} With --strategy {strategy} only{''.join(f', but for {value}' for value in always)}."
+    return field(default=default, metadata={"help": help, "typed": typed, "strategy": strategy, "always": always})
 
 
-def check_strategy(options: Sequence[Field], given: Mapping[str, Any], strategy: str) -> None:
-    """Refuse what was given to a run of a strategy on which it has no effect.
+def check_strategy(
+    options: Sequence[Field], given: Mapping[str, Any], used: Collection[str], chosen: str, instead: str
+) -> None:
+    """Refuse what was given to a job on whose strategies it has no effect.
+
+    Args:
+        options: fields.
+        given: their values.
+        used: the strategies of the job.
+        chosen: what these were chosen by, as it is typed.
+        instead: how to choose another; ``{}`` is its name.
 
     Raises:
         ValueError: an option of another strategy is not at its default.
     """
     for one in options:
-        of = one.metadata.get("strategy")
-        if of not in (None, strategy) and given.get(one.name, one.default) != one.default:
-            name = one.metadata["typed"].name if one.metadata["typed"] else None
-            raise ValueError(
-                f"--{(name or one.name).replace('_', '-')} has no effect on --strategy {strategy}: leave it out, or give --strategy {of}."
-            )
+        of, value = one.metadata.get("strategy"), given.get(one.name, one.default)
+        if of is None or of in used or value in (one.default, *one.metadata["always"]):
+            continue
+        name = one.metadata["typed"].name if one.metadata["typed"] else None
+        raise ValueError(
+            f"--{(name or one.name).replace('_', '-')} has no effect on {chosen}: leave it out, or {instead.format(of)}."
+        )
 
 
 def help_of(one: Field) -> str | None:
@@ -83,7 +98,7 @@ def read_triple(text: str | None, name: str) -> tuple[float, ...] | None:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if len(values) != 3:
+    if len(values) != 3 or not all(map(math.isfinite, values)):
         raise ValueError(f"{name} must be three numbers like '0.5,0.5,0.5', got {text!r}.")
     return values
 

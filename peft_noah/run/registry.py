@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from peft_noah.architecture import Architecture
+from peft_noah.plugins import note_registration
 from peft_noah.run.names import slug
 from peft_noah.searching.design import Design
 
@@ -48,6 +49,7 @@ class Stage:
             written. None: there is nothing to check.
         more: further files or folders that it leaves in the run folder for methods.
         spread: does it on other machines, from a `RunContext` and a function like `map`; None: it is one piece of work.
+        is_over: says whether its file is of a stage that is done; None: it is written when the stage is.
     """
 
     name: str
@@ -59,6 +61,12 @@ class Stage:
     check: Callable[[Any], object] | None = None
     more: tuple[str, ...] = ()
     spread: Callable[[Any, Callable], Any] | None = None
+    is_over: Callable[[Path], bool] | None = None
+
+    def is_done(self, folder: Path) -> bool:
+        """Whether it is done in a run folder, not only begun."""
+        path = folder / self.file
+        return path.exists() and (self.is_over is None or self.is_over(path))
 
     @property
     def chain(self) -> tuple[Stage, ...]:
@@ -148,6 +156,7 @@ def register_method(method: Method) -> Method:
     if files in map(slug, _methods):
         raise ValueError(f"method {method.name!r} is registered already. Give this one another name.")
     _methods[method.name] = method
+    note_registration()
     return method
 
 

@@ -82,6 +82,22 @@ def test_what_methods_share_is_left_out_on_request():
     assert plan().cost(TASKS[0].cell("best single", 0), SIZES, paid | {"vpt"}) == 0
 
 
+def test_the_first_transfer_from_a_task_pays_its_search_unless_that_is_done_or_a_method_does_it():
+    search = (2 * 500 * 800 + 750 * 200) / 160_000
+    for methods, paid, searches in (
+        (("lora",), {}, (1, 1)),
+        (("lora",), {"a/seed0": ["supernet", "search"]}, (1, 0)),
+        (("lora", "random search"), {}, (750 * 200 / 160_000 / search,) * 2),  # the supernet is there
+        (("noah inherited",), {}, (0, 0)),
+    ):
+        a_plan = plan(methods=methods, seeds=(0,), transfer=True, architectures={"hand": Architecture(lora=[1])})
+        cells = list(a_plan.cells())
+        costs = dict(zip(map(str, cells), a_plan.costs(cells, lambda task: SIZES, paid), strict=True))
+        alone = costs["a, transfer hand, seed 0"]
+        found = [costs[f"{one}, transfer {other}, seed 0"] - alone for one, other in ("ab", "ba")]
+        assert found == pytest.approx([share * search for share in searches])
+
+
 def test_a_plan_survives_its_file(tmp_path):
     before = plan(transfer=True, architectures={"hand": Architecture(lora=[1, 2])})
     before.save(tmp_path)
@@ -101,6 +117,10 @@ def test_another_plan_is_refused():
         plan(tasks=(replace(TASKS[0], dataset="elsewhere"),)).joined(plan())
 
 
+def test_what_stands_twice_among_methods_and_seeds_is_taken_once():
+    assert cells(plan(methods=("lora", "lora"), seeds=(1, 0, 1))) == cells(plan(methods=("lora",), seeds=(1, 0)))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -109,6 +129,7 @@ def test_another_plan_is_refused():
         ({"methods": ()}, "one or more methods"),
         ({"methods": ("magic",)}, "method 'magic' is not known"),
         ({"seeds": (-1,)}, "seed is -1"),
+        ({"seeds": (2**31,)}, "seed is 2147483648; give a whole number from 0 to 2,147,483,647"),
         *(
             ({"tasks": (Task(name, "a"),)}, "cannot be the name of a folder")
             for name in ("../a", "/a", "a/b", "..", "")

@@ -24,10 +24,12 @@ from peft_noah.results.report import RunReport
 from peft_noah.run.cluster import Cluster
 from peft_noah.run.folder import Busy, RunFolder
 from peft_noah.run.models import add_design, count_trainable
+from peft_noah.searching.design import Design
 from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.searching.result import SearchResult
 
-SMALL = ["--epochs", "1", "--supernet-epochs", "1", "--population-size", "4", "--generations", "1", "--seeds", "0"]
+SHORT = ["--epochs", "1", "--seeds", "0"]
+SMALL = [*SHORT, "--supernet-epochs", "1", "--population-size", "4", "--generations", "1"]
 METHODS = ["linear", "lora", "noah retrained", "transfer blue", "transfer red"]
 
 
@@ -98,16 +100,27 @@ def test_a_dry_run_says_how_large_the_winner_of_a_race_may_be(arguments, tmp_pat
     sizes = {count_trainable(add_design(make_model(), design, "paper"))[0] for design in PORTFOLIO}
     smaller = sorted(sizes)[0]
     for options, largest in (((), max(sizes)), (("--budget", smaller), smaller)):
-        job = [*arguments[:-3], "--methods", "race", *options, "--output", tmp_path / "suite", "--dry-run"]
+        job = [*arguments[:3], *SHORT, "--methods", "race", *options, "--output", tmp_path / "suite", "--dry-run"]
         result = invoke("suite", *job)
         assert re.search(rf"red +race +0 +at most {largest:,} ", result.output), result.output
 
 
+def test_a_dry_run_counts_the_search_that_a_transfer_does_where_no_method_does_it(arguments, tmp_path):
+    def costs(*methods):
+        job = [*arguments[:-3], "--methods", *methods, "--transfer", "--output", tmp_path / "suite", "--dry-run"]
+        found = re.findall(r"transfer \w+ +0 +at most [\d,]+ +([\d.]+)", invoke("suite", *job).output)
+        return [float(cost) for cost in found]
+
+    with_search, without = costs("none"), costs("noah-retrained")
+    # the supernet sees 6 images in its epoch, and the search 6 for each of its 4 candidates: 2 x 6 + 4 x 6 over 2 x 6
+    assert len(without) == 2 and [more - less for more, less in zip(with_search, without, strict=True)] == [3.0, 3.0]
+
+
 def test_another_method_joins_a_finished_suite(arguments, tmp_path, root):
-    first = [*arguments[:-3], "--methods", "linear", "--tasks", "red"]
+    first = [*arguments[:3], *SHORT, "--methods", "linear", "--tasks", "red"]
     assert invoke("suite", *first, "--output", tmp_path / "suite").exit_code == 0
     before = stamps(tmp_path / "suite")
-    more = [*arguments[:-3], "--methods", "lora", "--tasks", "red"]
+    more = [*arguments[:3], *SHORT, "--methods", "lora", "--tasks", "red"]
     assert invoke("suite", *more, "--output", tmp_path / "suite").exit_code == 0
     after = stamps(tmp_path / "suite")
     assert len(after) == 2 and before.items() <= after.items()
@@ -118,7 +131,7 @@ def test_a_broken_cell_is_reported_and_retried_on_request(arguments, tmp_path, r
     folder = tmp_path / "suite"
     broken = root / "red" / "train.parquet"
     good = broken.read_bytes()
-    command = [*arguments[:-3], "--methods", "linear", "--output", folder]
+    command = [*arguments[:3], *SHORT, "--methods", "linear", "--output", folder]
     try:
         # images are decoded when the cell runs, so only its own task breaks
         broken.write_bytes(good.replace(b"IHDR", b"XXXX"))
@@ -135,7 +148,7 @@ def test_a_broken_cell_is_reported_and_retried_on_request(arguments, tmp_path, r
 
 
 def test_a_result_cut_short_is_named_and_run_again_on_request(arguments, tmp_path):
-    command = [*arguments[:-3], "--methods", "linear", "--tasks", "red", "--output", tmp_path / "suite"]
+    command = [*arguments[:3], *SHORT, "--methods", "linear", "--tasks", "red", "--output", tmp_path / "suite"]
     assert invoke("suite", *command).exit_code == 0
     path = tmp_path / "suite" / "red" / "seed0" / "results" / "linear.json"
     whole = path.read_bytes()
@@ -231,12 +244,33 @@ def test_a_killed_process_leaves_its_cell_to_the_next(arguments, finished, tmp_p
         (["--tasks", "green"], "no task is named 'green'; there are red, blue"),
         (["--architecture", "vtab/none"], "no published architecture"),
         (["--epochs", "-1"], "epochs is -1; give a whole number"),
+        (["--methods", "race,lora"], "--supernet-epochs has no effect on --methods race,lora: leave it out, or add a"),
+        (["--design", "DESIGN", "--methods", "lora,noah-retrained"], "--design has no effect on --methods lora,noah"),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_is_written(arguments, more, message, tmp_path):
+    Design("mine", {"lora": 1}).save(tmp_path / "mine.json")
+    arguments = arguments[:-1] if "--methods" in more else arguments  # a transfer searches
+    more = [tmp_path / "mine.json" if word == "DESIGN" else word for word in more]
     result = invoke("suite", *arguments, *more, "--output", tmp_path / "suite")
     assert result.exit_code == 2 and re.search(message, " ".join(result.output.split())), result.output
     assert not (tmp_path / "suite").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [("--search-space", "wide"), ("--search-space", "own.json"), ("--modules", "lora")]
+)
+def test_an_option_of_the_search_is_refused_by_a_suite_that_does_not_search(arguments, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.json").write_text('{"dims": {"lora": [1, 2]}}')
+    suite = ("suite", *arguments[:3], *SHORT, *options, "--methods")
+    result = invoke(*suite, "race,lora", "--output", tmp_path / "suite")
+    said = f"{options[0]} has no effect on --methods race,lora: leave it out, or add a method of noah to --methods"
+    assert result.exit_code == 2 and said in " ".join(result.output.split()), result.output
+    assert not (tmp_path / "suite").exists()
+    for searches in (["lora,random-search"], ["none", "--transfer"]):
+        result = invoke(*suite, *searches, "--dry-run", "--output", tmp_path / "suite")
+        assert result.exit_code == 0, result.output
 
 
 def test_other_settings_need_another_folder(arguments, finished):
