@@ -116,9 +116,14 @@ def check_fields(instance: object) -> None:
     for name, kind in get_type_hints(type(instance)).items():
         if not _is_kind(value := getattr(instance, name), kind):
             expected = getattr(kind, "__name__", None) if get_origin(kind) is None else str(kind)
-            raise ValueError(
-                f"{name} is {reprlib.repr(value)}; expected {(expected or str(kind)).replace('typing.', '')}."
-            )
+            allowed = (expected or str(kind)).replace("typing.", "")
+            if kind in (float, float | None) and isinstance(value, (int, float)) and not isinstance(value, bool):
+                allowed = "a finite number"
+            elif kind in (int, int | None) and isinstance(value, int) and not isinstance(value, bool):
+                allowed = f"a whole number of at most {MAX_COUNT:,}"
+            elif "float" in allowed:
+                allowed = f"{allowed}, of finite numbers"
+            raise ValueError(f"{name} is {reprlib.repr(value)}; expected {allowed}.")
 
 
 def _is_kind(value: object, kind: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -120,6 +121,7 @@ def clear_errors(command: Callable) -> Callable:
 
         try:
             with interruptible():
+                check_finite(kwargs)
                 return command(*map(_expanded, args), **{name: _expanded(value) for name, value in kwargs.items()})
         except BrokenPipeError:  # whoever read the output has seen enough: typer ends the command without a word
             raise
@@ -131,6 +133,17 @@ def clear_errors(command: Callable) -> Callable:
             raise typer.Exit(stopped.exit_code) from stopped
 
     return wrapped
+
+
+def check_finite(options: Mapping[str, Any]) -> None:
+    """Refuse what a shell may be given for a number and is none.
+
+    Raises:
+        ValueError: an option is NaN or infinite.
+    """
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; give a finite number.")
 
 
 def _expanded(value: Any) -> Any:

@@ -85,6 +85,8 @@ class RunSettings:
         "vtab (dims 1, 5, 10), few_shot (5, 10, 50, 100), wide (LoRA on each Linear, Adapter+), or a JSON file with a space of "
         "your own.",
         Typed(str, "vtab", read_space),
+        strategy="noah",
+        always=("few_shot",),  # it has learning rates of its own
     )
     modules: tuple[str, ...] | None = option(
         None,
@@ -218,10 +220,15 @@ class RunSettings:
         object.__setattr__(self, "baselines", names)
         raced = designs_among(self.designs or ())
         object.__setattr__(self, "designs", tuple(design.to_dict() for design in raced) or None)
-        if self.budget is not None and self.budget < 1:
-            raise ValueError(f"budget must be a positive number of parameters, got {self.budget}.")
-        if self.shots is not None:
-            check_int(self.shots, "shots", 1, MAX_COUNT)
+        for name in ("budget", "shots", "num_classes", "accumulate"):
+            if (value := getattr(self, name)) is not None:
+                check_int(value, name, 1, MAX_COUNT)
+        if self.image_size is not None:
+            from peft_noah.data.preprocessing import MAX_SIDE
+
+            check_int(self.image_size, "image_size", 1, MAX_SIDE)
+        for value in self.image_std or ():
+            check_number(value, "a number of image_std", above=0)
 
     def _check_task(self) -> None:
         """Refuse options of the other task, whose values would do nothing."""

@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from peft_noah.jsonfile import parse_json
+from peft_noah.jsonfile import MAX_COUNT, check_int, check_number, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +80,11 @@ class CheckpointFolder:
         every_steps: int | None = None,
         keep: int = 2,
     ) -> None:
-        for name, value in (("every_seconds", every_seconds), ("every_steps", every_steps), ("keep", keep)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value!r}.")
+        if every_seconds is not None:
+            check_number(every_seconds, "every_seconds", above=0)
+        for name, value in (("every_steps", every_steps), ("keep", keep)):
+            if value is not None:
+                check_int(value, name, 1, MAX_COUNT)
         self.folder, self.every_seconds, self.every_steps, self.keep = Path(folder), every_seconds, every_steps, keep
         self._written = time.monotonic()
 

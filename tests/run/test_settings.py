@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from peft_noah.cli import app
 from peft_noah.run.settings import RunSettings
+from peft_noah.searching.design import Design
 
 
 @pytest.mark.parametrize(
@@ -168,9 +170,65 @@ def test_a_file_that_names_no_strategy_is_of_the_time_when_noah_was_the_only_one
 
 @pytest.mark.parametrize(
     "option",
-    [("--supernet-epochs", "3"), ("--generations", "2"), ("--variant", "paper"), ("--population-size", "8")],
+    [
+        ("--supernet-epochs", "3"),
+        ("--generations", "2"),
+        ("--variant", "paper"),
+        ("--population-size", "8"),
+        ("--search-space", "wide"),
+    ],
 )
 def test_an_option_of_the_search_is_refused_by_a_race(option, tmp_path):
     result = CliRunner().invoke(app, ["run", *option, "--output", str(tmp_path / "run")])
     assert result.exit_code == 2 and not (tmp_path / "run").exists()
     assert f"{option[0]} has no effect on --strategy race: leave it out" in " ".join(result.output.split())
+
+
+def test_an_option_of_a_race_is_refused_by_a_supernet(tmp_path):
+    Design("mine", {"lora": 1}).save(tmp_path / "mine.json")
+    words = ("supernet", "--design", tmp_path / "mine.json", "--output", tmp_path / "run")
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 2 and not (tmp_path / "run").exists()
+    assert "--design has no effect on --strategy noah: leave it out" in " ".join(result.output.split())
+
+
+NO_NUMBERS = {
+    "--effort": ("nan", "inf", "-inf", "1e999"),
+    "--checkpoint-seconds": ("nan", "inf", "0", "-1"),
+    "--gpus-per-cell": ("nan", "inf"),
+    "--image-mean": ("nan,0,0", "0,0,1e999"),
+    "--image-std": ("1,1,inf", "1,0,1", "1,1,-1"),
+    "--budget": ("nan", "0", "-1", "99999999999999999999"),
+    "--epochs": ("inf", "0", "99999999999999999999"),
+    "--shots": ("1.5", "0"),
+    "--seed": ("nan", "-1", "99999999999"),
+    "--accumulate": ("0", "-2"),
+    "--image-size": ("nan", "0", "100000"),
+    "--max-tokens": ("0",),
+    "--cpus-per-cell": ("nan", "0"),
+}
+
+
+@pytest.mark.parametrize("option", NO_NUMBERS)
+def test_what_is_no_number_that_an_option_may_have_is_refused_by_its_name(option, tmp_path):
+    for value in NO_NUMBERS[option]:
+        more = ["--ray", "local"] if "per-cell" in option else []
+        words = ["run", f"{option}={value}", *more, "--output", str(tmp_path / "run")]
+        result = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
+        said = " ".join(result.output.split())
+        assert result.exit_code == 2 and not (tmp_path / "run").exists(), (value, said)
+        assert option in said or option.strip("-").replace("-", "_") in said, said
+        assert re.search(
+            r"a (finite|whole) number|must be three numbers|should be a valid integer|but the task", said
+        ), said
+
+
+def test_python_has_the_same_words_for_what_is_no_number():
+    for given, said in (
+        ({"effort": float("nan")}, "effort is nan; expected a finite number"),
+        ({"budget": 10**30}, "budget is 10{30}; expected a whole number of at most 9,223,372"),
+        ({"image_mean": (0.5, 0.5, float("inf"))}, "image_mean is .0.5, 0.5, inf.; expected .*, of finite numbers"),
+        ({"image_std": (0.5, 0.5, 0.0)}, "a number of image_std is 0.0; give a finite number above 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            RunSettings(**given)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import time
 
 import pytest
@@ -110,9 +111,14 @@ def test_when_one_is_due(tmp_path):
     assert not by_time.due(2)
 
 
-@pytest.mark.parametrize("option", [{"every_seconds": 0}, {"every_steps": 0}, {"keep": 0}, {"every_seconds": -1.0}])
+@pytest.mark.parametrize(
+    "option",
+    [{"every_seconds": 0}, {"every_steps": 0}, {"keep": 0}, {"every_seconds": -1.0}, {"every_seconds": math.nan}],
+)
 def test_numbers_out_of_range_are_refused(tmp_path, option):
-    with pytest.raises(ValueError, match=f"{next(iter(option))} must be above 0"):
+    with pytest.raises(
+        ValueError, match=f"{next(iter(option))} is .*; give a (finite number above 0|whole number from 1)"
+    ):
         CheckpointFolder(tmp_path, **option)
 
 
