@@ -48,6 +48,11 @@ class Progress:
     peak_memory: int = 0
     ended: bool = False
 
+    def end_epoch(self, size: int) -> None:
+        """Turn the sum of an epoch's losses into their mean over its ``size`` images."""
+        self.losses.append(self.loss_sum / size)
+        self.loss_sum = 0.0
+
 
 class TrainingState:
     """Saves and restores a training: weights, AdamW's moments, progress, and the random generators of each process.
@@ -107,7 +112,7 @@ class TrainingState:
         """
         saves = self.folder is not None and (due or stop or progress.ended)
         if saves:
-            self.measure(progress)
+            self._measure(progress)
             self.save(self.folder, progress)
         if stop:
             if self.interruption is not None:
@@ -118,8 +123,13 @@ class TrainingState:
                 raise interrupted(f"{done}, which is saved in {self.folder.folder}", number)
             raise Interrupted(f"{done} ({signal.Signals(number).name}); no checkpoint folder was given.", number)
 
-    def measure(self, progress: Progress) -> None:
-        """Bring time and memory up to date."""
+    def finish(self, progress: Progress) -> None:
+        """Leave the averaged weights in the model, where there are some, and bring time and memory up to date."""
+        self._measure(progress)
+        if self.average is not None:
+            self.average.swap()
+
+    def _measure(self, progress: Progress) -> None:
         now = time.perf_counter()
         progress.seconds += now - self._since
         progress.peak_memory = max(progress.peak_memory, peak_memory(self.accelerator.device))

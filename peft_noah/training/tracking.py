@@ -17,7 +17,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from peft_noah.jsonfile import write_atomically
-from peft_noah.training.loop import TrainingSettings
+from peft_noah.training.settings import TrainingSettings
 
 
 class StepLog:
