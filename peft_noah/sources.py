@@ -14,6 +14,16 @@ def is_hub_id(text: str) -> bool:
     return _HUB_ID.fullmatch(text) is not None and not os.path.exists(text)
 
 
+def check_given(source: str | os.PathLike[str], what: str) -> None:
+    """Refuse an empty text, which would be the working folder.
+
+    Raises:
+        ValueError: names ``what`` the source is of.
+    """
+    if not os.fspath(source).strip():
+        raise ValueError(f"the source of {what} is empty. Give a folder, or a Hub id.")
+
+
 def stored_path(text: str | os.PathLike[str]) -> str:
     """A source as it is stored: a folder or file that exists by its absolute path, anything else as it was given.
 

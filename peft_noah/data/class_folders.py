@@ -136,7 +136,7 @@ def read_class_folders(folder: Path, split: str, skip: Collection[str] = ()) -> 
     Raises:
         ValueError: a class folder has files but no image, or is a link to nothing; it is named.
     """
-    left, files, loose, lost = LeftOut(), {}, [], []
+    left, files, loose, lost = LeftOut(), {}, [], {}
     seen = {os.path.realpath(folder)}
     for entry in _entries(folder):
         if entry.name in skip:
@@ -144,36 +144,44 @@ def read_class_folders(folder: Path, split: str, skip: Collection[str] = ()) -> 
         if not entry.is_dir():
             if (reason := _why_not(entry)) is None:
                 loose.append(entry.path)
-            elif reason == _BROKEN and Path(entry.name).suffix.lower() not in image_extensions():
-                raise ValueError(
-                    f"the class folder {entry.name!r} of the {split} split, {entry.path}, is a link to "
-                    f"{os.readlink(entry.path)}, which is not there. Repair the link, or remove it."
-                )
             else:
+                _refuse_broken_class(entry, reason, split)
                 left.add(reason, entry.path)
-            continue
-        if is_not_data(entry.name) or is_of_a_run(entry.path):
+        elif is_not_data(entry.name) or is_of_a_run(entry.path):
             left.add_folder(entry.path)
-            continue
-        inside = LeftOut()
-        if images := list(find_images(entry.path, inside, seen)):
-            files[composed(entry.name)] = files.get(composed(entry.name), []) + images
-        elif entry.name.startswith("."):  # of a program; with images it would be a class
-            left.add_folder(entry.path)
-            continue
-        elif inside.paths:
-            lost.append((entry, inside))
         else:
-            left.add("empty folders", entry.path)
-        left.add_all(inside)
+            inside = LeftOut()
+            images = list(find_images(entry.path, inside, seen))
+            if not images and entry.name.startswith("."):  # of a program; with images it would be a class
+                left.add_folder(entry.path)
+                continue
+            if images:
+                files.setdefault(composed(entry.name), []).extend(images)
+            elif inside.paths:
+                lost[entry.path] = inside
+            else:
+                left.add("empty folders", entry.path)
+            left.add_all(inside)
     if lost and files:
-        entry, inside = lost[0]
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in inside.counts.items())
-        raise ValueError(
-            f"the class folder {entry.name!r} of the {split} split, {entry.path}, has no image that can be read: "
-            f"{reasons}. Allowed are {', '.join(sorted(image_extensions()))}. Convert its images, or remove the folder."
-        )
+        _refuse_unreadable_class(*next(iter(lost.items())), split)
     return ClassFolders(folder, files, loose, left)
+
+
+def _refuse_broken_class(entry: os.DirEntry, reason: str, split: str) -> None:
+    """Refuse a broken link in place of a class folder; that of an image is left out as other files are."""
+    if reason == _BROKEN and Path(entry.name).suffix.lower() not in image_extensions():
+        raise ValueError(
+            f"the class folder {entry.name!r} of the {split} split, {entry.path}, is a link to "
+            f"{os.readlink(entry.path)}, which is not there. Repair the link, or remove it."
+        )
+
+
+def _refuse_unreadable_class(folder: str, inside: LeftOut, split: str) -> None:
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in inside.counts.items())
+    raise ValueError(
+        f"the class folder {os.path.basename(folder)!r} of the {split} split, {folder}, has no image that can be read: "
+        f"{reasons}. Allowed are {', '.join(sorted(image_extensions()))}. Convert its images, or remove the folder."
+    )
 
 
 def find_images(

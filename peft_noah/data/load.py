@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,14 @@ from peft_noah.data.list_files import Entry, find_lists, list_images, name_class
 from peft_noah.data.listings import Listing, Listings, check_shots
 from peft_noah.data.metadata_files import read_metadata
 from peft_noah.data.other_tests import read_other_test
+from peft_noah.data.parquet_folders import parquet_files
 from peft_noah.data.preprocessing import Preprocessing
 from peft_noah.data.split_names import BOTH, check_names, is_split_name, pick
 from peft_noah.data.splits import Splits, decode_listings
-from peft_noah.data.table_files import (
-    columns_by_split,
-    encode_labels,
-    is_one_table,
-    is_saved_to_disk,
-    parquet_files,
-    read_tables,
-    undecoded,
-)
+from peft_noah.data.table_columns import find_image_columns, find_label_columns, undecoded
+from peft_noah.data.table_files import is_one_table, is_saved_to_disk, read_tables
+from peft_noah.data.table_labels import encode_labels
+from peft_noah.sources import check_given
 
 
 def bundled_task() -> Path:
@@ -119,11 +115,9 @@ def read_listings(
     check_names(names)
     check_shots(shots)
     for what, given in {"dataset": source, **(other_tests or {})}.items():
-        if not os.fspath(given).strip():  # an empty text would be the working folder
-            raise ValueError(f"the source of {what} is empty. Give a folder, or a Hub id.")
-    listings, shots_are_drawn = _read(
-        source, names, image_column, label_column, dataset_config, num_classes, shots, seed
-    )
+        check_given(given, what)
+    asked = _Asked(names, image_column, label_column, dataset_config, num_classes, shots, seed)
+    listings, shots_are_drawn = _read(source, asked)
     others = {
         name: read_other_test(name, other, listings.label_names, image_column, label_column)
         for name, other in (other_tests or {}).items()
@@ -132,50 +126,50 @@ def read_listings(
     return replace(listings, other_tests=others).completed(validation_fraction, seed, shots)
 
 
-def _read(
-    source: str | os.PathLike[str],
-    names: Mapping[str, str | None],
-    image: str | None,
-    label: str | None,
-    config: str | None,
-    num_classes: int | None,
-    shots: int | None,
-    seed: int,
-) -> tuple[Listings, bool]:
+@dataclass(frozen=True)
+class _Asked:
+    """Which splits, columns and images of a source are asked for, as `read_listings` has them; each None as there."""
+
+    names: Mapping[str, str | None]
+    image: str | None
+    label: str | None
+    config: str | None
+    num_classes: int | None
+    shots: int | None
+    seed: int
+
+
+def _read(source: str | os.PathLike[str], asked: _Asked) -> tuple[Listings, bool]:
     """The listings as they are in the source, and whether they hold no more than the shots that are asked for."""
     folder = Path(source).expanduser()
-    if not folder.is_dir() or is_saved_to_disk(folder) or config is not None or parquet_files(folder):
-        tables, others = read_tables(source, names, config)
-        listings = _from_tables(tables, source, image, label, num_classes)
-        listings = _noting_unread(listings, [*others, *_images_beside(folder)])
+    if not folder.is_dir() or is_saved_to_disk(folder) or asked.config is not None or parquet_files(folder):
+        tables, others = read_tables(source, asked.names, asked.config)
+        listings = _noting_unread(_from_tables(tables, source, asked), [*others, *_images_beside(folder)])
         return (listings.as_unsplit() if is_one_table(folder) else listings), False
-    if lists := find_lists(folder, shots, seed):
-        _check_no_columns(folder, image, label)
-        return _from_lists(folder, lists, names, num_classes), ".num_shot_" in lists.get("train", folder).name
+    if lists := find_lists(folder, asked.shots, asked.seed):
+        return _from_lists(folder, lists, asked), ".num_shot_" in lists.get("train", folder).name
     for place in dict.fromkeys((folder, _unwrapped(folder))):
         if is_saved_to_disk(place):
-            tables, others = read_tables(place, names)
-            return _noting_unread(_from_tables(tables, source, image, label, num_classes), others), False
-        found = read_metadata(place, names, label)
+            tables, others = read_tables(place, asked.names)
+            return _noting_unread(_from_tables(tables, source, asked), others), False
+        found = read_metadata(place, asked.names, asked.label)
         if found is not None and found.tables:
-            listings = _from_tables(found.tables, source, image, label, num_classes)
-            listings = replace(_noting_unread(listings, found.unread), left_out=found.left_out)
+            listings = _noting_unread(_from_tables(found.tables, source, asked), found.unread)
+            listings = replace(listings, left_out=found.left_out)
             return (listings.as_unsplit() if found.unsplit else listings), False
-    return _from_folders(place, names, image, label, () if found is None else found.columns), False
+    return _from_folders(place, asked, () if found is None else found.columns), False
 
 
-def _from_folders(
-    folder: Path, names: Mapping[str, str | None], image: str | None, label: str | None, columns: Sequence[str]
-) -> Listings:
+def _from_folders(folder: Path, asked: _Asked, columns: Sequence[str]) -> Listings:
     """The listings of image folders; `columns` are those of a metadata file that gives no labels."""
     if not columns:
-        _check_no_columns(folder, image, label)
-        return read_image_folders(folder, names)
-    lacking = f"the metadata file has no column {label or 'label'!r} (its columns are {', '.join(columns)})"
+        _check_no_columns(folder, asked)
+        return read_image_folders(folder, asked.names)
+    lacking = f"the metadata file has no column {asked.label or 'label'!r} (its columns are {', '.join(columns)})"
     try:
-        if label is not None:
+        if asked.label is not None:
             raise ValueError("its column was named")
-        listings = read_image_folders(folder, names)
+        listings = read_image_folders(folder, asked.names)
     except ValueError as error:
         raise ValueError(f"{folder}: {lacking}. Name the right one by label_column.") from error
     return replace(listings, notes=(*listings.notes, f"{lacking}, so the folders are the classes"))
@@ -194,8 +188,8 @@ def _images_beside(folder: Path) -> list[str]:
     return [f"the folder {name!r} with its {count:,} images" for name, count in counts.items() if count]
 
 
-def _check_no_columns(folder: Path, image: str | None, label: str | None) -> None:
-    for name, column in (("image_column", image), ("label_column", label)):
+def _check_no_columns(folder: Path, asked: _Asked) -> None:
+    for name, column in (("image_column", asked.image), ("label_column", asked.label)):
         if column is not None:
             raise ValueError(
                 f"{folder} holds images in folders or lists and no table, so it has no column {column!r}. Leave {name} out, "
@@ -216,25 +210,18 @@ def _unwrapped(folder: Path) -> Path:
         inner = below[0]
 
 
-def _from_tables(
-    tables: Mapping[str, datasets.Dataset],
-    source: str | os.PathLike[str],
-    image: str | None,
-    label: str | None,
-    num_classes: int | None,
-) -> Listings:
-    found = columns_by_split(tables, image, label)
-    label_names, labels = encode_labels(tables, {name: column for name, (_, column) in found.items()}, num_classes)
-    listings = {name: Listing(undecoded(table, found[name][0]), labels[name]) for name, table in tables.items()}
+def _from_tables(tables: Mapping[str, datasets.Dataset], source: str | os.PathLike[str], asked: _Asked) -> Listings:
+    images = find_image_columns(tables, asked.image)
+    label_names, labels = encode_labels(tables, find_label_columns(tables, asked.label), asked.num_classes)
+    listings = {name: Listing(undecoded(table, images[name]), labels[name]) for name, table in tables.items()}
     return Listings(listings["train"], listings.get("validation"), listings.get("test"), label_names, str(source))
 
 
-def _from_lists(
-    folder: Path, lists: Mapping[str, Path], names: Mapping[str, str | None], num_classes: int | None
-) -> Listings:
-    picked = pick(_complete(lists, num_classes), names, folder)
+def _from_lists(folder: Path, lists: Mapping[str, Path], asked: _Asked) -> Listings:
+    _check_no_columns(folder, asked)
+    picked = pick(_complete(lists, asked.num_classes), asked.names, folder)
     entries = {
-        ours: found if isinstance(found, list) else read_entries(found, ours, num_classes)
+        ours: found if isinstance(found, list) else read_entries(found, ours, asked.num_classes)
         for ours, found in picked.items()
     }
     if lists.get("validation", Path()).name.startswith("unofficial_val_list"):

@@ -12,22 +12,17 @@ from typing import Any
 
 import datasets
 
+from peft_noah.data.dataset_errors import reading
 from peft_noah.data.listings import Listing, Listings, check_shots
+from peft_noah.data.parquet_folders import parquet_files
 from peft_noah.data.split_names import check_names, is_split_name, pick, unread
 from peft_noah.data.splits import Splits, count_shared
-from peft_noah.data.table_files import (
-    columns_by_split,
-    encode_labels,
-    is_hub_id,
-    is_one_table,
-    is_saved_to_disk,
-    parquet_files,
-    read_tables,
-    reading,
-    text_column_of,
-)
+from peft_noah.data.table_columns import find_label_columns, find_text_column, find_text_columns
+from peft_noah.data.table_files import is_hub_id, is_one_table, is_saved_to_disk, read_tables
+from peft_noah.data.table_labels import encode_labels
 from peft_noah.data.texts import encode_split
 from peft_noah.data.tokenization import Tokenization
+from peft_noah.sources import check_given
 
 #: what stands between the fields of a row, by the ending of the file
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -106,19 +101,19 @@ def read_text_listings(
     names = {"train": train_split, "validation": validation_split, "test": test_split}
     check_names(names)
     check_shots(shots)
-    if not os.fspath(source).strip():  # an empty text would be the working folder
-        raise ValueError("the source of dataset is empty. Give a folder, or a Hub id.")
+    check_given(source, "dataset")
     tables, others, unsplit = _tables(source, names, dataset_config)
-    found = columns_by_split(tables, text_column, label_column, texts=True)
-    labels_at = {name: column for name, (_, column) in found.items()}
-    label_names, labels = encode_labels(tables, labels_at, num_classes, "text")
-    listing = {name: Listing(table[found[name][0]][:], labels[name]) for name, table in tables.items()}
-    notes = tuple(f"{other} was not read" for other in others)
+    columns = find_label_columns(tables, label_column)
+    texts = find_text_columns(tables, text_column, columns)
+    label_names, labels = encode_labels(tables, columns, num_classes, "text")
+    found = {name: Listing(table[texts[name]][:], labels[name]) for name, table in tables.items()}
     listings = Listings(
-        *(listing.get(name) for name in ("train", "validation", "test")),
-        label_names=label_names,
-        source=str(source),
-        notes=notes,
+        found["train"],
+        found.get("validation"),
+        found.get("test"),
+        label_names,
+        str(source),
+        notes=tuple(f"{other} was not read" for other in others),
         what="text",
     )
     return (listings.as_unsplit() if unsplit else listings).completed(validation_fraction, seed, shots)
@@ -145,7 +140,7 @@ def read_texts(file: Path, text_column: str | None = None) -> list[Any]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} cannot be read ({error}). Save it as UTF-8.") from error
     table = _read(_files(file)[0])
-    return table[text_column_of(table, file.name, text_column)][:]
+    return table[find_text_column(table.features, file.name, text_column, "label")][:]
 
 
 def _tables(

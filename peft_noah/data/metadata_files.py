@@ -13,8 +13,8 @@ import datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from peft_noah.data.class_folders import LeftOut, find_images, is_not_data
+from peft_noah.data.dataset_errors import reading
 from peft_noah.data.split_names import is_split_name, pick, unread
-from peft_noah.data.table_files import reading
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,10 @@ from datasets import ClassLabel
 from peft_noah.data.class_folders import is_not_data, read_class_folders
 from peft_noah.data.list_files import Entry, find_lists, list_images, read_entries
 from peft_noah.data.listings import Listing
+from peft_noah.data.parquet_folders import parquet_files, read_parquet
 from peft_noah.data.split_names import ALIASES
-from peft_noah.data.table_files import (
-    columns,
-    is_saved_to_disk,
-    load_from_hub,
-    parquet_files,
-    read_parquet,
-    read_saved,
-    undecoded,
-)
+from peft_noah.data.table_columns import find_image_column, find_label_column, undecoded
+from peft_noah.data.table_files import is_saved_to_disk, load_from_hub, read_saved
 
 
 def read_other_test(
@@ -114,7 +108,8 @@ def _from_tables(
     label_column: str | None,
 ) -> Listing:
     table = tables[_one_split(name, source, tables)]
-    image, label = columns(table, f"test {name!r}", image_column, label_column)
+    image = find_image_column(table.features, f"test {name!r}", image_column)
+    label = find_label_column(table.features, f"test {name!r}", label_column)
     feature, values = table.features[label], table[label][:]
     if isinstance(feature, ClassLabel):
         values = [None if value is None or value < 0 else feature.names[value] for value in values]

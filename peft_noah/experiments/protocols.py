@@ -14,7 +14,8 @@ from pathlib import Path
 from peft_noah.data.class_folders import is_not_data, is_of_a_run
 from peft_noah.data.list_files import find_lists
 from peft_noah.data.listings import check_shots
-from peft_noah.data.table_files import hub_configs, is_hub_id, is_saved_to_disk, parquet_configs
+from peft_noah.data.parquet_folders import parquet_configs
+from peft_noah.data.table_files import hub_configs, is_hub_id, is_saved_to_disk
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import read_json
 

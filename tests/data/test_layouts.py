@@ -434,6 +434,6 @@ def test_a_readme_without_yaml_is_not_handed_to_the_hubs_client_which_would_warn
     for split in ("train", "test"):
         put_parquet(tmp_path, f"{split}.parquet", 0, (0, 1, 2) * 2)
     (tmp_path / "README.md").write_text("# Just words\n")
-    monkeypatch.setattr("peft_noah.data.table_files.DatasetCard.load", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("peft_noah.data.parquet_folders.DatasetCard.load", lambda *args, **kwargs: 1 / 0)
     assert read_listings(tmp_path).label_names == ("cat", "dog", "owl")
     assert "cannot be read" not in caplog.text
