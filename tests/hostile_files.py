@@ -22,7 +22,7 @@ from peft import get_peft_model
 
 from peft_noah import Architecture, NoahConfig, SearchSettings, SearchSpace, search
 from peft_noah.data import load_splits
-from peft_noah.data.images import decode_image
+from peft_noah.data.decoding import decode_image
 from peft_noah.data.list_files import read_entries
 from peft_noah.data.preprocessing import Preprocessing
 from peft_noah.experiments.plan import Plan

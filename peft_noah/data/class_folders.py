@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peft_noah.data.class_names import composed
-from peft_noah.data.images import image_extensions
+from peft_noah.data.decoding import image_extensions
 
 logger = logging.getLogger(__name__)
 

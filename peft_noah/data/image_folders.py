@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peft_noah.data.class_folders import ClassFolders, count_files, is_not_data, read_class_folders
 from peft_noah.data.class_names import are_parts, look_alike
-from peft_noah.data.images import image_extensions
+from peft_noah.data.decoding import image_extensions
 from peft_noah.data.listings import Listing, Listings
 from peft_noah.data.split_names import find_name, is_split_name, looks_like_test, looks_like_training, pick
 

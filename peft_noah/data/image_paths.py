@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from peft_noah.data.class_folders import is_not_data
-from peft_noah.data.images import image_extensions
+from peft_noah.data.decoding import image_extensions
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]], left_out: Counter[str] | None = None) -> Iterator[str]:

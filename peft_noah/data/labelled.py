@@ -50,3 +50,31 @@ class LabelledSplit(Protocol):
 
     def __add__(self, other: Any) -> LabelledSplit:
         """The samples of both, in order."""
+
+
+def check_classes(labels: Tensor, classes: Sequence[int] | None, what: str) -> tuple[int, ...] | None:
+    """The classes among which a split is scored, in rising order; None: all.
+
+    Args:
+        labels: (N,), class indices.
+        classes: as given, in any order.
+        what: one of the samples in a word.
+
+    Raises:
+        ValueError: a label is not among them.
+    """
+    if classes is None:
+        return None
+    chosen = tuple(sorted(set(classes)))
+    if outside := sorted(set(labels.tolist()) - set(chosen)):
+        raise ValueError(
+            f"label {outside[0]} is not among the {len(chosen)} classes that the {what}s are scored among. Add it to classes."
+        )
+    return chosen
+
+
+def classes_of_both(first: LabelledSplit, second: LabelledSplit) -> tuple[int, ...] | None:
+    """The classes among which the samples of two splits are scored together; None: all."""
+    if first.classes is None or second.classes is None:
+        return None
+    return (*first.classes, *second.classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Subset
 
-from peft_noah.data.labelled import Prepare
+from peft_noah.data.labelled import Prepare, check_classes, classes_of_both
 
 
 class TextSplit(Dataset):
@@ -51,28 +51,10 @@ class TextSplit(Dataset):
             )
         if empty := [row for row, text in enumerate(tokens) if text.ndim != 1 or not len(text)]:
             raise ValueError(f"text {empty[0]} has no token. Leave it out, or write something in it.")
-        self.classes = None if classes is None else tuple(sorted(set(classes)))
-        if self.classes is not None and (outside := sorted(set(labels.tolist()) - set(self.classes))):
-            raise ValueError(
-                f"label {outside[0]} is not among the {len(self.classes)} classes that the texts are scored among. Add it "
-                "to classes."
-            )
+        self.classes = check_classes(labels, classes, "text")
         self.tokens, self.labels, self.pad = tuple(tokens), labels, pad
         self.digests = (
             [hashlib.sha256(text.numpy().tobytes()).digest() for text in tokens] if digests is None else digests
-        )
-
-    @classmethod
-    def concat(cls, splits: Iterable[TextSplit]) -> TextSplit:
-        """One split with the texts of several, in order, scored among the classes of all of them."""
-        splits = list(splits)
-        classes = [split.classes for split in splits]
-        return cls(
-            [text for split in splits for text in split.tokens],
-            torch.cat([split.labels for split in splits]),
-            splits[0].pad,
-            digests=[digest for split in splits for digest in split.digests],
-            classes=None if None in classes else [index for of_split in classes for index in of_split],
         )
 
     def subset(self, rows: Sequence[int]) -> TextSplit:
@@ -83,7 +65,13 @@ class TextSplit(Dataset):
         return TextSplit(chosen, self.labels[rows], self.pad, digests=digests, classes=self.classes)
 
     def __add__(self, other: TextSplit) -> TextSplit:
-        return TextSplit.concat([self, other])
+        return TextSplit(
+            [*self.tokens, *other.tokens],
+            torch.cat([self.labels, other.labels]),
+            self.pad,
+            digests=[*self.digests, *other.digests],
+            classes=classes_of_both(self, other),
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -137,14 +125,7 @@ def pad_texts(texts: Sequence[Tensor], pad: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def encode_split(
-    texts: Sequence[Any],
-    labels: Sequence[int],
-    tokenization: Any,
-    *,
-    name: str = "texts",
-    classes: Sequence[int] | None = None,
-) -> TextSplit:
+def encode_split(texts: Sequence[Any], labels: Sequence[int], tokenization: Any, name: str = "texts") -> TextSplit:
     """Tokenise the texts of a split once.
 
     Args:
@@ -152,7 +133,6 @@ def encode_split(
         labels: class index per text.
         tokenization: a `Tokenization`.
         name: the split's name, for error messages.
-        classes: as for `TextSplit`.
 
     Raises:
         ValueError: a text is missing, empty or no text; split and row are named.
@@ -165,9 +145,7 @@ def encode_split(
             raise ValueError(f"text {number} of split {name!r} cannot be used: {fault}. Repair or remove it.")
     digests = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
     tokens = tokenization.apply(texts)
-    return TextSplit(
-        tokens, torch.tensor(labels, dtype=torch.int64), tokenization.pad, digests=digests, classes=classes
-    )
+    return TextSplit(tokens, torch.tensor(labels, dtype=torch.int64), tokenization.pad, digests=digests)
 
 
 def text_fault(text: Any) -> str | None:

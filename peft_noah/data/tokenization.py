@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from peft_noah.data.preprocessing import first_line, load_config
+from peft_noah.data.backbone_config import first_line, load_config
 from peft_noah.jsonfile import check_int
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageClassification
 
-from peft_noah.data.preprocessing import load_config
+from peft_noah.data.backbone_config import load_config
 from peft_noah.experiments.cells import Cell
 from peft_noah.run.methods import RACE
 from peft_noah.run.models import add_design, count_trainable

@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from peft_noah.data.preprocessing import load_config
+from peft_noah.data.backbone_config import load_config
 from peft_noah.fast.backbone_check import BackboneReport, check_backbone, example_inputs
 from peft_noah.tuner.backbones import BACKBONES, Backbone
 from peft_noah.tuner.backbones.images import image_size, read_images

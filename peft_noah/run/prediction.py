@@ -12,7 +12,7 @@ from itertools import islice
 import torch
 from accelerate.utils import send_to_device
 
-from peft_noah.data.images import decode_image
+from peft_noah.data.decoding import decode_image
 from peft_noah.data.preprocessing import Preprocessing
 from peft_noah.data.texts import pad_texts, text_fault
 from peft_noah.data.tokenization import Tokenization

@@ -14,8 +14,9 @@ from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftModel
 from torch import nn
 
+from peft_noah.data.backbone_config import check_input, load_config
 from peft_noah.data.load import bundled_backbone
-from peft_noah.data.preprocessing import Preprocessing, check_input, load_config
+from peft_noah.data.preprocessing import Preprocessing
 from peft_noah.data.tokenization import Tokenization
 from peft_noah.run.folder import RunFolder
 from peft_noah.run.models import load_classifier

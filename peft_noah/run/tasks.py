@@ -24,7 +24,7 @@ def task_of(model: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: if its family is not known, or it has no config that can be read.
     """
-    from peft_noah.data.preprocessing import load_config
+    from peft_noah.data.backbone_config import load_config
     from peft_noah.tuner.backbones import find_backbone
 
     reads = find_backbone(load_config(model).model_type).reads
@@ -47,7 +47,7 @@ def check_task(model: str, task: str) -> None:
 def _check_classifier(model: str, task: str) -> None:
     import transformers
 
-    from peft_noah.data.preprocessing import load_config
+    from peft_noah.data.backbone_config import load_config
 
     known = {
         IMAGES: transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,

@@ -14,7 +14,7 @@ from image_files import NAMES, SIDE, encode, pixels, refused, rows, whole, write
 from torch.utils.data import DataLoader
 
 from peft_noah.data import ImageSplit, Listing, Preprocessing, build_splits, load_splits
-from peft_noah.data.images import decode_image
+from peft_noah.data.decoding import decode_image
 
 pytest_plugins = ["image_fixtures"]
 

@@ -24,7 +24,7 @@ from image_files import (
 )
 
 from peft_noah.data import load_splits, read_listings
-from peft_noah.data.images import decode_image
+from peft_noah.data.decoding import decode_image
 
 pytest_plugins = ["image_fixtures"]
 
