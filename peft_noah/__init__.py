@@ -9,7 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.architecture import Architecture
+from peft_noah.search_space import SearchSpace
 
 # not on first use like the rest: the module's name would hide the function's
 from peft_noah.searching.budget import BudgetError

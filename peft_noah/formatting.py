@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from peft_noah.architecture import MODULES
+from peft_noah.search_space import MODULES
 
 _MAX_LISTED = 30
 #: the Linears that families name in a block, in the order in which they compute

@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peft_noah.architecture import MAX_BLOCKS, MAX_DIM, Architecture, SearchSpace, default_depths
+from peft_noah.architecture import MAX_BLOCKS, MAX_DIM, Architecture
+from peft_noah.search_space import SearchSpace, default_depths
 
 unhurried = settings(deadline=None)  # a busy machine is no failure
 NAMES = ("lora", "adapter", "vpt", "ssf")

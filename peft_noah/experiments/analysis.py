@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.architecture import Architecture
 from peft_noah.formatting import module_order
 from peft_noah.results.statistics import mean_and_standard_error
 from peft_noah.results.table import Entry, Number, Table
+from peft_noah.search_space import SearchSpace
 from peft_noah.searching.result import SearchResult
 from peft_noah.tuner.labels import module_label
 

@@ -41,8 +41,9 @@ def check_design(data: object) -> Design:
     Raises:
         ValueError: says what is wrong, and what is allowed.
     """
-    from peft_noah.tuner.config import RECIPES, NoahConfig
+    from peft_noah.tuner.config import NoahConfig
     from peft_noah.tuner.prompts import check_row
+    from peft_noah.tuner.recipes import RECIPES
 
     design = Design.from_dict(data)
     try:

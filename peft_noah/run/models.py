@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
-from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.architecture import Architecture
 from peft_noah.data.backbone_config import is_autoencoder, load_config
 from peft_noah.data.preprocessing import Preprocessing
 from peft_noah.data.splits import Splits
 from peft_noah.data.tokenization import Tokenization
+from peft_noah.search_space import SearchSpace
 from peft_noah.searching.design import Design
 from peft_noah.tuner.backbones import find_backbone
 from peft_noah.tuner.backbones.images import read_images

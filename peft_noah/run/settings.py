@@ -26,7 +26,7 @@ from peft_noah.searching.result import SearchSettings
 from peft_noah.sources import find_source, stored_path, stored_paths
 
 if TYPE_CHECKING:
-    from peft_noah.architecture import SearchSpace
+    from peft_noah.search_space import SearchSpace
     from peft_noah.training import TrainingSettings
 
 #: length of a training, where it is left out
@@ -187,7 +187,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         from peft_noah.training.processes import PRECISIONS
-        from peft_noah.tuner.config import RECIPES
+        from peft_noah.tuner.recipes import RECIPES
 
         check_fields(self)
         check_imported(self.plugins)  # first: what is allowed depends on them

@@ -11,8 +11,9 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable, Mapping
 
-from peft_noah.architecture import MAX_BLOCKS, SearchSpace
+from peft_noah.architecture import MAX_BLOCKS
 from peft_noah.jsonfile import check_int, check_keys, load_json
+from peft_noah.search_space import SPACES, SearchSpace
 
 _KEYS = ("num_blocks", "dims", "depths")
 
@@ -41,7 +42,6 @@ def check_space(space: object, modules: Iterable[str] | None) -> None:
     Raises:
         ValueError: says which is wrong, and what is allowed.
     """
-    from peft_noah.tuner.config import SPACES
     from peft_noah.tuner.prompts import check_row
 
     if isinstance(space, str):
@@ -72,8 +72,6 @@ def build_space(
     Raises:
         ValueError: it is for another number of blocks.
     """
-    from peft_noah.tuner.config import SPACES
-
     if not isinstance(space, str):
         return _build(space, num_blocks)
     return space if modules is None else SPACES[space](num_blocks, modules=modules)

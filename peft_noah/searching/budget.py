@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.architecture import Architecture
 from peft_noah.jsonfile import MAX_COUNT, check_int
+from peft_noah.search_space import SearchSpace
 
 Count = Callable[[Architecture], int]
 

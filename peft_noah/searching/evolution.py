@@ -12,8 +12,9 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
-from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.architecture import Architecture
 from peft_noah.jsonfile import MAX_COUNT, check_int
+from peft_noah.search_space import SearchSpace
 from peft_noah.searching.algorithm import optimize
 from peft_noah.searching.budget import Count, check_budget, check_count
 from peft_noah.searching.result import Bounds, Proposal, SearchResult, SearchSettings

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import NamedTuple
 
-from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.architecture import Architecture
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_keys, check_number, dump_json, load_json, write_atomically
 from peft_noah.plugins import plugins_among, read_plugins
+from peft_noah.search_space import SearchSpace
 from peft_noah.version import __version__
 
 ORIGINS = ("random", "crossover", "mutation")

@@ -7,7 +7,8 @@ import random
 from torch import nn
 from transformers import TrainerCallback
 
-from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.architecture import Architecture
+from peft_noah.search_space import SearchSpace
 
 
 class ArchitectureSampler:

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 
 from peft_noah.jsonfile import MAX_COUNT, check_int, check_number
-from peft_noah.tuner.config import RECIPES
+from peft_noah.tuner.recipes import RECIPES
 
 #: which subnets the processes of a step train: all the same one, or each its own
 SAMPLING = ("shared", "per-process")

@@ -5,49 +5,22 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from peft import PeftConfig, PeftType
 from transformers.activations import ACT2FN
 
-from peft_noah.architecture import MAX_BLOCKS, WIDE, Architecture, SearchSpace
-from peft_noah.architecture import MODULES as PAPER_MODULES
+from peft_noah.architecture import MAX_BLOCKS, Architecture
 from peft_noah.jsonfile import check_int, check_number, read_json
 from peft_noah.plugins import read_plugins
+from peft_noah.search_space import SPACES, SearchSpace
 from peft_noah.tuner.backbones import BACKBONES
 from peft_noah.tuner.card import MAX_LABELS, complete_card
+from peft_noah.tuner.pickles import refuse_pickle
+from peft_noah.tuner.recipes import RECIPES
 from peft_noah.version import __version__
-
-#: what the paper says and what its released code does, where they differ in what a model computes
-RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {
-        "lora_shared_down": False,
-        "lora_scale": 1.0,
-        "adapter_scale": 1.0,
-        "adapter_activation": "relu",
-        "vpt_position": "after_cls",
-        "vpt_past_depth": "drop",
-        "init": "identity",
-        "dropout": 0.0,
-        "drop_path": 0.0,
-    },
-    "released": {
-        "lora_shared_down": True,
-        "lora_scale": 1.0,
-        "adapter_scale": 1.0,
-        "adapter_activation": "quick_gelu",
-        "vpt_position": "last",
-        "vpt_past_depth": "carry",
-        "init": "normal",
-        "dropout": 0.1,
-        "drop_path": 0.1,
-    },
-}
-
-SPACES = {"vtab": SearchSpace.vtab, "few_shot": SearchSpace.few_shot, "wide": SearchSpace.wide}
 
 _CHOICES = {
     "recipe": tuple(RECIPES),
@@ -258,7 +231,7 @@ class NoahConfig(PeftConfig):
             TypeError: if the file has no peft_type.
         """
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
-        _refuse_pickle(pretrained_model_name_or_path, subfolder, kwargs)
+        refuse_pickle(pretrained_model_name_or_path, subfolder, kwargs)
         return config
 
     @classmethod
@@ -331,30 +304,6 @@ class NoahConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
 
-    def resolve_search_space(
-        self, num_blocks: int, can_carry: Callable[[str], bool], projections: Iterable[str] = ()
-    ) -> SearchSpace:
-        """The search space for a model of ``num_blocks`` blocks; ``can_carry`` says of which rows.
-
-        A named space holds those of its own rows that the model can carry, whatever else is registered; a wide one also LoRA
-        on each of the ``projections`` of a family that calls them otherwise.
-
-        Raises:
-            ValueError: if a given space was made for another number of blocks.
-        """
-        if not isinstance(self.search_space, Mapping):
-            wide = dict.fromkeys((*(f"lora_{site}" for site in projections), *WIDE))
-            rows = wide if self.search_space == "wide" else PAPER_MODULES
-            modules = [name for name in rows if can_carry(name)]
-            return SPACES[self.search_space or "vtab"](num_blocks, modules=modules)
-        space = SearchSpace.from_dict(self.search_space)
-        if space.num_blocks != num_blocks:
-            raise ValueError(
-                f"the search space is for {space.num_blocks} blocks but this model has {num_blocks}. Build it for this "
-                f"model, for instance SearchSpace.vtab({num_blocks})."
-            )
-        return space
-
 
 def _check_names(name: str, values: object) -> None:
     kinds = (list, tuple, set, frozenset)
@@ -378,30 +327,6 @@ def _check_labels(names: object) -> None:
             raise ValueError(
                 f"label_names has {reprlib.repr(name)}; the name of a class is a text of at most {MAX_NAME:,} letters."
             )
-
-
-def _refuse_pickle(source: str, subfolder: str | None, options: Mapping[str, Any]) -> None:
-    """PEFT falls back to adapter_model.bin, which torch unpickles; no NOAH adapter was ever saved like that."""
-    has = partial(_has_file, source, subfolder, options)
-    if not has("adapter_model.safetensors") and has("adapter_model.bin"):
-        raise ValueError(
-            f"{os.path.join(source, subfolder or '')!r} has its weights as adapter_model.bin alone, a pickle, which could "
-            "run any code. Ask for adapter_model.safetensors, or convert it where you trust it."
-        )
-
-
-def _has_file(source: str, subfolder: str | None, options: Mapping[str, Any], name: str) -> bool:
-    """Whether PEFT would find a file there: in a folder, in a repository on the Hub, or offline in its cache."""
-    if os.path.isdir(source):
-        return os.path.exists(os.path.join(source, subfolder or "", name))
-    from huggingface_hub import constants, file_exists, try_to_load_from_cache
-
-    path = f"{subfolder}/{name}" if subfolder else name
-    if constants.HF_HUB_OFFLINE:
-        found = try_to_load_from_cache(source, path, options.get("cache_dir"), options.get("revision"))
-        return isinstance(found, str)
-    token = options.get("token", options.get("use_auth_token"))
-    return file_exists(source, path, revision=options.get("revision"), token=token)
 
 
 def _brief(architecture: Architecture) -> str:

@@ -13,7 +13,8 @@ from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_mo
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.architecture import Architecture
+from peft_noah.search_space import SearchSpace
 from peft_noah.tuner.backbones import BACKBONES, how_to_know
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.export import as_peft_lora
@@ -21,8 +22,9 @@ from peft_noah.tuner.fixed_shapes import chosen_by_masks, write_choices
 from peft_noah.tuner.layer import NoahLayer, NoahLinear, noah_layers
 from peft_noah.tuner.merging import check_mergeable
 from peft_noah.tuner.mixed_batch import adapter_per_sample
-from peft_noah.tuner.placement import Layout, Placement, check_rows, plan, resolve_config, unwrap
+from peft_noah.tuner.placement import Layout, Placement, plan, unwrap
 from peft_noah.tuner.prompts import PROMPT_MODULES, PromptModule, by_row, find_prompt_module
+from peft_noah.tuner.resolving import check_rows, resolve_config
 
 
 class NoahModel(BaseTuner):

@@ -7,8 +7,9 @@ import random
 
 import pytest
 
-from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.architecture import Architecture
 from peft_noah.experiments.analysis import Shares, rank_correlation, shared_by_best
+from peft_noah.search_space import SearchSpace
 from peft_noah.searching.result import Candidate, SearchResult, SearchSettings
 
 SPACE = SearchSpace(3, {"lora": [1, 5], "vpt": [10]}, {"lora": [1, 3], "vpt": [0, 3]})

@@ -12,8 +12,9 @@ import pytest
 from figure_checks import assert_readable
 from PIL import Image
 
-from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.architecture import Architecture
 from peft_noah.results.plotting import plot_architecture, plot_mean_architecture, plot_search
+from peft_noah.search_space import SearchSpace
 from peft_noah.searching.evolution import search
 from peft_noah.searching.result import Candidate, SearchResult, SearchSettings
 

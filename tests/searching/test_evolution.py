@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_architecture import Script, spaces, unhurried
 
-from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.architecture import Architecture
+from peft_noah.search_space import SearchSpace
 from peft_noah.searching.bounding import search_with_bounds
 from peft_noah.searching.budget import BudgetError
 from peft_noah.searching.evolution import (

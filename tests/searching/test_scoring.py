@@ -19,8 +19,8 @@ from conftest import make_model
 from peft import get_peft_model
 
 from peft_noah import NoahConfig
-from peft_noah.architecture import SearchSpace
 from peft_noah.data.images import ImageSplit
+from peft_noah.search_space import SearchSpace
 from peft_noah.searching.bounding import ImageDifficulty, Threshold, search_with_bounds
 from peft_noah.searching.evolution import Evolution, SearchSettings, search
 from peft_noah.searching.result import Bounds, SearchResult

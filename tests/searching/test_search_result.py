@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_architecture import unhurried
 
-from peft_noah.architecture import Architecture, SearchSpace
+from peft_noah.architecture import Architecture
+from peft_noah.search_space import SearchSpace
 from peft_noah.searching.result import Bounds, Candidate, Proposal, SearchResult, SearchSettings
 
 SPACE = SearchSpace(2, {"lora": [1, 5]}, {"lora": [1, 2]})
