@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from peft_noah.cli.options import RUN_OPTIONS, Commands, with_options
+from peft_noah.cli.prediction_output import check_output, progress_of, writer_of
 from peft_noah.run.quiet import quiet
 
 if TYPE_CHECKING:
@@ -56,7 +52,7 @@ def predict(
     exit code is 0 if all were labelled, 1 if some could not be read, 2 if nothing could be done.
     """
     if output is not None:
-        _check_output(output)
+        check_output(output)
     quiet()
     from peft_noah.progress import Reporter
     from peft_noah.run.saved_adapter import adapter_task
@@ -69,7 +65,7 @@ def predict(
     else:
         total, predictions = _predict_images(adapter, files, text_column, left_out, options)
     broken: list[str] = []
-    with _writer(output, top) as write, _progress(reporter, output, what) as update:
+    with writer_of(output, top) as write, progress_of(reporter, output, what) as update:
         count = 0
         for count, prediction in enumerate(predictions, 1):
             write(prediction)
@@ -134,94 +130,3 @@ def _say_what_happened(reporter: Reporter, count: int, broken: list[str], left_o
         reporter.say(f"left out: {_listed(left_out)}")
     if broken:
         reporter.say(f"labelled {count - len(broken):,} of {count:,} {what}; {len(broken):,} cannot be read")
-
-
-# ------------------------------------------------------------------ where predictions go
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and not output.is_file():
-        raise ValueError(
-            f"--output {output} is no file that can be written. Give another name, or leave it out and use '>'."
-        )
-    if not output.parent.is_dir():
-        raise ValueError(f"the folder of --output {output} does not exist. Make it first.")
-    if not os.access(output.parent, os.W_OK):
-        raise ValueError(f"the folder of --output {output} cannot be written. Choose another.")
-
-
-@contextmanager
-def _progress(reporter: Reporter, output: Path | None, what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on standard error, but where lines of predictions show the progress on the same terminal."""
-    if output is None and sys.stdout.isatty():
-        yield lambda done, total, note: None
-        return
-    with reporter.stage("predict", what) as update:
-        yield update
-
-
-@contextmanager
-def _writer(output: Path | None, top: int) -> Iterator[Callable[[Prediction], None]]:
-    """What writes one prediction: to a file, a terminal or a pipe."""
-    from peft_noah.training.interruption import Interrupted
-
-    try:
-        if output is not None:
-            with _whole_file(output) as file:
-                yield _CsvRows(file, top)
-        elif sys.stdout.isatty():
-            yield _print_line
-        else:
-            with _pipe() as file:
-                yield _CsvRows(file, top)
-    except Interrupted as stopped:
-        kept = "" if output is None else f" {_partial(output)} holds the predictions so far."
-        raise Interrupted(f"stopped.{kept} The same command starts anew.", stopped.number) from stopped
-
-
-def _partial(output: Path) -> Path:
-    return output.with_name(f"{output.name}.partial")
-
-
-@contextmanager
-def _whole_file(output: Path) -> Iterator[TextIO]:
-    """A file that gets its name when it is whole; until then, and after a failure, its name ends in .partial."""
-    partial = _partial(output)
-    partial.unlink(missing_ok=True)  # a link there would be written through
-    with open(partial, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, output)
-
-
-@contextmanager
-def _pipe() -> Iterator[TextIO]:
-    """Standard output in UTF-8 whatever the locale, with the bytes of file names as they are."""
-    pipe = io.TextIOWrapper(sys.stdout.buffer, "utf-8", "surrogateescape", newline="")
-    try:
-        yield pipe
-    finally:
-        pipe.detach()
-
-
-class _CsvRows:
-    """Writes predictions as rows of a CSV, after its header."""
-
-    def __init__(self, file: Any, top: int) -> None:
-        self._rows, self._cells = csv.writer(file, lineterminator="\n"), 2 * top
-        more = [f"{name}_{place}" for place in range(2, top + 1) for name in ("label", "probability")]
-        self._rows.writerow(["file", "label", "probability", *more])
-
-    def __call__(self, prediction: Prediction) -> None:
-        pairs = zip(prediction.labels, prediction.probabilities, strict=True)
-        cells = [cell for label, probability in pairs for cell in (label, f"{probability:.6f}")]
-        self._rows.writerow([prediction.file, *(cells or [""] * self._cells)])
-
-
-def _print_line(prediction: Prediction) -> None:
-    from peft_noah.formatting import one_line
-
-    pairs = zip(prediction.labels, prediction.probabilities, strict=True)
-    found = ", ".join(f"{100 * probability:5.1f} % {one_line(label)}" for label, probability in pairs)
-    typer.echo(f"{one_line(prediction.file)}: {found or 'cannot be read'}")

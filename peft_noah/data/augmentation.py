@@ -118,15 +118,13 @@ class Augmented:
 
     Args:
         normalize: the run's normalisation; its mean is the colour of what comes into view, as in timm.
-        augment: None: as the paper has it.
 
     Raises:
         ValueError: kornia is not installed.
     """
 
-    def __init__(self, normalize: Normalizer, augment: Augment | None = None) -> None:
-        self.normalize = normalize
-        self.augment = Augment(fill=tuple(normalize.mean.flatten().tolist())) if augment is None else augment
+    def __init__(self, normalize: Normalizer) -> None:
+        self.normalize, self.augment = normalize, Augment(fill=tuple(normalize.mean.flatten().tolist()))
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """Augment and normalise a batch.

@@ -35,18 +35,14 @@ _PART = re.compile(r"[-._ ]+\d+$")
 _ENDING = "".join(f"[{letter}{letter.upper()}]" for letter in "parquet")
 
 
-def parquet_files(folder: Path, config: str | None = None) -> dict[str, list[Path]]:
-    """Parquet files of a folder by split name, shards in order.
-
-    Args:
-        folder: of the dataset.
-        config: which of several configs; None: the only one, or the one that is the default.
+def parquet_files(folder: Path) -> dict[str, list[Path]]:
+    """Parquet files of a folder by split name, shards in order, of its only config or the one that is the default.
 
     Raises:
-        ValueError: there is no such config, or several and none is the default; they are listed.
+        ValueError: there are several configs and none is the default; they are listed.
     """
     configs, default = parquet_configs(folder)
-    return {} if not configs and config is None else choose_config(folder, configs, default, config)
+    return choose_config(folder, configs, default, None) if configs else {}
 
 
 def choose_config(

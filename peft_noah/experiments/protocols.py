@@ -166,7 +166,7 @@ def few_shot_tasks(
 
 
 def domain_tasks(
-    root: str | os.PathLike[str], other_tests: Mapping[str, str | os.PathLike[str]] | None = None, shots: int = 16
+    root: str | os.PathLike[str], other_tests: Mapping[str, str | os.PathLike[str]] | None = None
 ) -> tuple[Task, ...]:
     """Domain generalisation: train on ImageNet at 16 shots, test on it and on V2, Sketch, A and R.
 
@@ -175,7 +175,6 @@ def domain_tasks(
     Args:
         root: folder with `imagenet` and one folder per further test set.
         other_tests: the further test sets by name (`v2`, `sketch`, `a`, `r`), where they lie elsewhere.
-        shots: training images per class.
 
     Raises:
         ValueError: ImageNet or a further test set has no folder, or two.
@@ -189,12 +188,12 @@ def domain_tasks(
         imagenet,
         "",
         1_000,
-        sizes={"train": 1_000 * shots, "test": 50_000, **sizes},
-        shots=shots,
+        sizes={"train": 16_000, "test": 50_000, **sizes},
+        shots=16,
         other_tests={name: str(folder) for name, folder in other_tests.items()},
         augment=True,
         search_space="few_shot",
-        published=f"few_shot/imagenet_{shots}" if shots == 16 else None,
+        published="few_shot/imagenet_16",
     )
     return (task,)
 

@@ -7,7 +7,6 @@ the cells that have left no file.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
@@ -22,16 +21,13 @@ from peft_noah.run.publishing import publish
 from peft_noah.run.registry import Method, Stage, method_of_row
 
 
-def run_spread(
-    suite: Suite, cluster: Cluster, *, retry: bool = False, on_cell: Callable[[Cell], None] | None = None
-) -> Progress:
+def run_spread(suite: Suite, cluster: Cluster, *, retry: bool = False) -> Progress:
     """Run all cells of a suite that are neither finished nor broken; as `Suite.run`, on a cluster. A cell is the same.
 
     Args:
         suite: the suite.
         cluster: where.
         retry: try broken cells again.
-        on_cell: called after each cell.
 
     Raises:
         ValueError: as `Suite.begin`, or the cluster cannot run a cell; nothing is written then.
@@ -44,7 +40,7 @@ def run_spread(
                 raise Busy(
                     f"other processes run {running} cells in {suite.folder}. Wait for them, or stop them first."
                 )
-            spread = _Spread(suite, on_cell)
+            spread = _Spread(suite)
             with spread.locks:
                 run_pieces(pool, spread.pieces, spread.on_start, spread.on_end)
     return suite.progress()
@@ -53,8 +49,8 @@ def run_spread(
 class _Spread:
     """The pieces of a suite, and what is to be done as each begins and ends."""
 
-    def __init__(self, suite: Suite, on_cell: Callable[[Cell], None] | None) -> None:
-        self.suite, self.on_cell = suite, on_cell
+    def __init__(self, suite: Suite) -> None:
+        self.suite = suite
         self.pieces: dict[str, Piece] = {}
         self.locks = ExitStack()  # of the cells that nodes are at work on, for whoever looks
         self._cells: dict[str, Cell] = {}  # of each piece; of a stage, the first that needs it
@@ -138,5 +134,3 @@ class _Spread:
             self.suite.say_failed(cell, error)
         # figures and cards of the whole run once all of it is there
         publish(self.suite.files(cell).path, missing_only=self._open[cell.run_folder] > 0)
-        if self.on_cell is not None:
-            self.on_cell(cell)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,12 +133,11 @@ class Suite:
             for cell in [cell for cell in self.cells if self._state(cell) == FAILED]:
                 self.files(cell).forget(cell.method)
 
-    def run(self, *, retry: bool = False, on_cell: Callable[[Cell], None] | None = None) -> Progress:
+    def run(self, *, retry: bool = False) -> Progress:
         """Take cells until all are finished, broken, or at work elsewhere.
 
         Args:
             retry: try broken cells again.
-            on_cell: called after each cell of this process.
 
         Raises:
             ValueError: as `begin`.
@@ -148,7 +147,7 @@ class Suite:
         if RunFolder(self.folder).locked(SPREAD):
             raise Busy(f"another process hands the cells in {self.folder} to a cluster.")
         while True:
-            outcomes = Counter(self._take(cell, on_cell) for cell in self.cells)
+            outcomes = Counter(self._take(cell) for cell in self.cells)
             if outcomes["ran"]:
                 continue
             if not outcomes["waiting"]:
@@ -156,7 +155,7 @@ class Suite:
             self.reporter.say("waiting for cells that other processes are at work on ...")
             time.sleep(_POLL_SECONDS)
 
-    def _take(self, cell: Cell, on_cell: Callable[[Cell], None] | None) -> str:
+    def _take(self, cell: Cell) -> str:
         """Run a cell if it is free: ``"ran"``, ``"settled"`` before, ``"busy"`` or ``"waiting"``."""
         files = self.files(cell)
         if self.is_settled(cell):
@@ -170,8 +169,6 @@ class Suite:
             return "waiting"
         except Busy:
             return "busy"
-        if on_cell is not None:
-            on_cell(cell)
         return "ran"
 
     def is_settled(self, cell: Cell) -> bool:

@@ -219,13 +219,8 @@ class RunContext:
             until: the step after which this call ends; None: the last.
             show: is open meanwhile, and gives ``update(step, steps, note)``; None: `Reporter.stage`.
         """
-        log_file, checkpoint = self.folder / LOGS / f"{slug(name)}.jsonl", self._checkpoint(name)
-        for path in (log_file, log_file.parent, checkpoint.folder, checkpoint.folder.parent, self.folder / TRACKING):
-            refuse_link(path)
-        if self.accelerator.log_with and not self.accelerator.trackers:
-            start_trackers(self.accelerator, asdict(self.settings))
-        log = StepLog(log_file, name, settings, self.accelerator)
-
+        checkpoint = self._checkpoint(name)
+        log = StepLog(self._log_file(name, checkpoint), name, settings, self.accelerator)
         with show or self.reporter.stage(name, "steps") as update, Interruption() as interruption:
 
             def on_step(step: int, total: int, loss: float) -> None:
@@ -246,6 +241,15 @@ class RunContext:
             )
         self.accelerator.free_memory()
         return done
+
+    def _log_file(self, name: str, checkpoint: CheckpointFolder) -> Path:
+        """Where the steps of a training are logged, once trackers have begun; nothing it writes may go through a link."""
+        log_file = self.folder / LOGS / f"{slug(name)}.jsonl"
+        for path in (log_file, log_file.parent, checkpoint.folder, checkpoint.folder.parent, self.folder / TRACKING):
+            refuse_link(path)
+        if self.accelerator.log_with and not self.accelerator.trackers:
+            start_trackers(self.accelerator, asdict(self.settings))
+        return log_file
 
     def _checkpoint(self, name: str) -> CheckpointFolder:
         return CheckpointFolder(self.folder / CHECKPOINTS / slug(name), every_seconds=self._checkpoint_seconds)

@@ -202,11 +202,11 @@ def test_a_pipe_gets_the_same_csv_and_nothing_else(adapter, photos, tmp_path):
 
 
 def test_a_terminal_gets_a_line_per_image(adapter, photos, monkeypatch, capsys):
-    from peft_noah.cli.predict import _writer
+    from peft_noah.cli.prediction_output import writer_of
     from peft_noah.run.prediction import Prediction
 
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    with _writer(None, 2) as write:
+    with writer_of(None, 2) as write:
         write(Prediction("a.png", ("cat", "red \x1b[31mdog"), (0.912, 0.05)))
         write(Prediction("b.png", error="cut short"))
     assert capsys.readouterr().out == "a.png:  91.2 % cat,   5.0 % red [31mdog\nb.png: cannot be read\n"
