@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_architecture import Script, spaces, unhurried
+from test_search_space import Script, spaces, unhurried
 
 from peft_noah.architecture import Architecture
 from peft_noah.search_space import SearchSpace
