@@ -28,7 +28,8 @@ from peft_noah.data.preprocessing import Preprocessing
 from peft_noah.experiments.plan import Plan
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import dump_json, read_json
-from peft_noah.results.card import CardData, model_card
+from peft_noah.results.card import model_card
+from peft_noah.results.card_data import CardData
 from peft_noah.results.report import MethodResult, RunReport
 from peft_noah.run.designs import read_designs
 from peft_noah.run.settings import RunSettings

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from peft_noah.jsonfile import make_plain_folder, read_json, write_atomically
-from peft_noah.results.card import CardData, model_card
+from peft_noah.results.card import model_card
+from peft_noah.results.card_data import CardData
 from peft_noah.results.plotting import plot_architecture, plot_search
 from peft_noah.results.race_figure import plot_race
 from peft_noah.results.report import RESULTS_JSON, MethodResult, RunReport

@@ -19,7 +19,8 @@ from transformers import ViTImageProcessor
 
 from peft_noah import NoahConfig
 from peft_noah.architecture import Architecture
-from peft_noah.results.card import CardData, model_card
+from peft_noah.results.card import model_card
+from peft_noah.results.card_data import CardData
 
 DATA = CardData(
     base_model="google/vit-base-patch16-224-in21k",

@@ -153,7 +153,8 @@ def test_the_card_of_a_saved_folder_says_how_to_load_first_and_what_it_is_and_ou
 
 
 def test_the_card_of_a_run_goes_to_the_hub_as_it_is_and_its_snippet_loads(hub, pushed, tmp_path):
-    from peft_noah.results.card import CardData, model_card
+    from peft_noah.results.card import model_card
+    from peft_noah.results.card_data import CardData
 
     data = CardData(
         base_model="someone/tiny-vit",
