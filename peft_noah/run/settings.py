@@ -224,7 +224,7 @@ class RunSettings:
             if (value := getattr(self, name)) is not None:
                 check_int(value, name, 1, MAX_COUNT)
         if self.image_size is not None:
-            from peft_noah.data.preprocessing import MAX_SIDE
+            from peft_noah.data.image_processor import MAX_SIDE
 
             check_int(self.image_size, "image_size", 1, MAX_SIDE)
         for value in self.image_std or ():
