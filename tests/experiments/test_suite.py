@@ -245,6 +245,7 @@ def test_a_killed_process_leaves_its_cell_to_the_next(arguments, finished, tmp_p
         (["--tasks", "green"], "no task is named 'green'; there are red, blue"),
         (["--architecture", "vtab/none"], "no published architecture"),
         (["--epochs", "-1"], "epochs is -1; give a whole number"),
+        (["--shots", "3,4"], "--shots 3,4 has no effect: no task in .* is of few-shot sets. Leave it out"),
         (["--methods", "race,lora"], "--supernet-epochs has no effect on --methods race,lora: leave it out, or add a"),
         (["--design", "DESIGN", "--methods", "lora,noah-retrained"], "--design has no effect on --methods lora,noah"),
     ],
@@ -311,7 +312,7 @@ def test_a_race_that_is_only_begun_is_a_piece_of_its_own_on_a_cluster_as_one_tha
             race.tell(heat, [0.5, 0.5])
         race.save(folder / "race.json")
         assert RACE.is_done(folder) == done
-        assert list(_Spread(suite, None).pieces) == [*([] if done else ["red/seed0, race stage"]), "red, race, seed 0"]
+        assert list(_Spread(suite).pieces) == [*([] if done else ["red/seed0, race stage"]), "red, race, seed 0"]
     (folder / "race.json").write_text("{")  # the piece that goes on with it says what is wrong
     assert not RACE.is_done(folder)
 
