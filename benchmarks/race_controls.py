@@ -16,7 +16,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-DESIGNS = ("query and key", "all sites", "all sites, scale 4", "all sites, scale 16", "all sites, scale 4, head first")
+DESIGNS = (
+    "query and key",
+    "all sites, scale 1",
+    "all sites, scale 4",
+    "all sites, scale 16",
+    "all sites, scale 4, head first",
+)
 
 
 def train_design(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, object]:
@@ -24,12 +30,14 @@ def train_design(name: str, seed: int, arguments: argparse.Namespace) -> dict[st
     from peft_noah.data import Normalizer, Preprocessing, bundled_backbone, bundled_task, load_splits
     from peft_noah.run.heats import classifiers
     from peft_noah.run.models import add_design, count_trainable, load_backbone
+    from peft_noah.searching.design import Design
     from peft_noah.searching.portfolio import PORTFOLIO
     from peft_noah.training import TrainingSettings, evaluate, make_accelerator, train
     from peft_noah.training.head_start import start_head
 
     plain = name.removesuffix(", head first")
-    design = next(replace(design, head_start=plain != name) for design in PORTFOLIO if design.name == plain)
+    known = (Design("query and key", {"lora": 8}), *PORTFOLIO)
+    design = next(replace(design, head_start=plain != name) for design in known if design.name == plain)
     model_folder = arguments.model or str(bundled_backbone())
     splits = load_splits(arguments.dataset or bundled_task(), Preprocessing.from_backbone(model_folder))
     images, normalize = splits.train + splits.validation, Normalizer(splits.preprocessing)

@@ -24,7 +24,6 @@ from peft_noah.run.race_board import RaceBoard
 from peft_noah.run.reporting import package_versions
 from peft_noah.searching.budget import BudgetError
 from peft_noah.searching.design import Design
-from peft_noah.searching.folds import with_folds_for
 from peft_noah.searching.race import Heat, Race, RaceSettings
 from peft_noah.searching.race_length import winner_epochs
 from peft_noah.training.memory import peak_memory, start_measuring
@@ -54,7 +53,7 @@ def run_race(
     Args:
         run: the run.
         designs: the first is the default; None: those of the run.
-        settings: None: those of the run; with more folds where classes have few images.
+        settings: None: those of the run, for its images.
         map: called as ``map(run_heat, packed)`` for the heats of a rung, to run them on other machines; gives what
             `run_heat` gives, in the order of ``packed``. None: they are run here.
 
@@ -131,7 +130,7 @@ def within_budget(run: RunContext, designs: Sequence[Design], *, say: bool = Tru
     if budget is None:
         return designs
     sizes = [count_trainable(add_design(run.frozen_backbone(), one, run.settings.recipe))[0] for one in designs]
-    said = ", ".join(f"{design.name} {size:,}" for design, size in zip(designs, sizes, strict=True))
+    said = "; ".join(f"{design.name}: {size:,}" for design, size in zip(designs, sizes, strict=True))
     fitting = [design for design, size in zip(designs, sizes, strict=True) if size <= budget]
     if not fitting:
         raise BudgetError(
@@ -155,7 +154,7 @@ def _run_elsewhere(run: RunContext, race: Race, heats: Sequence[Heat], map: Call
 def open_race(run: RunContext, designs: Sequence[Design], settings: RaceSettings | None = None) -> Race:
     """The race of a run as far as it is; arguments and errors as of `run_race`."""
     labels = (run.splits.train + run.splits.validation).labels.tolist()
-    settings = with_folds_for(settings or run.settings.race(), labels)
+    settings = settings or run.settings.race(len(designs), labels)
     asked = Race(designs, settings, provenance={"task": run.splits.to_dict()}, versions=package_versions())
     path = run.folder / RACE
     race = Race.load(path) if path.exists() else asked

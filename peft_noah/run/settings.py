@@ -7,7 +7,7 @@ before a value is checked, so that help comes at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from peft_noah.run.registry import find_baseline, strategies
 from peft_noah.run.spaces import build_space, check_space, read_space
 from peft_noah.run.tasks import IMAGES, TASKS
 from peft_noah.searching.design import Design
+from peft_noah.searching.folds import folds_for
 from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.searching.race import RaceSettings
 from peft_noah.searching.race_length import EFFORT, heats_cost, rungs_within, winner_epochs
@@ -299,7 +300,8 @@ class RunSettings:
     def training(self, stage: str) -> TrainingSettings:
         """The training settings of ``"supernet"``, ``"subnet"``, ``"full"``, or a race's ``"winner"``.
 
-        A winner's epochs are those after a race in which no design stopped before its place was gone.
+        A winner's epochs are those after a race of two folds of many images, in which no design stopped before its place was
+        gone.
         """
         from peft_noah.training import TrainingSettings
 
@@ -337,9 +339,19 @@ class RunSettings:
         """What a race costs at most with its winner, in fine-tunes."""
         return EFFORT if self.effort is None else self.effort
 
-    def race(self) -> RaceSettings:
-        """The settings of the race, for two folds."""
-        return RaceSettings(rungs=rungs_within(self.race_effort, self.epochs, len(self.raced)))
+    def race(self, designs: int | None = None, labels: Sequence[int] | None = None) -> RaceSettings:
+        """The settings of the race.
+
+        Args:
+            designs: how many take part; None: all.
+            labels: class index of each labelled image; None: of many images in two folds.
+        """
+        designs, task = len(self.raced) if designs is None else designs, {}
+        if labels is not None:
+            batch_size = self.training("subnet").batch_size
+            task = {"images": len(labels), "folds": folds_for(labels), "batch_size": batch_size}
+        rungs = rungs_within(self.race_effort, self.epochs, designs, **task)
+        return RaceSettings(rungs=rungs, folds=task.get("folds", 2))
 
     @property
     def raced(self) -> tuple[Design, ...]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
-
-from peft_noah.searching.race import RaceSettings, Rung
 
 #: images of a typical class below which two folds would leave it too few to learn from
 FEW = 8
@@ -34,15 +31,13 @@ def cut_folds(labels: Sequence[int], folds: int, seed: int) -> list[list[int]]:
     return [sorted(rows) for rows in cut]
 
 
-def with_folds_for(settings: RaceSettings, labels: Sequence[int]) -> RaceSettings:
-    """The settings of a race, with more folds where classes have few images, at the same cost.
+def folds_for(labels: Sequence[int]) -> int:
+    """Into how many folds these labelled images are cut: two, and more where classes have few images.
 
-    With k folds a model sees (k - 1) / k of the images, and there are k models. So the shares are divided by k - 1.
+    With k folds a model sees (k - 1) / k of the images, and there are k models.
     """
     counts = sorted(Counter(labels).values())
     typical = counts[len(counts) // 2]
-    if settings.folds > 2 or typical >= FEW:
-        return settings
-    folds = 4 if typical >= 4 else max(2, typical)
-    rungs = tuple(Rung(rung.designs, rung.share / (folds - 1)) for rung in settings.rungs)
-    return replace(settings, rungs=rungs, folds=folds)
+    if typical >= FEW:
+        return 2
+    return 4 if typical >= 4 else max(2, typical)

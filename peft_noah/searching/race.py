@@ -51,7 +51,9 @@ class RaceSettings:
         prior_error: how far a design's lead may lie from its prior, one standard deviation, as a difference of accuracies.
             The smaller it is, the more a measured lead is drawn to the prior.
         lead: how many standard errors another design must be ahead of the default to win.
-        surely: how many standard errors a design must be behind the best to stop at once.
+        surely: how many standard errors, beyond ``slack``, a design must be behind the best to stop at once.
+        slack: how far a design may be behind and still catch up, as a difference of scores: a stronger update learns faster at
+            first.
 
     Raises:
         ValueError: on a number out of range, or rungs that grow.
@@ -62,6 +64,7 @@ class RaceSettings:
     prior_error: float = 0.03
     lead: float = 0.5
     surely: float = 3.0
+    slack: float = 0.1
 
     def __post_init__(self) -> None:
         rungs = tuple(rung if isinstance(rung, Rung) else Rung(**rung) for rung in self.rungs)
@@ -72,7 +75,7 @@ class RaceSettings:
             raise ValueError(f"rungs are {rungs}; none may have more designs than the one before.")
         if self.folds < 2:
             raise ValueError(f"folds is {self.folds!r}; give 2 or more.")
-        for name in ("prior_error", "lead", "surely"):
+        for name in ("prior_error", "lead", "surely", "slack"):
             check_number(getattr(self, name), name, 0)
 
     def trained(self, rung: int) -> float:
@@ -211,7 +214,7 @@ class Race:
 
     def _is_surely_behind(self, standing: Standing, best: Standing) -> bool:
         mean, error = self._paired(standing.design, best.design)
-        return mean < -self.settings.surely * error
+        return mean < -self.settings.slack - self.settings.surely * error
 
     def _why(self, standing: Standing, best: Standing, going_on: Sequence[int]) -> str:
         """Why a design takes part no longer; empty where it does."""
@@ -296,8 +299,10 @@ class Race:
         plugins = read_plugins(data["plugins"])
         if data["kind"] != KIND or not isinstance(data["designs"], list) or not isinstance(data["told"], list):
             raise ValueError("this is not a race: kind, designs or told are others.")
-        check_keys(data["settings"], list(RaceSettings.__dataclass_fields__), "the settings of a race")
-        settings = dict(data["settings"])
+        settings = {"slack": 0.0, **data["settings"]} if isinstance(data["settings"], Mapping) else data["settings"]
+        check_keys(
+            settings, list(RaceSettings.__dataclass_fields__), "the settings of a race"
+        )  # early files had no slack
         try:
             rungs = tuple(Rung(**rung) for rung in settings.pop("rungs"))
             race = cls(

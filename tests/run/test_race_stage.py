@@ -35,6 +35,14 @@ DESIGNS = (
 SHORT = RaceSettings(rungs=(Rung(3, 0.5), Rung(2, 1.0)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def a_step_is_enough():
+    """The tasks of these tests have an epoch of one step: races of a run would leave all designs but the default out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("peft_noah.searching.race_length.FEWEST_STEPS", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("race")
@@ -254,9 +262,13 @@ def test_a_budget_leaves_out_the_designs_that_are_larger_and_says_which(folders,
     fitting = stage.within_budget(run, PORTFOLIO)  # rank 2 on all sites: 4 blocks x 2 x (4 x 48 + 2 x 72) = 2,688
     assert fitting == [design for design in PORTFOLIO if set(design.dims) == {"lora"} and design.dims["lora"] == 2]
     said = capsys.readouterr()
-    assert "designs fit the budget of 2,700 parameters: all sites 2,688" in " ".join((said.out + said.err).split())
+    assert "designs fit the budget of 2,700 parameters: all sites, scale 4: 2,688" in " ".join(
+        (said.out + said.err).split()
+    )
     check_stages(run, RACE)  # the race says it, and so no check before does
     assert not capsys.readouterr().out
-    with pytest.raises(ValueError, match="no design of the race fits a budget of 10 parameters: all sites 2,688"):
+    with pytest.raises(
+        ValueError, match="no design of the race fits a budget of 10 parameters: all sites, scale 4: 2,688"
+    ):
         run_everything(RunContext(tmp_path / "run", RunSettings(**settings, budget=10)))
     assert not (tmp_path / "run").exists()

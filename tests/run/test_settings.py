@@ -41,7 +41,7 @@ def test_an_effort_that_cannot_be_is_refused(strategy, effort, allowed):
         RunSettings(strategy=strategy, effort=effort)
 
 
-@pytest.mark.parametrize(("effort", "winner"), [(None, 90), (2, 90), (4, 180), (1.5, 90), (1, 100)])
+@pytest.mark.parametrize(("effort", "winner"), [(None, 113), (2, 113), (4, 231), (1.5, 102), (1, 100)])
 def test_effort_decides_how_long_the_winner_of_a_race_is_trained(effort, winner):
     assert RunSettings(strategy="race", epochs=100, effort=effort).training("winner").epochs == winner
 

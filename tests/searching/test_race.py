@@ -69,6 +69,18 @@ def test_a_design_that_is_surely_worse_stops_though_there_is_a_place():
     assert {s.design for s in result.standings[1]} == {0, 1}
 
 
+def test_a_design_that_may_still_catch_up_goes_on_however_sure_it_is_that_it_is_behind_now():
+    settings = RaceSettings(rungs=(Rung(3, 0.1), Rung(3, 0.1)), slack=0.3)
+    result = race(designs("a", "b", "c"), scores([0.0, -0.28, -0.9]), settings)
+    assert {s.design: s.stopped for s in result.standings[0]} == {0: "", 1: "", 2: "surely behind a"}
+
+
+def test_a_file_from_before_there_was_slack_has_none():
+    data = race(designs("a", "b"), scores([0.0, 0.3]), RaceSettings(rungs=(Rung(2, 0.1),), slack=0.0)).to_dict()
+    del data["settings"]["slack"]
+    assert Race.from_dict(data).settings.slack == 0.0
+
+
 def test_a_lead_is_drawn_to_the_prior_by_the_rule_of_two_normal_distributions():
     settings = RaceSettings(rungs=(Rung(2, 0.1),), prior_error=0.05)
 
