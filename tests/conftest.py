@@ -12,6 +12,7 @@ import torch
 import transformers
 from matplotlib.figure import Figure
 from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, ViTForImageClassification
+from warm_python import WarmPython
 
 SIZES = {
     "hidden_size": 24,
@@ -67,3 +68,11 @@ def figures(monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", keep)
     return kept
+
+
+@pytest.fixture(scope="session")
+def python():
+    """Starts processes as ``python`` does, but for the seconds that it takes to import torch."""
+    warm = WarmPython()
+    yield warm
+    warm.close()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-LIFETIME = 120  # seconds
+LIFETIME = 900  # seconds
 MAX_BODY = 32 * 2**20  # bytes
 
 

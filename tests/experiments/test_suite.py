@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -204,25 +203,21 @@ def _plan(arguments, tasks):
     return Plan(tasks, ("noah inherited",), (0,), run, transfer=True)
 
 
-def start(arguments, folder):
-    command = [sys.executable, "-m", "peft_noah", "suite", *map(str, arguments), "--output", str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def test_two_processes_share_a_suite_and_no_cell_is_run_twice(arguments, finished, tmp_path):
+def test_two_processes_share_a_suite_and_no_cell_is_run_twice(arguments, finished, python, tmp_path):
     folder = tmp_path / "suite"
-    processes = [start(arguments, folder) for _ in range(2)]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    ran = re.findall(r"^(\w+, [\w ]+, seed 0): test", "\n".join(outputs), re.M)
+    processes = [python.start("-m", "peft_noah", "suite", *arguments, "--output", folder) for _ in range(2)]
+    ended = [process.wait() for process in processes]
+    assert [process.returncode for process in ended] == [0, 0], ended
+    said = "\n".join(process.stdout + process.stderr for process in ended)
+    ran = re.findall(r"^(\w+, [\w ]+, seed 0): test", said, re.M)
     assert len(ran) == len(set(ran)) == 8
     for name in ("red/seed0/search.json", "blue/seed0/adapter/adapter_model.safetensors"):
         assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
 
 
-def test_a_killed_process_leaves_its_cell_to_the_next(arguments, finished, tmp_path):
+def test_a_killed_process_leaves_its_cell_to_the_next(arguments, finished, python, tmp_path):
     folder = tmp_path / "suite"
-    process = start(arguments, folder)
+    process = python.start("-m", "peft_noah", "suite", *arguments, "--output", folder)
     deadline = time.monotonic() + 120
     while not list(folder.rglob("supernet/adapter_model.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.05)

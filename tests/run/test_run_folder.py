@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -80,16 +78,17 @@ def test_a_lock_keeps_others_out_until_it_is_given_back(files):
     assert not files.locked("lora")
 
 
-def test_a_killed_process_gives_its_lock_back(files):
+def test_a_killed_process_gives_its_lock_back(files, python):
     code = """
 import sys, time
 from peft_noah.run.folder import RunFolder
 with RunFolder(sys.argv[1]).lock("lora"):
-    print("held", flush=True)
     time.sleep(60)
 """
-    process = subprocess.Popen([sys.executable, "-c", code, str(files.path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
+    process = python.start("-c", code, files.path)
+    deadline = time.monotonic() + 60
+    while not files.locked("lora") and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert files.locked("lora")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,31 +1,29 @@
 """A broken display, or a terminal that can only do ASCII, costs no result."""
 
 import io
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from conftest import make_model
 from rich.console import Console
 from test_run import SMALL, write_task
+from warm_python import WarmPython
 
 from peft_noah.cli.encoding import _spell
 from peft_noah.progress import Reporter
 from peft_noah.results.report import RunReport
 
-ROOT = Path(__file__).parents[2]
 ASCII = {"PYTHONIOENCODING": "ascii"}
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-def command(*words, **environment):
-    variables = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
-    variables |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(
-        [sys.executable, "-m", "peft_noah", *map(str, words)], env=variables, capture_output=True, timeout=300
-    )
+@pytest.fixture
+def command(encoding, backend, monkeypatch):
+    """Runs the command where the terminal can do no more than an encoding, and with no display."""
+    for name in ("DISPLAY", "MPLBACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    python = WarmPython(without=["matplotlib.figure"], **encoding)
+    yield lambda *words: python.run("-m", "peft_noah", *words, MPLBACKEND=backend)
+    python.close()
 
 
 @pytest.fixture(scope="module")
@@ -40,28 +38,16 @@ def job(tmp_path_factory):
     [(ASCII, "TkAgg"), (C_LOCALE, "module://matplotlib_inline.backend_inline_that_is_missing")],
     ids=["ascii", "C"],
 )
-def test_a_whole_run_ends_with_its_results(encoding, backend, job, tmp_path):
-    done = command(
-        "run",
-        "--strategy",
-        "noah",
-        *job,
-        "--baselines",
-        "linear",
-        "--output",
-        tmp_path / "run",
-        **encoding,
-        MPLBACKEND=backend,
-    )
+def test_a_whole_run_ends_with_its_results(command, job, tmp_path):
+    done = command("run", "--strategy", "noah", *job, "--baselines", "linear", "--output", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert len(RunReport.load(tmp_path / "run" / "results.json").results) == 4
-    assert b"linear" in done.stdout and done.stdout.isascii()
+    assert "linear" in done.stdout and done.stdout.isascii()
     assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {"architecture.png", "search.png"}
     assert "±" in (tmp_path / "run" / "results.md").read_text(encoding="utf-8")
     assert "±" in (tmp_path / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
-    words = ("evaluate", tmp_path / "run" / "adapter", "--dataset", job[3])
-    done = command(*words, **encoding)
-    assert done.returncode == 0 and b" % +/- " in done.stdout, done
+    done = command("evaluate", tmp_path / "run" / "adapter", "--dataset", job[3])
+    assert done.returncode == 0 and " % +/- " in done.stdout, done
 
 
 def test_letters_that_an_encoding_lacks_are_spelled():

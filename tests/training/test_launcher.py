@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from accelerate.commands import launch as launcher
 from accelerate.state import AcceleratorState
 from conftest import make_model
 from test_run import SMALL, write_task
@@ -33,21 +35,40 @@ def job(tmp_path_factory):
     return ("--model", folder / "vit", "--dataset", write_task(folder / "task"), *SMALL)
 
 
-def launch(launcher, *command, **environment):
+def launch_from_a_shell(options, *command):
     """What `accelerate launch` with these options prints of a command."""
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *launcher, "-m", "peft_noah", *command]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *options, "-m", "peft_noah", *command]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([str(word) for word in words], env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.fixture
+def launch(python, monkeypatch):
+    """The same, by Accelerate's function in this process; the process that it starts is warm."""
+    ended = []
+
+    def start(command, env):
+        ended.append(python.run(*command[1:], **env))
+        return SimpleNamespace(wait=lambda: None, returncode=ended[-1].returncode)
+
+    def launch(options, *command):
+        words = map(str, ("--cpu", *options, "-m", "peft_noah", *command))
+        with monkeypatch.context() as patch:
+            patch.setattr(launcher.subprocess, "Popen", start)
+            launcher.launch_command(launcher.launch_command_parser().parse_args([*words]))
+        return " ".join((ended[-1].stdout + ended[-1].stderr).split())
+
+    return launch
 
 
 def stored(folder):
     return json.loads((folder / "settings.json").read_text())
 
 
-def test_the_launchers_precision_is_used_printed_and_stored_for_all_stages(job, tmp_path):
-    said = launch(("--mixed_precision", "bf16"), "supernet", *job, "--output", tmp_path / "run")
+def test_the_launchers_precision_is_used_printed_and_stored_for_all_stages(job, launch, tmp_path):
+    said = launch_from_a_shell(("--mixed_precision", "bf16"), "supernet", *job, "--output", tmp_path / "run")
     assert "mixed precision bf16" in said and stored(tmp_path / "run")["mixed_precision"] == "bf16"
     said = launch(("--mixed_precision", "no"), "baseline", tmp_path / "run", "--method", "linear")
     assert "mixed precision bf16" in said
@@ -55,7 +76,7 @@ def test_the_launchers_precision_is_used_printed_and_stored_for_all_stages(job, 
     assert result["settings"]["mixed_precision"] == "bf16"
 
 
-def test_the_config_files_precision_is_used_where_none_is_given(job, tmp_path):
+def test_the_config_files_precision_is_used_where_none_is_given(job, launch, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: bf16\nuse_cpu: true\n"
@@ -64,7 +85,7 @@ def test_the_config_files_precision_is_used_where_none_is_given(job, tmp_path):
     assert "mixed precision bf16" in said and stored(tmp_path / "run")["mixed_precision"] == "bf16"
 
 
-def test_an_option_goes_before_the_launcher(job, tmp_path):
+def test_an_option_goes_before_the_launcher(job, launch, tmp_path):
     options = ("--mixed-precision", "no", "--output", tmp_path / "run")
     said = launch(("--mixed_precision", "bf16"), "supernet", *job, *options)
     assert "mixed precision no" in said and "the launcher's 'bf16' is not used" in said

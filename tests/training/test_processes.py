@@ -24,12 +24,9 @@ from launched_training import (
     tiny_run,
 )
 from safetensors.torch import load_file
-from test_run import SMALL, write_task
+from test_run import SMALL, invoke, write_task
 
-from peft_noah.run.context import RunContext
 from peft_noah.run.race import run_race
-from peft_noah.run.settings import RunSettings
-from peft_noah.run.supernet import train_supernet
 from peft_noah.searching.result import SearchResult
 from peft_noah.training import ArchitectureSampler, TrainingSettings
 from peft_noah.training.batches import Shares
@@ -89,13 +86,17 @@ def test_processes_stop_together_and_go_on_where_they_were(two_nodes):
         assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_processes_run_whole_heats_of_a_race_each_and_leave_the_bytes_of_one(two_nodes, tmp_path):
+@pytest.fixture
+def one_thread():
+    """As many as the processes of a launcher have."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        run_race(tiny_run(two_nodes, tmp_path / "one"), DESIGNS, RACE)
-    finally:
-        torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_processes_run_whole_heats_of_a_race_each_and_leave_the_bytes_of_one(two_nodes, one_thread, tmp_path):
+    run_race(tiny_run(two_nodes, tmp_path / "one"), DESIGNS, RACE)
     names = ["race.json", *(f"race/{path.name}" for path in (tmp_path / "one" / "race").iterdir())]
     assert len(names) == 1 + 2 * 3
     for name in names:
@@ -135,32 +136,19 @@ def test_processes_with_subnets_of_their_own_average_their_gradients(two_nodes):
         torch.testing.assert_close({name: found[name] for name in weights}, dict(weights), **TOLERANCE)
 
 
-def test_the_documented_command_trains_the_supernet_of_one_process(tmp_path):
-    task = write_task(tmp_path / "task")
-    make_model().save_pretrained(tmp_path / "vit")
-    job = ("--model", tmp_path / "vit", "--dataset", task, *SMALL, "--output", tmp_path / "two")
-    command = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", free_port())
-    options = ("--mixed_precision", "no", "--num_machines", 1, "--dynamo_backend", "no")
-    launched = launch(*command, *options, "-m", "peft_noah", "supernet", *job)
-    assert launched.wait(300) == 0
-    train_supernet(RunContext(tmp_path / "one", RunSettings.load(tmp_path / "two" / "settings.json")))
-    one, two = (load_file(tmp_path / name / "supernet" / "adapter_model.safetensors") for name in ("one", "two"))
-    torch.testing.assert_close(two, one, **TOLERANCE)
-
-
-def test_the_whole_job_on_two_processes_is_that_of_one(tmp_path):
+def test_the_documented_command_does_the_whole_job_of_one_process(one_thread, tmp_path):
     task = write_task(tmp_path / "task")
     make_model().save_pretrained(tmp_path / "vit")
     job = ("--model", tmp_path / "vit", "--dataset", task, *SMALL, "--baselines", "none")
-    launcher = ("torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port(), "-m", "peft_noah")
-    two = launch(*launcher, "run", "--strategy", "noah", *job, "--output", tmp_path / "two")
-    assert [
-        two.wait(300),
-        launch("peft_noah", "run", "--strategy", "noah", *job, "--output", tmp_path / "one").wait(300),
-    ] == [0, 0]
+    job = ("run", "--strategy", "noah", *job, "--output")
+    command = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", free_port())
+    options = ("--mixed_precision", "no", "--num_machines", 1, "--dynamo_backend", "no")
+    two = launch(*command, *options, "-m", "peft_noah", *job, tmp_path / "two")
+    one = invoke(*job, tmp_path / "one")
+    assert (two.wait(300), one.exit_code) == (0, 0), one.output
     found = [SearchResult.load(tmp_path / name / "search.json").candidates for name in ("one", "two")]
     assert found[0] == found[1]
-    for name in ("adapter", "adapter-inherited", "adapter-continued"):
+    for name in ("supernet", "adapter", "adapter-inherited", "adapter-continued"):
         one, both = (load_file(tmp_path / n / name / "adapter_model.safetensors") for n in ("one", "two"))
         torch.testing.assert_close(both, one, **TOLERANCE)
 

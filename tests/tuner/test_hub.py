@@ -2,19 +2,16 @@
 
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from hub_server import serve
 from safetensors.torch import load, load_file
+from warm_python import WarmPython
 
 from peft_noah import Architecture
 
-TESTS = Path(__file__).parents[1]
 ARCHITECTURE = Architecture(lora=[3, 0, 2, 1], adapter=[0, 2, 0, 1], vpt=[2, 3, 0, 0])
 
 PUSH = """
@@ -61,29 +58,6 @@ with torch.no_grad():
 """
 
 
-def client(code, hub, folder):
-    """Run ``code`` in a fresh process, since the client reads HF_ENDPOINT when it is imported."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith("HF_") and "proxy" not in name.lower()
-    }
-    settings = {
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": str(folder / "cache"),
-        "HF_TOKEN": "hf_test",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
-    }
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=kept | settings, capture_output=True, text=True, timeout=100
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:] + "\n".join(hub.log[-20:])
-    return ran
-
-
 @pytest.fixture(scope="module")
 def hub():
     with serve() as running:
@@ -91,9 +65,36 @@ def hub():
 
 
 @pytest.fixture(scope="module")
-def pushed(hub, tmp_path_factory):
+def client(hub, tmp_path_factory):
+    """Runs code in a process of its own, whose client had read where the Hub is when it was imported."""
+    settings = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path_factory.mktemp("home") / "cache"),
+        "HF_TOKEN": "hf_test",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith("HF_") or "proxy" in name.lower():
+                patch.delenv(name)
+        python = WarmPython(**settings)
+
+    def run(code, folder):
+        ran = python.run("-c", code, folder=folder)
+        assert ran.returncode == 0, ran.stderr[-3000:] + "\n".join(hub.log[-20:])
+        return ran
+
+    yield run
+    python.close()
+
+
+@pytest.fixture(scope="module")
+def pushed(client, tmp_path_factory):
     folder = tmp_path_factory.mktemp("client")
-    client(PUSH.format(architecture=ARCHITECTURE.to_dict()), hub, folder)
+    client(PUSH.format(architecture=ARCHITECTURE.to_dict()), folder)
     return folder
 
 
@@ -103,9 +104,9 @@ def test_push_to_hub_sends_config_safetensors_and_card_only(hub, pushed):
     assert all(".noah_" in name or ".classifier." in name for name in load(files["adapter_model.safetensors"]))
 
 
-def test_every_road_loads_from_the_hub_bit_for_bit(hub, pushed):
+def test_every_road_loads_from_the_hub_bit_for_bit(hub, client, pushed):
     start = len(hub.log)
-    client(LOAD, hub, pushed)
+    client(LOAD, pushed)
     expected, found = load_file(pushed / "expected.safetensors")["logits"], load_file(pushed / "found.safetensors")
     assert set(found) == {"peft", "auto", "transformers"}
     assert all(torch.equal(logits, expected) for logits in found.values())
@@ -129,14 +130,14 @@ except ValueError as error:
 """
 
 
-def test_a_repository_with_a_pickle_alone_is_refused_unopened(hub, pushed):
+def test_a_repository_with_a_pickle_alone_is_refused_unopened(hub, client, pushed):
     files = hub.repos["someone/tiny-noah"]
     hub.repos["someone/pickled"] = {
         "adapter_config.json": files["adapter_config.json"],
         "adapter_model.bin": b"no pickle is opened",
     }
     start = len(hub.log)
-    assert "adapter_model.bin alone, a pickle" in client(PICKLED, hub, pushed).stdout
+    assert "adapter_model.bin alone, a pickle" in client(PICKLED, pushed).stdout
     assert not any(line.startswith("GET") and line.endswith(".bin") for line in hub.log[start:])
 
 
@@ -152,7 +153,7 @@ def test_the_card_of_a_saved_folder_says_how_to_load_first_and_what_it_is_and_ou
     assert re.search(r"LoRA.*\| *3 \| *0 \| *2 \| *1 \|", body)
 
 
-def test_the_card_of_a_run_goes_to_the_hub_as_it_is_and_its_snippet_loads(hub, pushed, tmp_path):
+def test_the_card_of_a_run_goes_to_the_hub_as_it_is_and_its_snippet_loads(hub, client, pushed):
     from peft_noah.results.card import model_card
     from peft_noah.results.card_data import CardData
 
@@ -179,8 +180,8 @@ HfApi().create_repo("someone/from-a-run")
 HfApi().upload_folder(repo_id="someone/from-a-run", folder_path="run", ignore_patterns=[".cache/*"])
 Image.new("RGB", (20, 20)).save("image.png")
 """
-    client(upload, hub, pushed)
+    client(upload, pushed)
     card = hub.repos["someone/from-a-run"]["README.md"].decode()
     assert card == model_card(data)
     snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-    assert client(snippet, hub, pushed).stdout.strip() in set("abcde")
+    assert client(snippet, pushed).stdout.strip() in set("abcde")

@@ -3,8 +3,6 @@
 import copy
 import json
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -281,12 +279,13 @@ assert "peft_noah" not in sys.modules
 """
 
 
-def test_an_exported_adapter_loads_without_this_package(tmp_path):
+def test_an_exported_adapter_loads_without_this_package(python, tmp_path):
     base, model = build("lora-released")
     base.save_pretrained(tmp_path / "base")
     fit(model, "lora-released").export_lora({"lora": [3, 1, 0, 4]}).save_pretrained(tmp_path / "lora")
-    command = [sys.executable, "-c", LOAD, tmp_path / "base", tmp_path / "lora"]
-    loaded = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    done = python.run("-c", LOAD, tmp_path / "base", tmp_path / "lora")
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads(done.stdout.splitlines()[-1])
     model.set_architecture({"lora": [3, 1, 0, 4]})
     close(torch.tensor(loaded), outputs(model, "lora-released"))
 
