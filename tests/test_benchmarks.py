@@ -15,6 +15,8 @@ from conftest import SIZES, make_model
 from test_run import write_task
 from transformers import ViTConfig
 
+from peft_noah import Architecture, SearchSpace
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -30,6 +32,7 @@ def benchmark(monkeypatch):
         return module
 
     monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.syspath_prepend(FOLDER / "ladder")
     yield load
     sys.modules.pop("measure", None)
 
@@ -117,3 +120,36 @@ def test_cells_of_the_ladder_are_trained_once_and_reported(benchmark, tmp_path, 
     monkeypatch.setattr(ladder, "PLOT", tmp_path / "ladder.png")
     ladder.report(SimpleNamespace(results=results))
     assert "all r2 s4 head" in (tmp_path / "ladder.md").read_text() and (tmp_path / "ladder.png").exists()
+
+
+def test_what_narrows_draws_only_what_the_best_have_and_ends_with_one(benchmark):
+    searched = benchmark("ladder/searched")
+    space, rng = SearchSpace.wide(3), random.Random(0)
+    whole = searched.Choices.all_of(space)
+    assert [whole.draw(random.Random(seed)) for seed in range(9)] == [space.sample(random.Random(s)) for s in range(9)]
+    best = searched.draw_candidates(whole, 3, lambda a: sum(map(sum, a.values())), 30, rng)
+    assert len(set(best)) == 3 and all(sum(map(sum, a.values())) <= 30 for a in best)
+    left = searched.Choices.of(space, best)
+    for drawn in (left.draw(rng) for _ in range(50)):
+        assert drawn in space
+        for row, dims in drawn.items():
+            assert any(bool(any(dims)) == bool(any(a[row])) for a in best)
+            assert all(dim in {a[row][block] for a in best} for block, dim in enumerate(dims) if dim)
+    assert searched.Choices.of(space, best[:1]).draw(rng) == best[0]
+
+
+def test_rungs_that_search_cost_what_their_plans_say(benchmark, tmp_path, monkeypatch):
+    searched = benchmark("ladder/searched")
+    monkeypatch.setitem(sys.modules, "searched", searched)
+    ladder = benchmark("ladder/ladder")
+    make_model().save_pretrained(tmp_path / "vit")
+    write_task(tmp_path / "red", train=24)
+    monkeypatch.setattr(searched, "POPULATION", 3)
+    AcceleratorState._reset_state()
+    for name in ("noah wide s16", "narrow wide s16"):
+        monkeypatch.setitem(searched.SEARCHED, name, replace(searched.SEARCHED[name], supernet=16, continued=1))
+        cell = {"backbone": "tiny", "epochs": 20, "rung": name, "task": "red", "seed": 0}
+        row = ladder.train_cell(cell, str(tmp_path / "vit"), tmp_path / "red")
+        assert row["image_passes"] == 16 * 24 + 9 * 6 // 2 + 30 and 0 < row["scored"] <= 9 * 6
+        assert row["parameters"] > 0 and Architecture(row["architecture"]).num_blocks == 4
+    AcceleratorState._reset_state()

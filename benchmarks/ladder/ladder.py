@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from searched import SEARCHED, search_subnet
 
 HERE = Path(__file__).parent
 RESULTS, TABLE, PLOT = HERE / "results.jsonl", HERE / "ladder.md", HERE / "ladder.png"
@@ -101,6 +102,9 @@ PARTS = (
         (0,),
         ("qk r8 s1", "all r2 s1", "all r2 s4", "all r2 s16", "all r2 s64", "adapter+ 8", "mix s4", RACE),
     ),
+    Part("tiny", 20, (0,), ("noah wide s16", "narrow wide s16", "noah vtab s16")),
+    Part("tiny", 20, (0,), ("noah wide s16 early", "noah wide s1")),
+    Part("tiny", 20, (0,), ("noah vtab s1",)),
     Part("dinov2", 20, (0,), ("all r2 s4", "all r2 s1", "qk r8 s1")),
     Part("tiny", 100, (0,), SIX),
     Part("dinov2", 20, (0,), SIX),
@@ -111,6 +115,12 @@ PARTS = (
     Part("tiny", 100, (1, 2), SIX),
     Part("dinov2", 10, (0,)),
     Part("tiny", 10, (0,)),
+)
+#: rungs that are compared with each other, beside the lead that each has over the first one of its part
+PAIRS = (
+    ("noah wide s16", "noah vtab s16"),
+    ("narrow wide s16", "noah wide s16"),
+    ("narrow wide s16", "noah wide s16 early"),
 )
 #: how images reach each backbone
 PREPROCESSING = {
@@ -183,30 +193,54 @@ def race_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> dic
 
 
 def train_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> dict[str, Any]:
-    """Train a design on a task, and measure it."""
+    """Train what a rung says on a task, and measure it."""
     if cell["rung"] == RACE:
         return race_cell(cell, model_folder, task_folder)
+    from peft_noah.data import Normalizer, Preprocessing, load_splits
+    from peft_noah.run.models import load_backbone
+    from peft_noah.training import evaluate, make_accelerator
+
+    started = time.perf_counter()
+    preprocessing = Preprocessing.from_backbone(model_folder, **PREPROCESSING[cell["backbone"]])
+    splits = load_splits(task_folder, preprocessing)
+    normalize, accelerator = Normalizer(preprocessing), make_accelerator("bf16")
+    backbone = load_backbone(model_folder, splits, cell["seed"])
+    loaded = time.perf_counter()
+    if cell["rung"] in SEARCHED:
+        rung = SEARCHED[cell["rung"]]
+        model, found = search_subnet(rung, backbone, splits, normalize, accelerator, cell["seed"])
+    else:
+        model, found = train_design(cell, backbone, splits, normalize, accelerator)
+    trained = time.perf_counter()
+    test = evaluate(model.eval(), splits.test, normalize, accelerator)
+    if average := found.pop("average", None):
+        with average.applied():
+            found["test_averaged"] = round(evaluate(model, splits.test, normalize, accelerator), 5)
+    return {
+        **cell,
+        "test": round(test, 5),
+        "n_test": len(splits.test),
+        "seconds": round(trained - loaded, 1),
+        "seconds_in_all": round(time.perf_counter() - started, 1),
+        **found,
+    }
+
+
+def train_design(cell: dict[str, Any], backbone: Any, splits: Any, normalize: Any, accelerator: Any) -> tuple:
+    """Train the design of a rung; the model, and what is to be known of it, with the average of its weights."""
     from peft import get_peft_model
 
     from peft_noah import Architecture, NoahConfig
-    from peft_noah.data import Normalizer, Preprocessing, load_splits
     from peft_noah.run.heats import classifiers
-    from peft_noah.run.models import count_trainable, load_backbone
-    from peft_noah.training import TrainingSettings, evaluate, make_accelerator, train
+    from peft_noah.run.models import count_trainable
+    from peft_noah.training import TrainingSettings, train
     from peft_noah.training.averaging import WeightAverage
     from peft_noah.training.head_start import start_head
 
-    rung, started = RUNGS[cell["rung"]], time.perf_counter()
-    preprocessing = Preprocessing.from_backbone(model_folder, **PREPROCESSING[cell["backbone"]])
-    splits = load_splits(task_folder, preprocessing)
-    images = splits.train + splits.validation
-    normalize, accelerator = Normalizer(preprocessing), make_accelerator("bf16")
-    backbone = load_backbone(model_folder, splits, cell["seed"])
+    rung, images = RUNGS[cell["rung"]], splits.train + splits.validation
     architecture = Architecture.uniform(backbone.config.num_hidden_layers, **rung.modules)
     targets = list(rung.targets) if rung.targets else None
-    config = NoahConfig(architecture=architecture, target_modules=targets, **rung.config)
-    model = get_peft_model(backbone, config)
-    loaded = time.perf_counter()
+    model = get_peft_model(backbone, NoahConfig(architecture=architecture, target_modules=targets, **rung.config))
     found: dict[str, Any] = {}
     if rung.head_start:
         (head,) = classifiers(model)
@@ -215,22 +249,11 @@ def train_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> di
     settings = TrainingSettings.named("paper", "subnet", epochs=cell["epochs"], seed=cell["seed"], **rung.training)
     average = WeightAverage(model, DECAY)
     log = train(model, images, normalize, settings, accelerator, on_step=lambda *_: average.update())
-    trained = time.perf_counter()
-    model.eval()
-    test = evaluate(model, splits.test, normalize, accelerator)
-    with average.applied():
-        test_averaged = evaluate(model, splits.test, normalize, accelerator)
-    passes = cell["epochs"] * len(images) + (len(images) / 3 if rung.head_start else 0)
-    return {
-        **cell,
+    return model, {
         "parameters": count_trainable(model)[0],
         "training_loss": round(log.losses[-1], 5),
-        "test": round(test, 5),
-        "test_averaged": round(test_averaged, 5),
-        "n_test": len(splits.test),
-        "image_passes": round(passes),
-        "seconds": round(trained - loaded, 1),
-        "seconds_in_all": round(time.perf_counter() - started, 1),
+        "image_passes": round(cell["epochs"] * len(images) + (len(images) / 3 if rung.head_start else 0)),
+        "average": average,
         **found,
     }
 
@@ -268,12 +291,15 @@ def report(arguments: argparse.Namespace) -> None:
     from peft_noah.formatting import table
 
     found = done(arguments.results)
+    firsts: dict[tuple[str, int], str] = {}
+    for part in PARTS:
+        firsts.setdefault((part.backbone, part.epochs), part.rungs[0])
     sections = []
-    for backbone, epochs in dict.fromkeys((part.backbone, part.epochs) for part in PARTS):
+    for (backbone, epochs), first in firsts.items():
         rows = [row for row in found if (row["backbone"], row["epochs"]) == (backbone, epochs)]
         if rows:
-            header, lines = _section(rows)
-            sections.append(f"## {backbone}, {epochs} epochs\n\n{table(header, lines)}\n")
+            header, lines = _section(rows, first)
+            sections.append(f"## {backbone}, {epochs} epochs\n\n{table(header, lines)}\n{_pairs(rows)}")
     TABLE.write_text(_HEAD + "\n".join(sections))
     _plot(found)
 
@@ -281,17 +307,18 @@ def report(arguments: argparse.Namespace) -> None:
 _HEAD = """# The ladder
 
 Test accuracy (%) of hand-made designs, trained on train + validation images with one recipe, mean over seeds. `mean` is over
-tasks. `lead` is the mean over tasks of the difference to `qk r8 s1` on the same task, with its standard error over tasks.
+tasks. `lead` is the mean over tasks of the difference to the rung without a lead on the same task, with its standard error over
+tasks. `k parameters` are thousands of trained ones besides the classifier, the mean over tasks.
 `averaged` is the mean accuracy of the averaged weights of the same trainings.
 `loss` is the mean training loss of the last epoch, `passes` are image passes in thousands, forward and backward. Seconds stand in
 `results.jsonl`; the machine was shared, so they rank nothing.
-`race` is `peft-noah run` at the same cost. `chosen on the other tasks` is, for each task, the design that has the best mean on the
+`race` is `peft-noah run` at the same cost. What `noah` and `narrow` are stands in `searched.py`. `chosen on the other tasks` is, for each task, the design that has the best mean on the
 others. Written by `ladder.py report`; a task that lacks one of the rungs is left out.
 
 """
 
 
-def _section(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+def _section(rows: list[dict], reference: str) -> tuple[list[str], list[list[str]]]:
     rows = finished(rows)
     tasks = sorted({row["task"] for row in rows})
     header = [
@@ -305,12 +332,12 @@ def _section(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
         "passes",
         "seeds",
     ]
-    first = _by_task([row for row in rows if row["rung"] == "qk r8 s1"], "test")
+    first = _by_task([row for row in rows if row["rung"] == reference], "test")
     lines = []
-    for rung in (*RUNGS, RACE):
+    for rung in (*RUNGS, *SEARCHED, RACE):
         mine = [row for row in rows if row["rung"] == rung]
         if mine:
-            lines.append(_line(rung, mine, tasks, first))
+            lines.append(_line(rung, mine, tasks, {} if rung == reference else first))
     if chosen := chosen_elsewhere(rows, tasks):
         mean, lead = f"{100 * sum(chosen.values()) / len(tasks):.1f}", _lead(chosen, first, tasks)
         lines.append(
@@ -358,10 +385,10 @@ def _line(rung: str, rows: list[dict], tasks: list[str], first: dict[str, float]
 
     return [
         rung,
-        f"{rows[0]['parameters'] / 1000:.0f}",
+        f"{sum(row['parameters'] for row in rows) / len(rows) / 1000:.0f}",
         *(f"{100 * test[task]:.1f}" if task in test else "" for task in tasks),
         mean("test"),
-        _lead(test, first, tasks) if whole and rung != "qk r8 s1" else "",
+        _lead(test, first, tasks) if whole else "",
         mean("test_averaged"),
         mean("training_loss", 1.0, 3),
         mean("image_passes", 0.001, 0),
@@ -378,6 +405,16 @@ def _lead(test: dict[str, float], first: dict[str, float], tasks: list[str]) -> 
     return f"{mean:+.1f}" + ("" if error is None else f" ± {error:.1f}")
 
 
+def _pairs(rows: list[dict]) -> str:
+    """Sentences with the differences of the PAIRS that are there."""
+    rows, said = finished(rows), ""
+    for pair in PAIRS:
+        test, other = (_by_task([row for row in rows if row["rung"] == rung], "test") for rung in pair)
+        if test and other:
+            said += f"\n`{pair[0]}` is {_lead(test, other, list(test))} points ahead of `{pair[1]}`.\n"
+    return said
+
+
 def _plot(found: list[dict]) -> None:
     """Lead over the paper's LoRA by task, one panel for each backbone and length."""
     from matplotlib.figure import Figure
@@ -391,7 +428,7 @@ def _plot(found: list[dict]) -> None:
         first = _by_task([row for row in rows if row["rung"] == "qk r8 s1"], "test")
         shown = [
             rung
-            for rung in (*RUNGS, RACE)
+            for rung in (*RUNGS, *SEARCHED, RACE)
             if _by_task([r for r in rows if r["rung"] == rung], "test").keys() == first.keys()
         ]
         for task_index, task in enumerate(sorted(first)):

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 commands = Commands()
 
 ALL_METHODS = ",".join(method.option for method in all_methods())
+#: the paper's
+SHOTS = "1,2,4,8,16"
 #: of a run, what the tasks decide
 _OWN = ("dataset", "baselines", "seed", "shots", "augment", "other_test", "strategy", "task", *OF_TEXTS)
 SUITE_OPTIONS = {name: option for name, option in RUN_OPTIONS.items() if name not in _OWN}
@@ -57,7 +59,7 @@ def suite(
     ] = ALL_METHODS,
     seeds: Annotated[str, typer.Option(help="Repeats, separated by commas.")] = "0,1,2",
     tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. Default: all that are found.")] = None,
-    shots: Annotated[str, typer.Option(help="Training images per class of few-shot sets.")] = "1,2,4,8,16",
+    shots: Annotated[str, typer.Option(help="Training images per class of few-shot sets.")] = SHOTS,
     groups: Annotated[Path | None, typer.Option(help="JSON file with the group of each task.")] = None,
     transfer: Annotated[bool, typer.Option(help="Retrain each task's architecture on every other task.")] = False,
     architecture: Annotated[
@@ -120,6 +122,8 @@ def _plan(
         shots=whole_numbers(shots, "shots"),
     )
     found = found if tasks is None else _chosen(found, tasks.split(","))
+    if shots != SHOTS and all(task.shots not in whole_numbers(shots, "shots") for task in found):
+        raise ValueError(f"--shots {shots} has no effect: no task in {root} is of few-shot sets. Leave it out.")
     return Plan(
         tasks=found,
         methods=tuple(method_of_entry(entry).name for entry in entries),

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,6 @@ from torch.utils.data import Subset
 
 from peft_noah.data.decoding import check_header, decode_image
 from peft_noah.data.preprocessing import Preprocessing
-
-if TYPE_CHECKING:
-    from peft_noah.data.images import ImageSplit
 
 
 class InMemory:
@@ -51,7 +48,7 @@ class InMemory:
 class Chosen:
     """Some images of a split, fetched from it whenever they are needed."""
 
-    def __init__(self, whole: ImageSplit, rows: Tensor) -> None:
+    def __init__(self, whole: Any, rows: Tensor) -> None:  # an ImageSplit, whose file needs this one
         self.whole, self.rows = whole, rows
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from peft_noah.fast.compare import Comparison
 from peft_noah.fast.forward import fast_forward
-from peft_noah.tuner.backbones import Backbone, find_backbone
+from peft_noah.tuner.backbones import Backbone, find_backbone, has_module
 from peft_noah.tuner.backbones.images import image_size, num_channels, read_images
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.prompts import PROMPT_MODULES
@@ -84,15 +84,18 @@ def check_backbone(model: PreTrainedModel, pixel_values: torch.Tensor | None = N
     if "pixel_values" in inputs:
         read_images(model, tuple(inputs["pixel_values"].shape[2:]))
     sites, problems = {}, []
-    for site, path in _sites(backbone, model.get_submodule(blocks[0])).items():
-        problem = _problem(model, f"{blocks[0]}.{path}", inputs)
+    for site, path in _sites(backbone, [model.get_submodule(name) for name in blocks]).items():
+        block = next((name for name in blocks if has_module(model, f"{name}.{path}")), blocks[0])
+        problem = _problem(model, f"{block}.{path}", inputs)
         if problem is None:
             sites[site] = path
         else:
             problems.append(f"{site}, {path!r}: {problem}")
     reason = "not all of its sites work" if problems else None
+    everywhere = all(has_module(model, f"{name}.{backbone.mlp_output}") for name in blocks)
     for recipe in ("paper", "released") if not problems else ():
         for rows in _ROWS if backbone.no_tokens is None else _ROWS[1:]:
+            rows = rows if everywhere else {name: dim for name, dim in rows.items() if name != "adapter"}
             try:
                 reason = reason or _verdict(model, backbone, blocks, recipe, rows, inputs)
             except Exception as error:  # whatever a model makes of tokens that it does not expect
@@ -126,10 +129,10 @@ def _failure(model: nn.Module, row: str, num_blocks: int, inputs: Mapping[str, t
         return f"{type(error).__name__}: {str(error)[:300]}"
 
 
-def _sites(backbone: Backbone, block: nn.Module) -> dict[str, str]:
-    """Path inside a block of every site; of Linears that some models of the family lack, where it has them."""
+def _sites(backbone: Backbone, blocks: list[nn.Module]) -> dict[str, str]:
+    """Path inside a block of every site; of Linears that some models or blocks of the family lack, where one has them."""
     return {
-        **backbone.linear_sites(block),
+        **{site: path for block in reversed(blocks) for site, path in backbone.linear_sites(block).items()},
         **backbone.projections,
         "attention_output": backbone.attention_output,
         "mlp_output": backbone.mlp_output,

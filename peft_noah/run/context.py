@@ -159,16 +159,19 @@ class RunContext:
         """Check everything a run needs before anything is written, then write settings.json and what was read.
 
         Raises:
-            ValueError: on data or backbone that cannot be used, or data that are not those the run began with.
+            ValueError: on data or backbone that cannot be used, here or where another process is, or data that are not those the
+                run began with.
         """
-        self.splits  # noqa: B018 (it checks)
+        with together(self.accelerator):
+            self.splits  # noqa: B018 (it checks)
         if self._prepared:
             if not self._recorded:  # a run of an older version
                 self._record(self.fresh_backbone())
             return
-        self._preprocess_training  # noqa: B018 (it checks that what augments is installed)
-        self._check_designs()
-        supernet = self.fresh_supernet()
+        with together(self.accelerator):
+            self._preprocess_training  # noqa: B018 (it checks that what augments is installed)
+            self._check_designs()
+            supernet = self.fresh_supernet()
         self.on_main(self.files.path.mkdir, parents=True, exist_ok=True)
         self._record(supernet.base_model.model)
         self.on_main(self.files.write_settings, self.settings)

@@ -12,7 +12,7 @@ from graphlib import TopologicalSorter
 from pathlib import PurePosixPath
 from typing import Any
 
-from peft_noah.jsonfile import make_plain_folder, parse_json, write_atomically
+from peft_noah.jsonfile import check_keys, make_plain_folder, parse_json, write_atomically
 from peft_noah.plugins import import_plugins
 from peft_noah.results.report import RESULTS_JSON, RESULTS_MARKDOWN, RunReport
 from peft_noah.run.carried_files import check_places, read_files, scratch_folder, write_files
@@ -140,11 +140,16 @@ def unpack(files: RunFolder, work: Stage | Method, done: Mapping[str, bytes]) ->
     results = [RunReport.from_dict(parse_json(done[name], name)) for name in done if name.startswith(f"{RESULTS}/")]
     if isinstance(work, Method) and any(report.results[0].method != work.name for report in results):
         raise ValueError(f"a node has left the result of another method than {work.name}; nothing of it is written.")
+    stages = parse_json(done.get(STAGES, b"{}"), STAGES)
+    if not isinstance(stages, Mapping):
+        raise ValueError(f"{STAGES} of a node holds no stages; nothing of it is written.")
+    for spent in stages.values():
+        check_keys(spent, ("seconds", "peak_memory"), f"a stage in {STAGES}")
     make_plain_folder(files.path)
     for name in (SETTINGS, INPUTS):  # other pieces of this run bring the same
         if name in done and not (files / name).exists():
             write_atomically(files / name, done[name])
-    for stage, spent in parse_json(done.get(STAGES, b"{}"), STAGES).items():
+    for stage, spent in stages.items():
         files.note_stage(stage, **spent)
     places: dict[str, dict[str, bytes]] = {}
     for name, content in done.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +24,7 @@ try:
 except ImportError:  # peft 0.20 raises a plain ValueError, which the later class derives from
     NoMatchingPeftModuleError = ValueError
 
+logger = logging.getLogger(__name__)
 
 #: prompt parameters that any backbone may be given, however small it is: 64 MiB in float32
 MIN_LIMIT = 2**24
@@ -52,21 +54,22 @@ class Placement:
 class Layout:
     """Blocks of a model and, where its family is known, the sites in them.
 
-    A model of an unknown family counts as one block that holds nothing but the projections its user names.
+    Blocks may differ: one may have experts where another has an MLP. A model of an unknown family counts as one block that
+    holds nothing but the projections its user names.
 
     Args:
         backbone: the family's layout.
         blocks: names of the blocks.
         widths: of the stream in each block; no unit.
-        linears: path inside a block of each Linear that the family names, by its site, such as ``fc1``.
-        sites: paths inside a block of the leaves of each other kind of site.
+        linears: for each block, the path inside it of each Linear that the family names, by its site, such as ``fc1``.
+        sites: for each block, paths inside it of the leaves of each other kind of site.
     """
 
     backbone: Backbone | None
     blocks: tuple[str, ...]
     widths: tuple[int, ...] = ()
-    linears: Mapping[str, str] = field(default_factory=dict)
-    sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    linears: tuple[Mapping[str, str], ...] = ({},)
+    sites: tuple[Mapping[str, tuple[str, ...]], ...] = ({},)
 
     @classmethod
     def of(cls, model: nn.Module, model_type: str | None, config: NoahConfig) -> Layout:
@@ -85,19 +88,24 @@ class Layout:
                 "peft-noah needs transformers >= 5.18 for the built-in families; for a model of your own see "
                 "examples/add_backbone.py."
             )
-        first = model.get_submodule(blocks[0])
-        lacking = [
-            path
-            for path in (backbone.norm, backbone.attention_output, backbone.mlp_output)
-            if not has_module(first, path)
-        ]
+        modules = [model.get_submodule(name) for name in blocks]
+        first = modules[0]
+        needed = (backbone.attention_output, backbone.mlp_output)
+        lacking = [path for path in needed if not any(has_module(module, path) for module in modules)]
+        lacking += [backbone.norm] if not has_module(first, backbone.norm) else []
         if lacking:
             raise ValueError(
                 f"the blocks of a {model_type!r} should have {', '.join(map(repr, lacking))}, but a {type(first).__name__} has "
                 f"only {', '.join(name for name, _ in first.named_modules() if name)}. Describe a family of blocks of its own "
                 "with register_backbone; examples/add_backbone.py shows how."
             )
-        sites = backbone.linear_sites(first), backbone.site_paths(first)
+        without = [index for index, module in enumerate(modules) if not has_module(module, backbone.norm)]
+        if without:
+            raise ValueError(
+                f"there is no {backbone.norm!r} in {name_blocks(without)} of this {model_type!r}, as there is in others. Name a norm "
+                "that all blocks have in its Backbone: widths are read from it, and tokens enter there."
+            )
+        sites = tuple(map(backbone.linear_sites, modules)), tuple(map(backbone.site_paths, modules))
         return cls(backbone, blocks, backbone.widths(model), *sites)
 
     @property
@@ -111,24 +119,41 @@ class Layout:
             return 0
         return next((i for i, name in enumerate(self.blocks) if key.startswith(name + ".")), None)
 
-    def paths(self, row: str) -> tuple[str, ...]:
+    def paths(self, row: str, block: int) -> tuple[str, ...]:
         """Paths inside a block of the leaves that carry a row; none where ``target_modules`` names them, or there are none."""
         if site_of(row) is not None:
-            return tuple(path for site, path in self.linears.items() if site == site_of(row))
-        return self.sites.get(find_prompt_module(row).site, ())
+            return tuple(path for site, path in self.linears[block].items() if site == site_of(row))
+        return self.sites[block].get(find_prompt_module(row).site, ())
+
+    def places(self, row: str) -> list[int]:
+        """Indices of the blocks that have a place for a row's modules."""
+        return [block for block in range(len(self.blocks)) if _is_targeted(row) or self.paths(row, block)]
 
     def can_carry(self, row: str) -> bool:
-        """Whether this model has a place for a row's modules."""
-        return _is_targeted(row) or (bool(self.paths(row)) and not self.refuses(row))
+        """Whether each block of this model has a place for a row's modules."""
+        return _is_targeted(row) or (len(self.places(row)) == len(self.blocks) and not self.refuses(row))
+
+    def paths_by_site(self) -> dict[str, tuple[str, ...]]:
+        """Paths inside blocks of each Linear that the family names, by its site; several where blocks differ."""
+        found: dict[str, dict[str, None]] = {}
+        for linears in self.linears:
+            for site, path in linears.items():
+                found.setdefault(site, {})[path] = None
+        return {site: tuple(paths) for site, paths in found.items()}
 
     def refuses(self, row: str) -> str | None:
         """Why the family has no place for a row's modules, where there is more to say than that it lacks their site; else
         None."""
         if self.backbone is None:
             return None
-        if find_prompt_module(row).site == "attention" and not self.paths(row):
+        if find_prompt_module(row).site == "attention" and not self.places(row):
             return "the attention of this family is not computed by transformers' registry of attention functions"
         return self.backbone.no_tokens if find_prompt_module(row).adds_tokens else None
+
+
+def name_blocks(blocks: Sequence[int]) -> str:
+    """Blocks by their indices, in words."""
+    return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -153,9 +178,45 @@ def plan(model: nn.Module, config: NoahConfig, layout: Layout) -> dict[str, Plac
             _place_at_site(leaves, model, config, layout, name)
     if config.drop_path and layout.backbone is not None:
         _place_drop_path(leaves, model, config, layout)
+    _say_what_blocks_lack(config, layout, rows)
     placements = {key: Placement(**leaf) for key, leaf in leaves.items()}
     _check_size(placements, model, config)
     return placements
+
+
+def _say_what_blocks_lack(config: NoahConfig, layout: Layout, rows: Mapping[str, Sequence[int]]) -> None:
+    """Log what is placed in some blocks and cannot be in others, which have no such leaf."""
+    if layout.backbone is None:
+        return
+    wanted = {name: [block for block, dim in enumerate(row) if dim] for name, row in rows.items()}
+    for name in (name for name in rows if not _is_targeted(name)):
+        found = {block: layout.paths(name, block) for block in wanted[name]}
+        _say_lacking(name, dict.fromkeys(path for paths in found.values() for path in paths), found)
+    if config.drop_path:
+        ends = (layout.backbone.attention_output, layout.backbone.mlp_output)
+        _say_lacking("drop_path", ends, {block: sites["branch"] for block, sites in enumerate(layout.sites)})
+    targeted = [name for name in rows if _is_targeted(name)]
+    if not isinstance(config.target_modules, (set, list)) or config.layers_to_transform is not None:
+        return  # whoever gives a pattern chooses among blocks by it
+    for name in targeted:
+        sites = [
+            site
+            for site, paths in layout.paths_by_site().items()
+            if {*paths, *(path.rpartition(".")[2] for path in paths)} & set(config.target_modules)
+        ]
+        _say_lacking(name, sites, {block: layout.linears[block] for block in wanted[name]})
+
+
+def _say_lacking(what: str, leaves: Iterable[str], found: Mapping[int, Container[str]]) -> None:
+    for leaf in leaves:
+        if without := [block for block, there in found.items() if leaf not in there]:
+            if len(without) < len(found):
+                logger.warning(
+                    "%s: there is no %r in %s, as there is in others, and it is left out there.",
+                    what,
+                    leaf,
+                    name_blocks(without),
+                )
 
 
 def _is_targeted(name: str) -> bool:
@@ -206,11 +267,21 @@ def _place_on_targets(
         for row in dims if _is_projection(layout.backbone, key) else ():
             if find_prompt_module(row).shares_weights(config) and owners.setdefault((row, block), key) != key:
                 leaf["owners"][row] = owners[row, block]
+    if leaves and isinstance(config.target_modules, (set, list)):
+        names = {name for key, _ in _outer_modules(model) for name in _ends(key)}
+        if unknown := sorted(set(config.target_modules) - names):
+            logger.warning("target_modules names %s, and no module of this model is called so.", ", ".join(unknown))
     if not leaves:
         raise NoMatchingPeftModuleError(
             f"Target modules {config.target_modules} not found in the base model, so {' and '.join(rows)} cannot be "
             "placed. Check target_modules, exclude_modules, modules_to_save and layers_to_transform, or leave the row out."
         )
+
+
+def _ends(key: str) -> Iterator[str]:
+    """All that a name of ``target_modules`` may be to name the leaf ``key``."""
+    parts = key.split(".")
+    return (".".join(parts[start:]) for start in range(len(parts)))
 
 
 def _outer_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -236,7 +307,7 @@ def _excluded(config: NoahConfig, key: str) -> bool:
 def _place_at_site(leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout, name: str) -> None:
     cls, runs_on = find_prompt_module(name), find_prompt_module(name).runs_on(config)
     for block, dim in enumerate(config.architecture[name]):
-        for key in (f"{layout.blocks[block]}.{path}" for path in layout.paths(name)):
+        for key in (f"{layout.blocks[block]}.{path}" for path in layout.paths(name, block)):
             if not (dim or runs_on) or _excluded(config, key):
                 continue
             dims = _leaf(leaves, key, block, model, layout)["dims"]
@@ -265,7 +336,7 @@ def _is_linear(leaf: nn.Module) -> bool:
 def _place_drop_path(leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout) -> None:
     last = max(1, len(layout.blocks) - 1)
     for block, name in enumerate(layout.blocks):
-        for path in (layout.backbone.attention_output, layout.backbone.mlp_output):
+        for path in layout.sites[block]["branch"]:
             if not _excluded(config, f"{name}.{path}"):
                 leaf = _leaf(leaves, f"{name}.{path}", block, model, layout)
                 leaf["drop_path"] = config.drop_path * block / last

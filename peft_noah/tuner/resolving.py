@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from torch import nn
@@ -16,7 +16,7 @@ from peft_noah.search_space import SPACES, WIDE, SearchSpace
 from peft_noah.tuner.backbones import Backbone, how_to_know
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.fingerprint import OtherBackboneWarning, fingerprint_backbone, same_backbone
-from peft_noah.tuner.placement import Layout
+from peft_noah.tuner.placement import Layout, name_blocks
 from peft_noah.tuner.prompts import PROMPT_MODULES, check_row, find_prompt_module, site_of
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def resolve_config(config: NoahConfig, layout: Layout, model: nn.Module, model_t
         ValueError: if the architecture or the search space does not fit the model.
     """
     if layout.backbone is not None:
-        _resolve_targets(config, layout.linears, layout.backbone.projections)
+        _resolve_targets(config, layout.paths_by_site(), layout.backbone.projections)
         _resolve_heads(config, layout.backbone, model)
         if layout.backbone.tokens_first:
             config.vpt_position = "after_cls"  # attention is the same in any order
@@ -58,7 +58,7 @@ def _search_space(config: NoahConfig, layout: Layout) -> SearchSpace:
         projections = () if layout.backbone is None else layout.backbone.projections
         wide = dict.fromkeys((*(f"lora_{site}" for site in projections), *WIDE))
         rows = wide if config.search_space == "wide" else PAPER_MODULES
-        modules = [name for name in rows if layout.can_carry(name)]
+        modules = [name for name in rows if _carries(layout, name)]
         return SPACES[config.search_space or "vtab"](num_blocks, modules=modules)
     space = SearchSpace.from_dict(config.search_space)
     if space.num_blocks != num_blocks:
@@ -67,6 +67,14 @@ def _search_space(config: NoahConfig, layout: Layout) -> SearchSpace:
             f"model, for instance SearchSpace.vtab({num_blocks})."
         )
     return space
+
+
+def _carries(layout: Layout, row: str) -> bool:
+    """Whether a named search space has a row in this model; it is said where only some blocks have a place for it."""
+    carries = layout.can_carry(row)
+    if not carries and not layout.refuses(row) and (places := layout.places(row)):
+        logger.warning("the supernet has no %s: only %s have a place for it.", row, name_blocks(places))
+    return carries
 
 
 def _resolve_heads(config: NoahConfig, backbone: Backbone, model: nn.Module) -> None:
@@ -84,14 +92,15 @@ def _resolve_heads(config: NoahConfig, backbone: Backbone, model: nn.Module) -> 
             )
 
 
-def _resolve_targets(config: NoahConfig, linears: Mapping[str, str], projections: Iterable[str]) -> None:
+def _resolve_targets(config: NoahConfig, linears: Mapping[str, Sequence[str]], projections: Iterable[str]) -> None:
     targets = config.target_modules
     if targets is None:
         targets = set(list(projections) if config.lora_shared_down else list(projections)[:2])
     if isinstance(targets, (set, list)):
         # PEFT finds leaves by the ends of their names: one that is its site's name needs no path
-        paths = {site: path for site, path in linears.items() if not path.endswith(f".{site}")}
-        config.target_modules = {paths.get(name, name) for name in targets}
+        config.target_modules = {
+            name if path.endswith(f".{name}") else path for name in targets for path in linears.get(name, (name,))
+        }
 
 
 def check_rows(architecture: Architecture, num_blocks: int) -> None:
@@ -112,12 +121,15 @@ def check_rows(architecture: Architecture, num_blocks: int) -> None:
 def _check_placeable(architecture: Architecture, layout: Layout, model_type: str | None, model: nn.Module) -> None:
     check_rows(architecture, len(layout.blocks))
     for name in (name for name, row in architecture.items() if any(row) and not layout.can_carry(name)):
+        if not layout.refuses(name) and (places := layout.places(name)):
+            _check_blocks(name, architecture[name], places, model_type)
+            continue
         if layout.refuses(name):
             raise ValueError(f"{name!r} cannot be placed: {layout.refuses(name)}. Leave the row out.")
         if layout.backbone is not None and site_of(name) is not None:
             raise ValueError(
                 f"row {name!r} is for a Linear that is called {site_of(name)!r}, and the blocks of this {model_type!r} have "
-                f"none (they have {', '.join(layout.linears)}). Give a row for one of these, or name the Linear in "
+                f"none (they have {', '.join(layout.paths_by_site())}). Give a row for one of these, or name the Linear in "
                 "target_modules."
             )
         if layout.backbone is not None:
@@ -128,6 +140,15 @@ def _check_placeable(architecture: Architecture, layout: Layout, model_type: str
         raise ValueError(
             f"{name!r} cannot be placed: nothing is known about the blocks of model_type {model_type!r}. Give only rows of "
             f"{', '.join(filter(layout.can_carry, PROMPT_MODULES))}, or change the model. {how_to_know(model_type, model)}"
+        )
+
+
+def _check_blocks(name: str, row: Sequence[int], places: Sequence[int], model_type: str | None) -> None:
+    """Refuse dims in blocks that have no place for a row's modules, as others do."""
+    if without := [block for block, dim in enumerate(row) if dim and block not in places]:
+        raise ValueError(
+            f"row {name!r} has dims above 0 in {name_blocks(without)}, and the blocks of this {model_type!r} differ: only "
+            f"{name_blocks(places)} can carry it. Give 0 for the others."
         )
 
 

@@ -16,15 +16,18 @@ from test_run import invoke, write_task
 
 from peft_noah import Architecture
 from peft_noah.experiments.plan import Plan
-from peft_noah.experiments.spread import run_spread
+from peft_noah.experiments.spread import _Spread, run_spread
 from peft_noah.experiments.suite import SPREAD, Suite
 from peft_noah.experiments.tasks import Task
 from peft_noah.results.report import RunReport
 from peft_noah.run.cluster import Cluster
 from peft_noah.run.folder import Busy, RunFolder
+from peft_noah.run.methods import RACE
 from peft_noah.run.models import add_design, count_trainable
+from peft_noah.run.settings import RunSettings
 from peft_noah.searching.design import Design
 from peft_noah.searching.portfolio import PORTFOLIO
+from peft_noah.searching.race import Race, RaceSettings, Rung
 from peft_noah.searching.result import SearchResult
 
 SHORT = ["--epochs", "1", "--seeds", "0"]
@@ -197,8 +200,6 @@ def test_a_transfer_fails_with_any_method_that_failed_with_the_search(finished, 
 
 
 def _plan(arguments, tasks):
-    from peft_noah.run.settings import RunSettings
-
     run = RunSettings(model=str(arguments[2]), epochs=1, supernet_epochs=1, population_size=4, generations=1)
     return Plan(tasks, ("noah inherited",), (0,), run, transfer=True)
 
@@ -239,6 +240,7 @@ def test_a_killed_process_leaves_its_cell_to_the_next(arguments, finished, pytho
         (["--tasks", "green"], "no task is named 'green'; there are red, blue"),
         (["--architecture", "vtab/none"], "no published architecture"),
         (["--epochs", "-1"], "epochs is -1; give a whole number"),
+        (["--shots", "3,4"], "--shots 3,4 has no effect: no task in .* is of few-shot sets. Leave it out"),
         (["--methods", "race,lora"], "--supernet-epochs has no effect on --methods race,lora: leave it out, or add a"),
         (["--design", "DESIGN", "--methods", "lora,noah-retrained"], "--design has no effect on --methods lora,noah"),
     ],
@@ -292,6 +294,22 @@ def test_pieces_done_elsewhere_in_another_order_leave_the_same_files(finished, t
     for task in ("red", "blue"):  # best/ and the table are of all methods of a run
         shutil.rmtree(folder / task / "seed0" / "best")
         assert_same_runs(folder / task, finished / task)
+
+
+def test_a_race_that_is_only_begun_is_a_piece_of_its_own_on_a_cluster_as_one_that_is_not(tmp_path):
+    plan = Plan((Task("red", "data/red"),), ("race",), (0,), RunSettings(epochs=6))
+    suite = Suite(tmp_path, plan)
+    folder = suite.files(suite.cells[0]).path
+    folder.mkdir(parents=True)
+    race = Race([Design("one", {"lora": 1}), Design("two", {"lora": 2})], RaceSettings(rungs=(Rung(2, 0.5),)))
+    for done in (False, True):
+        for heat in race.ask()[: None if done else 1]:
+            race.tell(heat, [0.5, 0.5])
+        race.save(folder / "race.json")
+        assert RACE.is_done(folder) == done
+        assert list(_Spread(suite).pieces) == [*([] if done else ["red/seed0, race stage"]), "red, race, seed 0"]
+    (folder / "race.json").write_text("{")  # the piece that goes on with it says what is wrong
+    assert not RACE.is_done(folder)
 
 
 def test_what_needs_a_broken_stage_breaks_with_its_reason_and_the_rest_goes_on(root, arguments, tmp_path):

@@ -50,15 +50,19 @@ def test_nothing_is_written_through_a_link_inside_a_run_folder(tmp_path):
 
 
 def test_what_a_node_leaves_beside_its_work_ends_that_piece_alone_and_nothing_of_it_is_written(tmp_path, monkeypatch):
-    left = {"bad": {"results/lora.json": b"{}", "../bad.json": b"{}"}, "good": {"adapter-lora/README.md": b"fine"}}
+    left = {
+        "bad": {"results/lora.json": b"{}", "../bad.json": b"{}"},
+        "times": {"adapter-lora/README.md": b"fine", "stages.json": b'{"race": 3}'},
+        "good": {"adapter-lora/README.md": b"fine"},
+    }
     monkeypatch.setattr(pieces, "do_piece", lambda packed: left[packed["settings"]["task_name"]])
     asked = {
-        name: pieces.Piece(RunFolder(tmp_path / name), RunSettings(task_name=name), lambda: LORA)
-        for name in ("bad", "good")
+        name: pieces.Piece(RunFolder(tmp_path / name), RunSettings(task_name=name), lambda: LORA) for name in left
     }
     ended = {}
     pieces.run_pieces(Here(), asked, lambda key: None, ended.__setitem__)
     assert "'../bad.json', which is no file of its work" in str(ended["bad"]) and ended["good"] is None
+    assert "a stage in stages.json is a mapping with seconds, peak_memory, not 3" in str(ended["times"])
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()] == [
         "good/adapter-lora/README.md"
     ]

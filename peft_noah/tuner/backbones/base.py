@@ -86,10 +86,10 @@ class Backbone:
         return (self.drop,) if isinstance(self.drop, str) else self.drop
 
     def site_paths(self, block: nn.Module) -> dict[str, tuple[str, ...]]:
-        """Paths inside ``block`` of the leaves of each kind of site but projections, of which a user names some."""
+        """Paths inside ``block`` of the leaves that it has of each kind of site but projections, of which a user names some."""
         norms = (self.norm,) if self.norm_after is None else (self.norm, self.norm_after)
         linears = self.linear_sites(block)
-        return {
+        sites = {
             "mlp_output": (self.mlp_output,),
             "norm": (self.norm,),
             "branch": (self.attention_output, self.mlp_output),
@@ -97,6 +97,7 @@ class Backbone:
             "attention": self._keys(block),
             "output": tuple(linears[site] for site in ("output", "fc2") if site in linears),
         }
+        return {site: tuple(path for path in paths if has_module(block, path)) for site, paths in sites.items()}
 
     def _keys(self, block: nn.Module) -> tuple[str, ...]:
         """Path inside ``block`` of the Linear of the keys; none where attention is not computed by transformers' registry."""
