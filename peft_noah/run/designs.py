@@ -10,6 +10,7 @@ from peft_noah.jsonfile import load_json
 from peft_noah.run.names import slug
 from peft_noah.run.options import read_names
 from peft_noah.searching.design import Design
+from peft_noah.tuner.recipes import RECIPES
 
 #: options of `NoahConfig` that a design may set, besides those of its recipes
 PLACES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
@@ -43,7 +44,6 @@ def check_design(data: object) -> Design:
     """
     from peft_noah.tuner.config import NoahConfig
     from peft_noah.tuner.prompts import check_row
-    from peft_noah.tuner.recipes import RECIPES
 
     design = Design.from_dict(data)
     try:

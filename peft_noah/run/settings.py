@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from peft_noah.jsonfile import MAX_COUNT, check_fields, check_int, check_number, dump_json, load_json, write_atomically
 from peft_noah.plugins import check_imported, read_plugin_names
 from peft_noah.run.designs import designs_among, read_designs, read_methods
+from peft_noah.run.earlier_settings import brought_up_to_date
 from peft_noah.run.options import Typed, option, read_pairs, read_triple
 from peft_noah.run.registry import find_baseline, strategies
 from peft_noah.run.spaces import build_space, check_space, read_space
@@ -25,6 +26,7 @@ from peft_noah.searching.race import RaceSettings
 from peft_noah.searching.race_length import EFFORT, heats_cost, rungs_within, winner_epochs
 from peft_noah.searching.result import SearchSettings
 from peft_noah.sources import find_source, stored_path, stored_paths
+from peft_noah.tuner.recipes import RECIPES
 
 if TYPE_CHECKING:
     from peft_noah.search_space import SearchSpace
@@ -40,13 +42,6 @@ MAX_EFFORT = 100
 #: fields that are left to Accelerate and its launcher where they are None
 LAUNCHER = ("mixed_precision", "accumulate", "compile")
 
-#: options of earlier versions, each with the value that did nothing: files that hold it can be read
-REMOVED = {"risk": 0.0}
-#: options of earlier versions that changed time and memory alone: a file's values of them mean nothing
-WITHOUT_EFFECT = ("cache_gb", "screen")
-
-#: what a file of an earlier version meant where it does not name an option
-EARLIER = {"strategy": "noah"}
 #: options that mean something for images, or for texts, alone
 OF_IMAGES = ("augment", "other_tests", "image_size", "image_mean", "image_std", "image_column", "compile")
 OF_TEXTS = ("text_column", "max_tokens")
@@ -187,20 +182,9 @@ class RunSettings:
     )
 
     def __post_init__(self) -> None:
-        from peft_noah.training.processes import PRECISIONS
-        from peft_noah.tuner.recipes import RECIPES
-
         check_fields(self)
         check_imported(self.plugins)  # first: what is allowed depends on them
-        for name, allowed in (
-            ("task", TASKS),
-            ("strategy", strategies()),
-            ("recipe", RECIPES),
-            ("mixed_precision", (None, *PRECISIONS)),
-        ):
-            if getattr(self, name) not in allowed:
-                allowed = [value for value in allowed if value is not None]
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        self._check_choices()
         self._check_task()
         check_space(self.search_space, self.modules)
         if self.strategy == "race" and not isinstance(self.search_space, str):
@@ -215,12 +199,32 @@ class RunSettings:
         for name in ("image_mean", "image_std", "plugins", "modules"):
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else tuple(value))
+        self._store_designs()
+        self._check_numbers()
+
+    def _check_choices(self) -> None:
+        from peft_noah.training.processes import PRECISIONS
+
+        for name, allowed in (
+            ("task", TASKS),
+            ("strategy", strategies()),
+            ("recipe", RECIPES),
+            ("mixed_precision", (None, *PRECISIONS)),
+        ):
+            if getattr(self, name) not in allowed:
+                allowed = [value for value in allowed if value is not None]
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+
+    def _store_designs(self) -> None:
+        """Store designs as plain data, and baselines by their own names."""
         names = BASELINES.get(self.strategy, ()) if self.baselines is None else self.baselines
         own = iter(designs_among(names))
         names = tuple(find_baseline(name).name if isinstance(name, str) else next(own).to_dict() for name in names)
         object.__setattr__(self, "baselines", names)
         raced = designs_among(self.designs or ())
         object.__setattr__(self, "designs", tuple(design.to_dict() for design in raced) or None)
+
+    def _check_numbers(self) -> None:
         for name in ("budget", "shots", "num_classes", "accumulate"):
             if (value := getattr(self, name)) is not None:
                 check_int(value, name, 1, MAX_COUNT)
@@ -419,16 +423,7 @@ class RunSettings:
         """
         known = {f.name for f in fields(cls)}
         if isinstance(data, dict):
-            for name, unused in REMOVED.items():
-                if (value := data.get(name, unused)) != unused:
-                    raise ValueError(
-                        f"{name} is {value!r}: this version has no such option, and reads {unused!r} only."
-                    )
-            data = {name: value for name, value in data.items() if name not in (*REMOVED, *WITHOUT_EFFECT)}
-            data = {**EARLIER, **data}
-            if "task_name" not in data and data.get("task", IMAGES) not in tuple(TASKS):
-                # of a version without texts: what tables call the task
-                data["task_name"] = data.pop("task")
+            data = brought_up_to_date(data)
         if not isinstance(data, dict) or set(data) - known:
             raise ValueError(f"expected an object with {', '.join(sorted(known))}.")
         return cls(**data)

@@ -128,11 +128,9 @@ def train(
                 mine = step.gradients(batches, position)
                 loss, stop, due = total(accelerator, mine, *state.wishes(progress.step + 1))
                 step.update(progress.step, loss)
-                progress.step += 1
-                progress.loss_sum += loss
+                progress.add_step(loss, last)
                 if on_step is not None:
                     on_step(progress.step, steps, loss / shares.batch(position))
-                progress.ended = progress.step == last
                 state.after_step(progress, stop, due)
             if progress.step < (epoch + 1) * shares.steps:
                 break

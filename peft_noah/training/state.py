@@ -48,6 +48,12 @@ class Progress:
     peak_memory: int = 0
     ended: bool = False
 
+    def add_step(self, loss_sum: float, last: int) -> None:
+        """Count a step with the sum of its images' losses; ``last`` is the step at which this call ends."""
+        self.step += 1
+        self.loss_sum += loss_sum
+        self.ended = self.step == last
+
     def end_epoch(self, size: int) -> None:
         """Turn the sum of an epoch's losses into their mean over its ``size`` images."""
         self.losses.append(self.loss_sum / size)
