@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import SIZES, make_model
-from test_run import write_task
+from tiny_runs import write_task
 from transformers import ViTConfig
 
 from peft_noah import Architecture, SearchSpace

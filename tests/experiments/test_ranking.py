@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import make_model
-from test_run import invoke, write_task
+from tiny_runs import invoke, write_task
 
 from peft_noah.experiments import ranking
 from peft_noah.experiments.ranking import correlation, load_ranking, rank_architectures

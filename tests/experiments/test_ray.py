@@ -8,8 +8,8 @@ import time
 import pytest
 from clusters import assert_same_runs, ray_nodes
 from conftest import make_model
-from test_run import invoke, write_task
 from test_suite import SMALL, stamps
+from tiny_runs import invoke, write_task
 
 from peft_noah.run.cluster import Pool
 

@@ -8,17 +8,12 @@ import re
 import pytest
 from cell_files import make_report, write_cell
 from test_output import write_suite
-from typer.testing import CliRunner
+from tiny_runs import invoke
 
-from peft_noah.cli import app
 from peft_noah.experiments import result_files
 from peft_noah.experiments.cells import count_failed, load_cells, load_searches
 from peft_noah.experiments.output import write_tables
 from peft_noah.experiments.result_files import list_files, load_reports, pack
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_tables_and_figures_of_a_packed_suite_are_those_of_its_folder_byte_for_byte(tmp_path):

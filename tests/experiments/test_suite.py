@@ -12,7 +12,7 @@ import time
 import pytest
 from clusters import Here, assert_same_runs
 from conftest import make_model
-from test_run import invoke, write_task
+from tiny_runs import invoke, write_task
 
 from peft_noah import Architecture
 from peft_noah.experiments.plan import Plan

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 from conftest import make_model
 from datasets import ClassLabel, Dataset, Features, Image
-from test_run import SMALL, invoke, rows, write_task
+from tiny_runs import SMALL, invoke, rows, write_task
 
 from peft_noah.results.report import RunReport
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from conftest import make_model
-from test_run import SMALL, invoke
+from tiny_runs import SMALL, invoke
 
 from peft_noah.results.report import RunReport
 from peft_noah.run.context import RunContext

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 from conftest import make_model
-from test_run import invoke, write_task
+from tiny_runs import invoke, write_task
 
 from peft_noah import Design
 from peft_noah.experiments.plan import Plan

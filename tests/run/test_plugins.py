@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from conftest import make_model
-from test_run import SMALL, invoke, write_task
+from tiny_runs import SMALL, invoke, write_task
 
 from peft_noah.plugins import import_plugins, read_plugin_names
 from peft_noah.run import registry

@@ -12,7 +12,7 @@ import torch
 from clusters import Here, assert_same_runs
 from conftest import make_model
 from safetensors.torch import load_file
-from test_run import invoke, write_task
+from tiny_runs import invoke, write_task
 
 from peft_noah.results.report import RunReport
 from peft_noah.run import heats

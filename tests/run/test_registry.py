@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from conftest import make_model
-from test_run import invoke, write_task
+from tiny_runs import invoke, write_task
 
 from peft_noah.experiments.plan import Plan
 from peft_noah.experiments.suite import Suite

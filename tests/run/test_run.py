@@ -9,26 +9,19 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, SIZES, make_model
-from datasets import ClassLabel, Dataset, Features, Image
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
+from tiny_runs import SMALL, invoke, refused, write_task
 from transformers import (
     AutoModelForImageClassification,
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
-    ResNetConfig,
-    ResNetForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
 )
-from typer.testing import CliRunner
 
-from peft_noah import Architecture, BudgetError
-from peft_noah.cli import app
+from peft_noah import Architecture
 from peft_noah.results.report import RunReport
 from peft_noah.run.best import find_best
 from peft_noah.run.context import RunContext
@@ -41,25 +34,8 @@ from peft_noah.searching.evolution import SearchResult
 from peft_noah.searching.scoring import Scorer
 from peft_noah.training.tracking import StepLog
 
-SMALL = ["--epochs", "1", "--supernet-epochs", "1", "--population-size", "4", "--generations", "2"]
 STAGES = ("settings.json", "supernet", "search.json", "adapter-inherited", "adapter", "results.json", "results.md")
 ADAPTERS = [f"adapter{how}/adapter_model.safetensors" for how in ("", "-inherited", "-continued")]
-
-
-def rows(number, classes=3, seed=0):
-    random = np.random.default_rng(seed)
-    labels = [i % classes for i in range(number)]
-    images = [(random.integers(0, 60, (16, 16, 3)) + 80 * label).astype(np.uint8) for label in labels]
-    return {"image": images, "label": labels}
-
-
-def write_task(folder, classes=3, **splits):
-    features = Features({"image": Image(), "label": ClassLabel(names=[f"class {c}" for c in range(classes)])})
-    folder.mkdir()
-    for seed, (name, number) in enumerate({"train": 12, "validation": 6, "test": 9, **splits}.items()):
-        if number:
-            Dataset.from_dict(rows(number, classes, seed), features).to_parquet(folder / f"{name}.parquet")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +48,6 @@ def backbone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "vit"
     make_model().save_pretrained(folder)
     return folder
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -316,20 +288,6 @@ def test_the_table_over_seeds_shows_means_with_errors(finished):
     assert invoke("table", finished, "--markdown").exit_code == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("epochs", "epochs is 0; give a whole number from 1"),
-        ("supernet-epochs", "epochs is 0; give a whole number from 1"),
-        ("population-size", "population_size is 0"),
-        ("generations", "generations is 0"),
-    ],
-)
-def test_a_zero_is_refused_and_not_taken_for_a_default(name, message, tmp_path):
-    result = invoke("supernet", f"--{name}", 0, "--output", tmp_path / "run")
-    assert result.exit_code == 2 and f"error: {message}" in result.output and not (tmp_path / "run").exists()
-
-
 def test_a_published_architecture_needs_the_right_number_of_blocks(task, backbone, tmp_path):
     folder = tmp_path / "run"
     RunContext(folder, RunSettings(model=str(backbone), dataset=str(task), epochs=1)).prepare()
@@ -347,49 +305,6 @@ def test_help_ends_with_an_example(command):
     )
 
 
-# ---------------------------------------------------------------------- bad input: one sentence, exit 2, nothing written
-
-
-def refused(*arguments, folder, message):
-    result = invoke(*arguments, "--output", folder)
-    assert result.exit_code == 2, result.output
-    assert re.search(message, " ".join(result.output.split())), result.output
-    assert "Traceback" not in result.output
-    assert not folder.exists()
-
-
-def test_an_unknown_family_is_refused(task, tmp_path):
-    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
-    ResNetForImageClassification(resnet).save_pretrained(tmp_path / "resnet")
-    message = "no sites known for model_type 'resnet'"
-    refused(
-        "run",
-        "--strategy",
-        "noah",
-        "--model",
-        tmp_path / "resnet",
-        "--dataset",
-        task,
-        folder=tmp_path / "run",
-        message=message,
-    )
-
-
-@pytest.mark.parametrize(
-    ("config", "size", "message"),
-    [
-        ({"num_channels": 1}, 16, "the backbone reads images of 1 channels"),
-        ({}, 4, "images of 4 x 4 pixels are smaller than one of its patches"),
-        ({}, 20, "images of 20 x 20 pixels are not filled by its patches of 8 x 8"),
-    ],
-)
-def test_images_that_the_backbone_does_not_take_are_refused(task, tmp_path, config, size, message):
-    model = ViTForImageClassification(ViTConfig(**{**SIZES, **config}))
-    model.save_pretrained(tmp_path / "vit")
-    arguments = ("run", "--strategy", "noah", "--model", tmp_path / "vit", "--dataset", task, "--image-size", size)
-    refused(*arguments, folder=tmp_path / "run", message=message)
-
-
 def test_a_deit_with_its_distilled_head_runs_and_keeps_both_heads(task, tmp_path):
     DeiTForImageClassificationWithTeacher(DeiTConfig(**SIZES)).save_pretrained(tmp_path / "deit")
     folder = tmp_path / "run"
@@ -403,35 +318,6 @@ def test_a_deit_with_its_distilled_head_runs_and_keeps_both_heads(task, tmp_path
     assert {result.head_parameters for result in report.results} == {2 * (24 * 3 + 3)}
     evaluated = invoke("evaluate", folder / "adapter", "--model", tmp_path / "deit", "--dataset", task)
     assert evaluated.exit_code == 0, evaluated.output
-
-
-def test_a_missing_model_folder_is_refused(task, tmp_path):
-    message = "model folder .* does not exist"
-    refused(
-        "run",
-        "--strategy",
-        "noah",
-        "--model",
-        tmp_path / "none",
-        "--dataset",
-        task,
-        folder=tmp_path / "run",
-        message=message,
-    )
-
-
-@pytest.mark.parametrize(
-    ("splits", "message"),
-    [
-        ({"classes": 1}, "class"),
-        ({"train": 0}, "train"),
-    ],
-)
-def test_a_dataset_with_a_split_or_classes_missing_is_refused(splits, message, backbone, tmp_path):
-    task = write_task(tmp_path / "task", **splits)
-    refused(
-        "run", "--strategy", "noah", "--model", backbone, "--dataset", task, folder=tmp_path / "run", message=message
-    )
 
 
 def test_a_run_without_test_images_goes_on_and_says_so(backbone, tmp_path):
@@ -470,49 +356,6 @@ def test_splits_and_config_are_options_that_a_run_keeps(backbone, tmp_path):
     refused(*common, *chosen, "train", folder=tmp_path / "other", message="not three different ones")
 
 
-def test_a_missing_label_column_is_named(task, backbone, tmp_path):
-    arguments = ("run", "--strategy", "noah", "--model", backbone, "--dataset", task, "--label-column", "fine_label")
-    refused(*arguments, folder=tmp_path / "run", message="fine_label.*label")
-
-
-def test_a_corrupt_image_is_named_with_its_index(backbone, tmp_path):
-    task = write_task(tmp_path / "task")
-    table = Dataset.from_parquet(str(task / "train.parquet"), cache_dir=str(tmp_path / "cache"))
-    broken = table.cast_column("image", Image(decode=False)).to_list()
-    broken[7]["image"]["bytes"] = broken[7]["image"]["bytes"][:40]
-    Dataset.from_list(broken, table.features).to_parquet(task / "train.parquet")
-    refused("run", "--strategy", "noah", "--model", backbone, "--dataset", task, folder=tmp_path / "run", message="7")
-
-
-def test_a_budget_below_the_smallest_says_what_would_fit(task, backbone, tmp_path):
-    arguments = ("run", "--strategy", "noah", "--model", backbone, "--dataset", task, "--budget", "10")
-    refused(
-        *arguments, folder=tmp_path / "run", message="no architecture fits a budget of 10 parameters: the smallest"
-    )
-    with pytest.raises(BudgetError):
-        do_stages(
-            RunContext(tmp_path / "run", RunSettings(model=str(backbone), dataset=str(task), budget=10)), SUPERNET
-        )
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("--recipe", "best", "recipe must be one of paper, released"),
-        ("--search-space", "huge", "search_space must be one of"),
-        ("--variant", "x", "no search variant is named 'x'"),
-        ("--epochs", "-1", "epochs is -1; give a whole number from 1"),
-        ("--baselines", "lora,magic", "baseline 'magic' is not known"),
-        ("--baselines", "magic", "a design is named by its JSON file"),
-        ("--image-mean", "0.5", "image_mean must be three numbers"),
-        ("--mixed-precision", "int4", "mixed_precision must be one of"),
-    ],
-)
-def test_a_setting_out_of_range_is_refused(option, value, message, task, backbone, tmp_path):
-    arguments = ("run", "--strategy", "noah", "--model", backbone, "--dataset", task, option, value)
-    refused(*arguments, folder=tmp_path / "run", message=message)
-
-
 def test_an_output_folder_that_holds_another_run_is_left_alone(finished, task, backbone):
     before = sorted(finished.rglob("*"))
     result = invoke(
@@ -531,13 +374,6 @@ def test_an_output_folder_that_holds_another_run_is_left_alone(finished, task, b
     )
     assert result.exit_code == 2 and "holds another run, with other seed" in " ".join(result.output.split())
     assert sorted(finished.rglob("*")) == before
-
-
-def test_a_folder_that_is_not_a_run_is_left_alone(task, backbone, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    result = invoke("run", "--strategy", "noah", "--model", backbone, "--dataset", task, "--output", tmp_path)
-    assert result.exit_code == 2 and "is not empty and holds no run" in " ".join(result.output.split())
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_supernet_cut_short_is_named(finished, task, backbone, tmp_path):
@@ -719,8 +555,3 @@ def test_augmented_training_differs_and_its_seed_fixes_it(task, backbone, tmp_pa
         run_method(job, "lora")
         losses.append((job.folder / "logs" / "lora-on-train.jsonl").read_text().split('"loss": ')[1].split(",")[0])
     assert losses[0] != losses[1] == losses[2]
-
-
-def test_further_sets_are_named(task, backbone, tmp_path):
-    arguments = ("run", "--strategy", "noah", "--model", backbone, "--dataset", task, "--other-test", "far")
-    refused(*arguments, folder=tmp_path / "run", message="other_test must be NAME=SOURCE, got 'far'")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from families import SIDE, WIDTH, make_family
-from test_run import SMALL, invoke, write_task
+from tiny_runs import SMALL, invoke, write_task
 from transformers import DINOv3ViTConfig, ViTMAEConfig, ViTMAEForPreTraining
 
 from peft_noah.run.context import RunContext, read_splits

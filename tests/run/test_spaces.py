@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import make_model
-from test_run import SMALL, invoke, write_task
+from tiny_runs import SMALL, invoke, write_task
 
 from peft_noah import SearchSpace
 from peft_noah.results.report import RunReport

@@ -5,7 +5,7 @@ import io
 import pytest
 from conftest import make_model
 from rich.console import Console
-from test_run import SMALL, write_task
+from tiny_runs import SMALL, write_task
 from warm_python import WarmPython
 
 from peft_noah.cli.encoding import _spell

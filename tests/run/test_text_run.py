@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from test_run import invoke
 from text_models import write_text_model, write_texts
+from tiny_runs import invoke
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_noah.data.texts import pad_texts

@@ -11,7 +11,7 @@ import pytest
 from accelerate.commands import launch as launcher
 from accelerate.state import AcceleratorState
 from conftest import make_model
-from test_run import SMALL, write_task
+from tiny_runs import SMALL, write_task
 
 from peft_noah.run.context import RunContext
 from peft_noah.run.settings import RunSettings

@@ -24,7 +24,7 @@ from launched_training import (
     tiny_run,
 )
 from safetensors.torch import load_file
-from test_run import SMALL, invoke, write_task
+from tiny_runs import SMALL, invoke, write_task
 
 from peft_noah.run.race import run_race
 from peft_noah.searching.result import SearchResult
