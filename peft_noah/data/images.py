@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from peft_noah.data.labelled import Prepare, check_classes, classes_of_both
 from peft_noah.data.preprocessing import Preprocessing
-from peft_noah.data.stored_images import Chosen, Encoded, InMemory
+from peft_noah.data.stored_images import Encoded, InMemory
 
 
 class ImageSplit(Dataset):
@@ -43,7 +43,7 @@ class ImageSplit(Dataset):
         self._assemble([InMemory(images)], labels, classes)
 
     def _assemble(
-        self, parts: Sequence[InMemory | Encoded | Chosen], labels: Tensor, classes: Sequence[int] | None = None
+        self, parts: Sequence[InMemory | Encoded | _Chosen], labels: Tensor, classes: Sequence[int] | None = None
     ) -> None:
         sizes = [len(part) for part in parts]
         if labels.dtype != torch.int64 or labels.shape != (sum(sizes),):
@@ -99,7 +99,7 @@ class ImageSplit(Dataset):
         """
         chosen = ImageSplit.__new__(ImageSplit)
         index = torch.as_tensor(rows, dtype=torch.int64)
-        chosen._assemble([Chosen(self, index)], self.labels[index], self.classes)
+        chosen._assemble([_Chosen(self, index)], self.labels[index], self.classes)
         return chosen
 
     def __add__(self, other: ImageSplit) -> ImageSplit:
@@ -188,3 +188,39 @@ class ImageSplit(Dataset):
         for part in self._parts:
             digest.update(part.digest)
         return digest.hexdigest()
+
+
+class _Chosen:
+    """Some images of a split, fetched from it whenever they are needed."""
+
+    def __init__(self, whole: ImageSplit, rows: Tensor) -> None:
+        self.whole, self.rows = whole, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def in_memory(self) -> bool:
+        return self.whole.in_memory
+
+    @property
+    def pixels(self) -> Tensor:
+        return self.take(torch.arange(len(self)))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.whole.image_shape
+
+    @property
+    def digests(self) -> list[bytes]:
+        known = self.whole.digests
+        return [known[row] for row in self.rows.tolist()] if known else []
+
+    @property
+    def digest(self) -> bytes:
+        rows = hashlib.sha256(self.rows.contiguous().numpy().tobytes())
+        rows.update(bytes.fromhex(self.whole.fingerprint))
+        return rows.digest()
+
+    def take(self, rows: Tensor) -> Tensor:
+        return self.whole.__getitems__(self.rows[rows].tolist())["pixel_values"]

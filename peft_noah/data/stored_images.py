@@ -1,4 +1,4 @@
-"""Where an `ImageSplit` has its images from: memory, another split, or files that are decoded when they are fetched.
+"""Where an `ImageSplit` has its images from: memory, or files that are decoded when they are fetched.
 
 Each kind has ``len``, `image_shape` (3, H, W), `digests` (SHA-256 of each file, where there are files), `digest` (one over
 all), `in_memory`, and `take`: the images at some rows, uint8 of shape (B, 3, H, W).
@@ -43,42 +43,6 @@ class InMemory:
 
     def take(self, rows: Tensor) -> Tensor:
         return self.pixels[rows]
-
-
-class Chosen:
-    """Some images of a split, fetched from it whenever they are needed."""
-
-    def __init__(self, whole: Any, rows: Tensor) -> None:  # an ImageSplit, whose file needs this one
-        self.whole, self.rows = whole, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def in_memory(self) -> bool:
-        return self.whole.in_memory
-
-    @property
-    def pixels(self) -> Tensor:
-        return self.take(torch.arange(len(self)))
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.whole.image_shape
-
-    @property
-    def digests(self) -> list[bytes]:
-        known = self.whole.digests
-        return [known[row] for row in self.rows.tolist()] if known else []
-
-    @property
-    def digest(self) -> bytes:
-        rows = hashlib.sha256(self.rows.contiguous().numpy().tobytes())
-        rows.update(bytes.fromhex(self.whole.fingerprint))
-        return rows.digest()
-
-    def take(self, rows: Tensor) -> Tensor:
-        return self.whole.__getitems__(self.rows[rows].tolist())["pixel_values"]
 
 
 class Encoded:

@@ -20,9 +20,10 @@ from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.export import as_peft_lora
 from peft_noah.tuner.fixed_shapes import chosen_by_masks, write_choices
 from peft_noah.tuner.layer import NoahLayer, NoahLinear, noah_layers
+from peft_noah.tuner.layout import Layout
 from peft_noah.tuner.merging import check_mergeable
 from peft_noah.tuner.mixed_batch import adapter_per_sample
-from peft_noah.tuner.placement import Layout, Placement, plan, unwrap
+from peft_noah.tuner.placement import Placement, plan, unwrap
 from peft_noah.tuner.prompts import PROMPT_MODULES, PromptModule, by_row, find_prompt_module
 from peft_noah.tuner.resolving import check_rows, resolve_config
 

@@ -15,8 +15,9 @@ from peft.tuners.tuners_utils import (
 )
 from torch import nn
 
-from peft_noah.tuner.backbones import BACKBONES, Backbone, find_backbone, has_module, width_of
+from peft_noah.tuner.backbones import Backbone, width_of
 from peft_noah.tuner.config import NoahConfig
+from peft_noah.tuner.layout import Layout, is_targeted, name_blocks
 from peft_noah.tuner.prompts import find_prompt_module, in_order, site_of
 
 try:
@@ -50,112 +51,6 @@ class Placement:
     drop_path: float = 0.0
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Blocks of a model and, where its family is known, the sites in them.
-
-    Blocks may differ: one may have experts where another has an MLP. A model of an unknown family counts as one block that
-    holds nothing but the projections its user names.
-
-    Args:
-        backbone: the family's layout.
-        blocks: names of the blocks.
-        widths: of the stream in each block; no unit.
-        linears: for each block, the path inside it of each Linear that the family names, by its site, such as ``fc1``.
-        sites: for each block, paths inside it of the leaves of each other kind of site.
-    """
-
-    backbone: Backbone | None
-    blocks: tuple[str, ...]
-    widths: tuple[int, ...] = ()
-    linears: tuple[Mapping[str, str], ...] = ({},)
-    sites: tuple[Mapping[str, tuple[str, ...]], ...] = ({},)
-
-    @classmethod
-    def of(cls, model: nn.Module, model_type: str | None, config: NoahConfig) -> Layout:
-        """Read a model's layout.
-
-        Raises:
-            ValueError: for an unknown family without ``target_modules``, or a known one whose blocks are not found.
-        """
-        if model_type not in BACKBONES and config.target_modules is not None:
-            return cls(None, ("",))
-        backbone = find_backbone(model_type, model)
-        blocks = tuple(backbone.block_names(model))
-        if not blocks:
-            raise ValueError(
-                f"model_type {model_type!r} should keep its blocks in {backbone.blocks!r}, but this model has none there. "
-                "peft-noah needs transformers >= 5.18 for the built-in families; for a model of your own see "
-                "examples/add_backbone.py."
-            )
-        modules = [model.get_submodule(name) for name in blocks]
-        first = modules[0]
-        needed = (backbone.attention_output, backbone.mlp_output)
-        lacking = [path for path in needed if not any(has_module(module, path) for module in modules)]
-        lacking += [backbone.norm] if not has_module(first, backbone.norm) else []
-        if lacking:
-            raise ValueError(
-                f"the blocks of a {model_type!r} should have {', '.join(map(repr, lacking))}, but a {type(first).__name__} has "
-                f"only {', '.join(name for name, _ in first.named_modules() if name)}. Describe a family of blocks of its own "
-                "with register_backbone; examples/add_backbone.py shows how."
-            )
-        without = [index for index, module in enumerate(modules) if not has_module(module, backbone.norm)]
-        if without:
-            raise ValueError(
-                f"there is no {backbone.norm!r} in {name_blocks(without)} of this {model_type!r}, as there is in others. Name a norm "
-                "that all blocks have in its Backbone: widths are read from it, and tokens enter there."
-            )
-        sites = tuple(map(backbone.linear_sites, modules)), tuple(map(backbone.site_paths, modules))
-        return cls(backbone, blocks, backbone.widths(model), *sites)
-
-    @property
-    def width(self) -> int | None:
-        """Of the stream where it enters the first block."""
-        return self.widths[0] if self.widths else None
-
-    def block_of(self, key: str) -> int | None:
-        """Index of the block that holds the leaf ``key``; None outside of all."""
-        if self.backbone is None:
-            return 0
-        return next((i for i, name in enumerate(self.blocks) if key.startswith(name + ".")), None)
-
-    def paths(self, row: str, block: int) -> tuple[str, ...]:
-        """Paths inside a block of the leaves that carry a row; none where ``target_modules`` names them, or there are none."""
-        if site_of(row) is not None:
-            return tuple(path for site, path in self.linears[block].items() if site == site_of(row))
-        return self.sites[block].get(find_prompt_module(row).site, ())
-
-    def places(self, row: str) -> list[int]:
-        """Indices of the blocks that have a place for a row's modules."""
-        return [block for block in range(len(self.blocks)) if _is_targeted(row) or self.paths(row, block)]
-
-    def can_carry(self, row: str) -> bool:
-        """Whether each block of this model has a place for a row's modules."""
-        return _is_targeted(row) or (len(self.places(row)) == len(self.blocks) and not self.refuses(row))
-
-    def paths_by_site(self) -> dict[str, tuple[str, ...]]:
-        """Paths inside blocks of each Linear that the family names, by its site; several where blocks differ."""
-        found: dict[str, dict[str, None]] = {}
-        for linears in self.linears:
-            for site, path in linears.items():
-                found.setdefault(site, {})[path] = None
-        return {site: tuple(paths) for site, paths in found.items()}
-
-    def refuses(self, row: str) -> str | None:
-        """Why the family has no place for a row's modules, where there is more to say than that it lacks their site; else
-        None."""
-        if self.backbone is None:
-            return None
-        if find_prompt_module(row).site == "attention" and not self.places(row):
-            return "the attention of this family is not computed by transformers' registry of attention functions"
-        return self.backbone.no_tokens if find_prompt_module(row).adds_tokens else None
-
-
-def name_blocks(blocks: Sequence[int]) -> str:
-    """Blocks by their indices, in words."""
-    return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
-
-
 def unwrap(module: nn.Module) -> nn.Module:
     """The leaf below all tuner layers."""
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
@@ -168,20 +63,102 @@ def plan(model: nn.Module, config: NoahConfig, layout: Layout) -> dict[str, Plac
         ValueError: if a named target is not a Linear, LoRA has a row but no target, or the dims ask for more weights
             than makes sense.
     """
-    leaves: dict[str, dict] = {}
+    leaves = _Leaves(model, config, layout)
     rows = {name: row for name, row in config.architecture.items() if any(row)}
-    targeted = {name: rows[name] for name in in_order(rows) if _is_targeted(name)}
+    targeted = {name: rows[name] for name in in_order(rows) if is_targeted(name)}
     if targeted:
-        _place_on_targets(leaves, model, config, layout, targeted)
+        leaves.place_on_targets(targeted)
     for name in in_order(rows):
         if name not in targeted:
-            _place_at_site(leaves, model, config, layout, name)
+            leaves.place_at_site(name)
     if config.drop_path and layout.backbone is not None:
-        _place_drop_path(leaves, model, config, layout)
+        leaves.place_drop_path()
     _say_what_blocks_lack(config, layout, rows)
-    placements = {key: Placement(**leaf) for key, leaf in leaves.items()}
+    placements = {key: Placement(**leaf) for key, leaf in leaves.found.items()}
     _check_size(placements, model, config)
     return placements
+
+
+class _Leaves:
+    """What is placed on each leaf so far.
+
+    Attributes:
+        found: fields of a `Placement` by the leaf's name.
+    """
+
+    def __init__(self, model: nn.Module, config: NoahConfig, layout: Layout) -> None:
+        self.model, self.config, self.layout = model, config, layout
+        self.found: dict[str, dict] = {}
+
+    def place_on_targets(self, rows: Mapping[str, Sequence[int]]) -> None:
+        """Place modules, of which ``rows`` has the dims, on what ``target_modules`` names."""
+        owners: dict[tuple[str, int], str] = {}
+        for key, module in _outer_modules(self.model):
+            block = self.layout.block_of(key)
+            dims = {} if block is None else {name: row[block] for name, row in rows.items() if row[block]}
+            if not dims or not _matches(self.config, key):
+                continue
+            if not _is_linear(unwrap(module)):
+                raise ValueError(
+                    f"target module {key!r} is a {type(unwrap(module)).__name__}, but {' and '.join(dims)} can only be placed "
+                    "on a Linear. Name Linear layers in target_modules."
+                )
+            leaf = self._leaf(key, block)
+            leaf["dims"].update(dims)
+            for row in dims if _is_projection(self.layout.backbone, key) else ():
+                if find_prompt_module(row).shares_weights(self.config) and owners.setdefault((row, block), key) != key:
+                    leaf["owners"][row] = owners[row, block]
+        if self.found and isinstance(self.config.target_modules, (set, list)):
+            names = {name for key, _ in _outer_modules(self.model) for name in _ends(key)}
+            if unknown := sorted(set(self.config.target_modules) - names):
+                logger.warning(
+                    "target_modules names %s, and no module of this model is called so.", ", ".join(unknown)
+                )
+        if not self.found:
+            raise NoMatchingPeftModuleError(
+                f"Target modules {self.config.target_modules} not found in the base model, so {' and '.join(rows)} cannot be "
+                "placed. Check target_modules, exclude_modules, modules_to_save and layers_to_transform, or leave the row out."
+            )
+
+    def place_at_site(self, name: str) -> None:
+        """Place the modules of a row where its site is in each block."""
+        cls, runs_on = find_prompt_module(name), find_prompt_module(name).runs_on(self.config)
+        for block, dim in enumerate(self.config.architecture[name]):
+            for key in (f"{self.layout.blocks[block]}.{path}" for path in self.layout.paths(name, block)):
+                if not (dim or runs_on) or _excluded(self.config, key):
+                    continue
+                dims = self._leaf(key, block)["dims"]
+                _check_alone(key, name, [row for row in dims if find_prompt_module(row) is cls])
+                if cls.site == "projection" and not _is_linear(unwrap(self.model.get_submodule(key))):
+                    raise ValueError(
+                        f"{key!r}, the {site_of(name)!r} of its family, is a {type(unwrap(self.model.get_submodule(key))).__name__}, "
+                        f"but {name} can only be placed on a Linear. Leave the row out, or mend the family's Backbone."
+                    )
+                dims[name] = dim
+
+    def place_drop_path(self) -> None:
+        """Place stochastic depth behind attention and MLP of each block, at a rate that grows from 0."""
+        last = max(1, len(self.layout.blocks) - 1)
+        for block, name in enumerate(self.layout.blocks):
+            for path in self.layout.sites[block]["branch"]:
+                if not _excluded(self.config, f"{name}.{path}"):
+                    leaf = self._leaf(f"{name}.{path}", block)
+                    leaf["drop_path"] = self.config.drop_path * block / last
+
+    def _leaf(self, key: str, block: int) -> dict:
+        """What is placed on a leaf so far."""
+        if key not in self.found:
+            leaf = unwrap(self.model.get_submodule(key))
+            own = width_of(leaf) or (self.layout.widths[block] if self.layout.widths else None)
+            inputs, outputs = _get_in_out_features(leaf) if _is_linear(leaf) else (own, own)
+            self.found[key] = {
+                "block": block,
+                "in_features": inputs,
+                "out_features": outputs,
+                "dims": {},
+                "owners": {},
+            }
+        return self.found[key]
 
 
 def _say_what_blocks_lack(config: NoahConfig, layout: Layout, rows: Mapping[str, Sequence[int]]) -> None:
@@ -189,13 +166,13 @@ def _say_what_blocks_lack(config: NoahConfig, layout: Layout, rows: Mapping[str,
     if layout.backbone is None:
         return
     wanted = {name: [block for block, dim in enumerate(row) if dim] for name, row in rows.items()}
-    for name in (name for name in rows if not _is_targeted(name)):
+    for name in (name for name in rows if not is_targeted(name)):
         found = {block: layout.paths(name, block) for block in wanted[name]}
         _say_lacking(name, dict.fromkeys(path for paths in found.values() for path in paths), found)
     if config.drop_path:
         ends = (layout.backbone.attention_output, layout.backbone.mlp_output)
         _say_lacking("drop_path", ends, {block: sites["branch"] for block, sites in enumerate(layout.sites)})
-    targeted = [name for name in rows if _is_targeted(name)]
+    targeted = [name for name in rows if is_targeted(name)]
     if not isinstance(config.target_modules, (set, list)) or config.layers_to_transform is not None:
         return  # whoever gives a pattern chooses among blocks by it
     for name in targeted:
@@ -219,10 +196,6 @@ def _say_lacking(what: str, leaves: Iterable[str], found: Mapping[int, Container
                 )
 
 
-def _is_targeted(name: str) -> bool:
-    return find_prompt_module(name).site == "projection" and site_of(name) is None
-
-
 def _check_size(placements: Mapping[str, Placement], model: nn.Module, config: NoahConfig) -> None:
     """Refuse dims whose weights would dwarf the backbone, before a single one is allocated."""
     for row, dims in config.architecture.items():
@@ -244,37 +217,6 @@ def _count_stored(placement: Placement, config: NoahConfig) -> int:
             find_prompt_module(row)(*widths, dim, placement.block, config).count(dim)
             for row, dim in placement.dims.items()
             if dim
-        )
-
-
-def _place_on_targets(
-    leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout, rows: Mapping[str, Sequence[int]]
-) -> None:
-    """Place modules, of which ``rows`` has the dims, on what ``target_modules`` names."""
-    owners: dict[tuple[str, int], str] = {}
-    for key, module in _outer_modules(model):
-        block = layout.block_of(key)
-        dims = {} if block is None else {name: row[block] for name, row in rows.items() if row[block]}
-        if not dims or not _matches(config, key):
-            continue
-        if not _is_linear(unwrap(module)):
-            raise ValueError(
-                f"target module {key!r} is a {type(unwrap(module)).__name__}, but {' and '.join(dims)} can only be placed "
-                "on a Linear. Name Linear layers in target_modules."
-            )
-        leaf = _leaf(leaves, key, block, model, layout)
-        leaf["dims"].update(dims)
-        for row in dims if _is_projection(layout.backbone, key) else ():
-            if find_prompt_module(row).shares_weights(config) and owners.setdefault((row, block), key) != key:
-                leaf["owners"][row] = owners[row, block]
-    if leaves and isinstance(config.target_modules, (set, list)):
-        names = {name for key, _ in _outer_modules(model) for name in _ends(key)}
-        if unknown := sorted(set(config.target_modules) - names):
-            logger.warning("target_modules names %s, and no module of this model is called so.", ", ".join(unknown))
-    if not leaves:
-        raise NoMatchingPeftModuleError(
-            f"Target modules {config.target_modules} not found in the base model, so {' and '.join(rows)} cannot be "
-            "placed. Check target_modules, exclude_modules, modules_to_save and layers_to_transform, or leave the row out."
         )
 
 
@@ -304,22 +246,6 @@ def _excluded(config: NoahConfig, key: str) -> bool:
     return isinstance(check_target_module_exists(config, key), _ExcludedModule)
 
 
-def _place_at_site(leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout, name: str) -> None:
-    cls, runs_on = find_prompt_module(name), find_prompt_module(name).runs_on(config)
-    for block, dim in enumerate(config.architecture[name]):
-        for key in (f"{layout.blocks[block]}.{path}" for path in layout.paths(name, block)):
-            if not (dim or runs_on) or _excluded(config, key):
-                continue
-            dims = _leaf(leaves, key, block, model, layout)["dims"]
-            _check_alone(key, name, [row for row in dims if find_prompt_module(row) is cls])
-            if cls.site == "projection" and not _is_linear(unwrap(model.get_submodule(key))):
-                raise ValueError(
-                    f"{key!r}, the {site_of(name)!r} of its family, is a {type(unwrap(model.get_submodule(key))).__name__}, "
-                    f"but {name} can only be placed on a Linear. Leave the row out, or mend the family's Backbone."
-                )
-            dims[name] = dim
-
-
 def _check_alone(key: str, name: str, others: Sequence[str]) -> None:
     """Refuse two rows of one kind of module on one leaf."""
     if others:
@@ -331,22 +257,3 @@ def _check_alone(key: str, name: str, others: Sequence[str]) -> None:
 
 def _is_linear(leaf: nn.Module) -> bool:
     return hasattr(leaf, "in_features") and hasattr(leaf, "out_features")
-
-
-def _place_drop_path(leaves: dict, model: nn.Module, config: NoahConfig, layout: Layout) -> None:
-    last = max(1, len(layout.blocks) - 1)
-    for block, name in enumerate(layout.blocks):
-        for path in layout.sites[block]["branch"]:
-            if not _excluded(config, f"{name}.{path}"):
-                leaf = _leaf(leaves, f"{name}.{path}", block, model, layout)
-                leaf["drop_path"] = config.drop_path * block / last
-
-
-def _leaf(leaves: dict, key: str, block: int, model: nn.Module, layout: Layout) -> dict:
-    """What is placed on a leaf so far."""
-    if key not in leaves:
-        leaf = unwrap(model.get_submodule(key))
-        own = width_of(leaf) or (layout.widths[block] if layout.widths else None)
-        inputs, outputs = _get_in_out_features(leaf) if _is_linear(leaf) else (own, own)
-        leaves[key] = {"block": block, "in_features": inputs, "out_features": outputs, "dims": {}, "owners": {}}
-    return leaves[key]

@@ -16,7 +16,7 @@ from peft_noah.search_space import SPACES, WIDE, SearchSpace
 from peft_noah.tuner.backbones import Backbone, how_to_know
 from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.fingerprint import OtherBackboneWarning, fingerprint_backbone, same_backbone
-from peft_noah.tuner.placement import Layout, name_blocks
+from peft_noah.tuner.layout import Layout, name_blocks
 from peft_noah.tuner.prompts import PROMPT_MODULES, check_row, find_prompt_module, site_of
 
 logger = logging.getLogger(__name__)
