@@ -19,6 +19,11 @@ VARIANTS = [*ROWS, "mix-released", "lora-released", "mlp"]
 LORA_ONLY = ["lora", "lora-released", "mlp"]
 
 
+def uniform(**dims):
+    """The same dims in each block of the tiny ViT."""
+    return Architecture.uniform(4, **dims)
+
+
 class MLP(nn.Module):
     def __init__(self):
         super().__init__()
