@@ -56,9 +56,19 @@ def complete_card(
     card.data.tags = list(dict.fromkeys([*TAGS, task, *(card.data.tags or ())]))
     card.data.pipeline_tag = card.data.pipeline_tag or task
     if "import peft_noah" not in card.text:
-        snippet = f"""```python
+        snippet = _how_to_load(base_model, model_class, plugins or {})
+        table_of_dims = architecture_table(architecture)
+        if any(factor != 1.0 for factor in factors.values()):
+            named = ", ".join(f"{code(name)} {factor:g}" for name, factor in factors.items())
+            table_of_dims += f"\n\nFactors of the updates: {named}."
+        card.text = f"\n# NOAH adapter\n\n{snippet}\n\n## Architecture\n\n{table_of_dims}\n\n{card.text.lstrip()}"
+    write_atomically(path, str(card))
+
+
+def _how_to_load(base_model: str | None, model_class: str, plugins: Mapping[str, str]) -> str:
+    return f"""```python
 import peft_noah  # registers the method NOAH with PEFT
-{plugin_imports(plugins or {})}
+{plugin_imports(plugins)}
 from peft import PeftModel
 from transformers import {model_class}
 
@@ -69,9 +79,3 @@ model = {model_class}.from_pretrained(
 )
 model = PeftModel.from_pretrained(model, "path/to/this/folder").eval()
 ```"""
-        table_of_dims = architecture_table(architecture)
-        if any(factor != 1.0 for factor in factors.values()):
-            named = ", ".join(f"{code(name)} {factor:g}" for name, factor in factors.items())
-            table_of_dims += f"\n\nFactors of the updates: {named}."
-        card.text = f"\n# NOAH adapter\n\n{snippet}\n\n## Architecture\n\n{table_of_dims}\n\n{card.text.lstrip()}"
-    write_atomically(path, str(card))
