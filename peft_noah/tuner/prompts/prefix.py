@@ -144,15 +144,8 @@ def attend_with_prefixes(
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
         attention_mask = query.new_ones(query.shape[2], query.shape[2], dtype=torch.bool).tril()[None, None]
     length = key.shape[2]
-    prefixes = [
-        [
-            rows.unflatten(-1, (key.shape[1], -1)).transpose(1, 2).expand(len(key), -1, -1, -1).to(key.dtype)
-            for rows in pair
-        ]
-        for *pair, _ in found
-    ]
-    key = torch.cat([*(keys for keys, _ in prefixes), key], 2)
-    value = torch.cat([*(values for _, values in prefixes), value], 2)
+    key = torch.cat([*(_by_head(keys, key) for keys, _, _ in found), key], 2)
+    value = torch.cat([*(_by_head(values, value) for _, values, _ in found), value], 2)
     ahead = key.shape[2] - length
     visible = _all_visible(found, key.device)
     mask = _with_columns(attention_mask, visible, ahead, length)
@@ -161,6 +154,11 @@ def attend_with_prefixes(
     if name == "eager" and mask is not None and mask.dtype == torch.bool:  # it adds what it gets
         mask = query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min)
     return function(module, query, key, value, mask, **kwargs)
+
+
+def _by_head(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Prefixes (1 or B, m, H d) as (B, H, m, d), in the type of keys or values (B, H, S, d)."""
+    return rows.unflatten(-1, (like.shape[1], -1)).transpose(1, 2).expand(len(like), -1, -1, -1).to(like.dtype)
 
 
 def _prefixes(layer: nn.Module, size: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
