@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,18 +70,33 @@ def assert_same_runs(folder: Path, other: Path) -> None:
         assert without_times(folder / path) == without_times(other / path), path
 
 
-@contextmanager
-def ray_nodes(count: int) -> Iterator[tuple[str, Callable[[str], None]]]:
-    """The address of a head that takes no work, with nodes of one CPU; and what kills the node of an id as a power cut would."""
-    import ray
-    from ray.cluster_utils import Cluster
+class RayNodes:
+    """A Ray cluster on this machine: a head that takes no work, and nodes that come and go."""
 
-    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE, "_system_config": WATCHFUL}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        nodes = [cluster.add_node(num_cpus=1, object_store_memory=STORE) for _ in range(count)]
-        by_id = {node.node_id: node for node in nodes}
-        yield cluster.address, lambda name: cluster.remove_node(by_id[name], allow_graceful=False)
-    finally:
+    def __init__(self):
+        from ray.cluster_utils import Cluster
+
+        head = {
+            "num_cpus": 0,
+            "include_dashboard": False,
+            "no_monitor": True,
+            "object_store_memory": STORE,
+            "_system_config": WATCHFUL,
+        }
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._nodes, self.address = {}, self._cluster.address
+
+    def add(self, cpus: int = 1, gpus: int = 0) -> None:
+        """A node more; its GPUs need not be there."""
+        node = self._cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=STORE)
+        self._nodes[node.node_id] = node
+
+    def kill(self, name: str) -> None:
+        """End the node of an id as a power cut would."""
+        self._cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
+
+    def close(self) -> None:
+        import ray
+
         ray.shutdown()
-        cluster.shutdown()
+        self._cluster.shutdown()

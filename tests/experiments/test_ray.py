@@ -1,34 +1,44 @@
 """Suites on the real Ray: several nodes on this machine, which die; skipped where Ray is not installed."""
 
 import json
-import subprocess
-import sys
+import os
+import signal
 import time
+from contextlib import closing
+from pathlib import Path
 
 import pytest
-from clusters import assert_same_runs, ray_nodes
+from clusters import RayNodes, assert_same_runs
 from conftest import make_model
 from test_suite import SMALL, stamps
 from tiny_runs import invoke, write_task
 
-from peft_noah.run.cluster import Pool
+from peft_noah.run import cluster
+from peft_noah.run.cluster import Cluster, Pool
+from peft_noah.training import interruption
 
 pytest.importorskip("ray")
 
 
-def start_and_kill(command, folder):
+@pytest.fixture(scope="module")
+def nodes():
+    with closing(RayNodes()) as nodes:
+        yield nodes
+
+
+def start_and_kill(python, command, folder):
     """Start a suite as a process of its own, and kill it when its first result is there."""
-    process = subprocess.Popen([sys.executable, "-m", "peft_noah", *map(str, command)], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not stamps(folder) and process.poll() is None and time.monotonic() < deadline:
+    process = python.start("-m", "peft_noah", *command)
+    deadline = time.monotonic() + 300
+    while not stamps(folder) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.kill()
-    return process.communicate()[1].decode()
+    os.kill(process.pid, signal.SIGKILL)
+    return process.wait().stderr
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory):
-    """Six cells on two nodes of one CPU: the driver is killed, then a node that works for the next driver; two cells cannot be."""
+def story(python, nodes, tmp_path_factory):
+    """Six cells on nodes of one CPU: the driver is killed, then one of two nodes of the next driver; two cells cannot be."""
     folder = tmp_path_factory.mktemp("ray")
     (folder / "tasks").mkdir()
     for name in ("blue", "red"):
@@ -38,20 +48,22 @@ def story(tmp_path_factory):
     suite = ["suite", folder / "tasks", "--model", folder / "vit", *SMALL, "--methods", "lora,noah-retrained"]
     suite += ["--architecture", folder / "short.json"]
     plain = invoke(*suite, "--output", folder / "plain")
-    with ray_nodes(2) as (address, kill_node), pytest.MonkeyPatch.context() as patch:
-        on_ray = [*suite, "--output", folder / "spread", "--ray", address]
-        said = start_and_kill(on_ray, folder / "spread")
-        before, events = stamps(folder / "spread"), []
-        refused = invoke(*on_ray, "--gpus-per-cell", 1)
-        nobody = invoke(*on_ray, "--ray", "127.0.0.1:1")
+    on_ray = [*suite, "--output", folder / "spread", "--ray", nodes.address]
+    nodes.add()
+    said = start_and_kill(python, on_ray, folder / "spread")
+    before, events = stamps(folder / "spread"), []
+    nodes.add()
+    refused = invoke(*on_ray, "--gpus-per-cell", 1)
+    nobody = invoke(*on_ray, "--ray", "127.0.0.1:1")
 
-        def next_event(pool, wait=Pool.next):
-            event = wait(pool)
-            if not events:
-                kill_node(event.node)
-            events.append(event)
-            return event
+    def next_event(pool, wait=Pool.next):
+        event = wait(pool)
+        if not events:
+            nodes.kill(event.node)
+        events.append(event)
+        return event
 
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pool, "next", next_event)
         result = invoke(*on_ray)
     return {
@@ -102,3 +114,32 @@ def test_a_cell_that_no_node_is_large_enough_for_is_refused(story):
 def test_an_address_where_nothing_listens_is_refused_at_once(story):
     assert story["nobody"].exit_code == 2
     assert "no Ray cluster answers at '127.0.0.1:1'" in story["nobody"].output
+
+
+@pytest.fixture
+def light(monkeypatch):
+    """Nodes get the code of a pool itself, not the name of a module that imports torch: a process for each GPU would."""
+    from ray import cloudpickle
+
+    monkeypatch.setattr(cluster, "quiet", lambda: None)
+    for module in (cluster, interruption):
+        cloudpickle.register_pickle_by_value(module)
+    yield
+    for module in (cluster, interruption):
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+def test_each_cell_has_a_gpu_of_its_own_and_more_cells_than_gpus_wait(story, nodes, light, tmp_path):
+    def gpu(folder):
+        began = time.time()
+        (Path(folder) / f"{began}").touch()
+        while len(os.listdir(folder)) < 2:  # until another is at work
+            time.sleep(0.05)
+        time.sleep(0.3)
+        return os.environ["CUDA_VISIBLE_DEVICES"], began, time.time()
+
+    nodes.add(cpus=4, gpus=2)
+    with Cluster(nodes.address).connected() as pool:
+        first, second, third = sorted(pool.map(gpu, [str(tmp_path)] * 3), key=lambda cell: cell[1])
+    assert {first[0], second[0]} == {"0", "1"} and second[1] < first[2]
+    assert third[0] in {"0", "1"} and third[1] > min(first[2], second[2])

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import random
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -259,27 +256,18 @@ def leave_result(folder: str) -> None:
     result.save(Path(folder) / f"{accelerator.num_processes}-{accelerator.process_index}.json")
 
 
-def test_two_processes_leave_the_same_bytes_as_one_although_candidates_fail(tmp_path):
+def test_two_processes_leave_the_same_bytes_as_one_although_candidates_fail(python, tmp_path):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
-    here = Path(__file__).parent
-    shared = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(map(str, (here, *here.parents[:2]))),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    command = [sys.executable, "-c", "import sys, test_scoring; test_scoring.leave_result(sys.argv[1])", str(tmp_path)]
-    processes = [
-        subprocess.Popen(command, env=shared | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
-        for rank in "01"
-    ]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    code = "import sys\nsys.path[0] = sys.argv[2]\nimport test_scoring\ntest_scoring.leave_result(sys.argv[1])"
+    words = ("-c", code, tmp_path, Path(__file__).parent)
+    processes = [python.start(*words, **shared, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
     leave_result(tmp_path)
     for process in processes:
-        errors = process.communicate()[1]
-        assert process.returncode == 0, errors
+        ended = process.wait()
+        assert ended.returncode == 0, ended.stderr
     results = {path.name: path.read_bytes() for path in tmp_path.glob("*.json")}
     assert sorted(results) == ["1-0.json", "2-0.json", "2-1.json"] and len(set(results.values())) == 1
     candidates = SearchResult.load(tmp_path / "1-0.json").candidates
