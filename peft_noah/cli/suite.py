@@ -112,8 +112,8 @@ def _plan(
     architectures: list[str],
     given: dict[str, Any],
 ) -> Plan:
+    from peft_noah.experiments.detection import detect_tasks, read_groups
     from peft_noah.experiments.plan import Plan, suite_settings
-    from peft_noah.experiments.protocols import detect_tasks, read_groups
 
     entries = read_methods(methods, "methods")
     found = detect_tasks(

@@ -9,14 +9,8 @@ import pytest
 from image_files import lines_of, write_few_shot_task, write_image_folder, write_list, write_task, write_vtab_task
 
 from peft_noah.architecture import Architecture
-from peft_noah.experiments.protocols import (
-    detect_tasks,
-    domain_tasks,
-    few_shot_tasks,
-    read_groups,
-    task_folder,
-    vtab_tasks,
-)
+from peft_noah.experiments.detection import detect_tasks, read_groups, task_folder
+from peft_noah.experiments.protocols import domain_tasks, few_shot_tasks, vtab_tasks
 
 pytest_plugins = ["image_fixtures"]
 

@@ -7,7 +7,8 @@ import pytest
 from datasets import Value
 from image_files import encode, lines_of, pixels, rows, write_few_shot_task, write_list, write_split, write_vtab_task
 
-from peft_noah.experiments.protocols import detect_tasks, vtab_tasks
+from peft_noah.experiments.detection import detect_tasks
+from peft_noah.experiments.protocols import vtab_tasks
 from peft_noah.experiments.tasks import Task
 
 pytest_plugins = ["image_fixtures"]
