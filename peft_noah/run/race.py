@@ -52,7 +52,7 @@ def run_race(
 
     Args:
         run: the run.
-        designs: the first is the default; None: those of the run.
+        designs: the first is the default; None: those of the run, or of its race where that has begun.
         settings: None: those of the run, for its images.
         map: called as ``map(run_heat, packed)`` for the heats of a rung, to run them on other machines; gives what
             `run_heat` gives, in the order of ``packed``. None: they are run here.
@@ -60,6 +60,9 @@ def run_race(
     Raises:
         ValueError: race.json is of another race.
     """
+    if designs is None and settings is None and (run.folder / RACE).exists():
+        begun = Race.load(run.folder / RACE)  # maybe by a version with other defaults
+        designs, settings = begun.designs, begun.settings
     designs = run.settings.raced if designs is None else designs
     for design in designs:
         if (reason := lacks_place(run.settings.backbone, design.dims)) and not (run.folder / RACE).exists():

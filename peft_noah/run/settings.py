@@ -20,7 +20,7 @@ from peft_noah.run.registry import find_baseline, strategies
 from peft_noah.run.spaces import build_space, check_space, read_space
 from peft_noah.run.tasks import IMAGES, TASKS
 from peft_noah.searching.design import Design
-from peft_noah.searching.folds import folds_for
+from peft_noah.searching.folds import can_score, folds_for
 from peft_noah.searching.portfolio import PORTFOLIO
 from peft_noah.searching.race import RaceSettings
 from peft_noah.searching.race_length import EFFORT, heats_cost, rungs_within, winner_epochs
@@ -304,8 +304,8 @@ class RunSettings:
     def training(self, stage: str) -> TrainingSettings:
         """The training settings of ``"supernet"``, ``"subnet"``, ``"full"``, or a race's ``"winner"``.
 
-        A winner's epochs are those after a race of two folds of many images, in which no design stopped before its place was
-        gone.
+        A winner's epochs are those after a race of as many images as VTAB-1k has, in which no design stopped before its place
+        was gone.
         """
         from peft_noah.training import TrainingSettings
 
@@ -348,14 +348,17 @@ class RunSettings:
 
         Args:
             designs: how many take part; None: all.
-            labels: class index of each labelled image; None: of many images in two folds.
+            labels: class index of each labelled image; None: as many images as VTAB-1k has, in two folds.
         """
-        designs, task = len(self.raced) if designs is None else designs, {}
-        if labels is not None:
-            batch_size = self.training("subnet").batch_size
-            task = {"images": len(labels), "folds": folds_for(labels), "batch_size": batch_size}
-        rungs = rungs_within(self.race_effort, self.epochs, designs, **task)
-        return RaceSettings(rungs=rungs, folds=task.get("folds", 2))
+        designs = len(self.raced) if designs is None else designs
+        if labels is None:
+            return RaceSettings(rungs=rungs_within(self.race_effort, self.epochs, designs))
+        folds, batch_size = folds_for(labels), self.training("subnet").batch_size
+        designs = designs if can_score(labels) else 1
+        rungs = rungs_within(
+            self.race_effort, self.epochs, designs, images=len(labels), folds=folds, batch_size=batch_size
+        )
+        return RaceSettings(rungs=rungs, folds=folds)
 
     @property
     def raced(self) -> tuple[Design, ...]:

@@ -31,6 +31,13 @@ def cut_folds(labels: Sequence[int], folds: int, seed: int) -> list[list[int]]:
     return [sorted(rows) for rows in cut]
 
 
+def can_score(labels: Sequence[int]) -> bool:
+    """Whether folds can tell designs apart: no model has seen the class of an image that is the only one of its class, so not
+    where most are."""
+    alone = sum(count == 1 for count in Counter(labels).values())
+    return 2 * alone <= len(labels)
+
+
 def folds_for(labels: Sequence[int]) -> int:
     """Into how many folds these labelled images are cut: two, and more where classes have few images.
 

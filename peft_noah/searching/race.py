@@ -299,10 +299,10 @@ class Race:
         plugins = read_plugins(data["plugins"])
         if data["kind"] != KIND or not isinstance(data["designs"], list) or not isinstance(data["told"], list):
             raise ValueError("this is not a race: kind, designs or told are others.")
-        settings = {"slack": 0.0, **data["settings"]} if isinstance(data["settings"], Mapping) else data["settings"]
-        check_keys(
-            settings, list(RaceSettings.__dataclass_fields__), "the settings of a race"
-        )  # early files had no slack
+        settings = data["settings"]
+        if isinstance(settings, Mapping):  # of before there was slack
+            settings = {"slack": 0.0, **settings}
+        check_keys(settings, list(RaceSettings.__dataclass_fields__), "the settings of a race")
         try:
             rungs = tuple(Rung(**rung) for rung in settings.pop("rungs"))
             race = cls(

@@ -42,8 +42,8 @@ def rungs_within(
 ) -> tuple[Rung, ...]:
     """The rungs of a race that costs at most ``effort`` with its winner.
 
-    The first of `SHAPES` is taken that fits into the effort when its first rung has `FEWEST_STEPS`. Its rungs are longer where
-    more than the usual effort is asked for. What they leave of it is the winner's.
+    The first of `SHAPES` is taken that fits into the effort when its first rung has `FEWEST_STEPS`. Its rungs grow and shrink with
+    the effort, but for this. What they leave of it is the winner's.
 
     Args:
         effort: in fine-tunes, 1 or more.
@@ -56,15 +56,18 @@ def rungs_within(
     Returns:
         One rung of one design where there is too little for a race: the default design alone is trained.
     """
+    alone = (Rung(1, 1.0),)
+    if min(designs, images) < 2:
+        return alone
     left = effort - winner_share(effort)
-    steps_per_epoch = math.ceil(images * (folds - 1) / folds / batch_size)
+    steps_per_epoch = math.ceil((images - math.ceil(images / folds)) / batch_size)  # beside the largest fold
     for shape in SHAPES:
         rungs = [Rung(min(rung.designs, designs), rung.share / (folds - 1)) for rung in shape]
         longer = max(effort / EFFORT, FEWEST_STEPS / (rungs[0].share * epochs * steps_per_epoch))
         rungs = [Rung(rung.designs, rung.share * longer) for rung in rungs]
-        if designs > 1 and heats_cost(rungs, epochs, folds) <= left + 1e-9:
+        if heats_cost(rungs, epochs, folds) <= left + 1e-9:
             return tuple(rungs)
-    return (Rung(1, 1.0),)
+    return alone
 
 
 def heats_cost(rungs: Sequence[Rung], epochs: int, folds: int = 2) -> float:

@@ -118,6 +118,11 @@ def test_a_race_scores_all_labelled_images_and_goes_on_after_an_interruption(
         stage.run_race(open_run(folders, tmp_path / "part"), DESIGNS[:2], SHORT)
 
 
+def test_a_race_that_was_begun_keeps_its_designs_and_settings_whatever_is_the_default_now(folders, whole_run):
+    again = stage.run_race(open_run(folders, whole_run[0].folder))
+    assert again.to_dict() == whole_run[1].to_dict()
+
+
 def test_a_heat_without_the_checkpoint_of_the_one_before_begins_anew_and_ends_the_same(folders, tmp_path):
     run, head = open_run(folders, tmp_path / "run"), DESIGNS[2]
     runner = heats.HeatRunner(run, SHORT)

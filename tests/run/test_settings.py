@@ -41,6 +41,12 @@ def test_an_effort_that_cannot_be_is_refused(strategy, effort, allowed):
         RunSettings(strategy=strategy, effort=effort)
 
 
+def test_the_default_design_alone_is_trained_where_no_image_has_another_of_its_class():
+    settings = RunSettings(strategy="race", epochs=100)
+    assert [rung.designs for rung in settings.race(labels=[0, 1] * 500).rungs] == [4, 3, 2]
+    assert [rung.designs for rung in settings.race(labels=range(40)).rungs] == [1]
+
+
 @pytest.mark.parametrize(("effort", "winner"), [(None, 113), (2, 113), (4, 231), (1.5, 102), (1, 100)])
 def test_effort_decides_how_long_the_winner_of_a_race_is_trained(effort, winner):
     assert RunSettings(strategy="race", epochs=100, effort=effort).training("winner").epochs == winner

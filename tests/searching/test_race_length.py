@@ -19,9 +19,11 @@ def test_a_race_of_any_length_costs_its_effort_and_no_more(effort, epochs, image
     assert winner_epochs(effort, spent, epochs) >= int(winner_share(effort) * epochs + 1e-6)
 
 
-@pytest.mark.parametrize(("images", "folds", "steps"), [(1000, 2, 8), (200, 2, 2), (1000, 4, 12)])
+@pytest.mark.parametrize(
+    ("images", "folds", "steps"), [(1000, 2, 8), (200, 2, 2), (1000, 4, 12), (129, 2, 1), (171, 4, 2), (1025, 2, 8)]
+)
 def test_the_first_rung_has_steps_enough_to_tell(images, folds, steps):
-    """A model is trained on all folds but one, ``steps`` an epoch in batches of 64."""
+    """A model is trained on all folds but one, ``steps`` an epoch in batches of 64; where folds differ, on the fewest images."""
     for epochs in (10, 20, 50, 100, 400):
         rungs = rungs_within(2, epochs, 5, images=images, folds=folds)
         assert rungs[0].designs == 1 or rungs[0].share * epochs * steps >= FEWEST_STEPS - 1e-6
@@ -43,4 +45,4 @@ def test_more_effort_makes_rungs_longer_and_less_leaves_designs_out():
 def test_a_race_of_few_designs_leaves_the_winner_what_it_saves():
     few, many = (heats_cost(rungs_within(2, 100, designs), 100) for designs in (3, 5))
     assert few < many and winner_epochs(2, few, 100) > winner_epochs(2, many, 100)
-    assert rungs_within(2, 100, 1) == (Rung(1, 1.0),)
+    assert rungs_within(2, 100, 1) == rungs_within(2, 100, 4, images=1) == (Rung(1, 1.0),)
