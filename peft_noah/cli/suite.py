@@ -86,6 +86,8 @@ def suite(
     check_strategy(
         fields(RunSettings), given, whole.plan.strategies, f"--methods {methods}", "add a method of {} to --methods"
     )
+    if transfer and len(whole.plan.tasks) == 1:
+        raise ValueError("--transfer has no effect on a suite of one task: it takes architectures to every other one.")
     if dry_run:
         _show_cost(whole)
         return

@@ -240,6 +240,7 @@ def test_a_killed_process_leaves_its_cell_to_the_next(arguments, finished, pytho
         (["--tasks", "green"], "no task is named 'green'; there are red, blue"),
         (["--architecture", "vtab/none"], "no published architecture"),
         (["--epochs", "-1"], "epochs is -1; give a whole number"),
+        (["--tasks", "red"], "--transfer has no effect on a suite of one task"),
         (["--shots", "3,4"], "--shots 3,4 has no effect: no task in .* is of few-shot sets. Leave it out"),
         (["--methods", "race,lora"], "--supernet-epochs has no effect on --methods race,lora: leave it out, or add a"),
         (["--design", "DESIGN", "--methods", "lora,noah-retrained"], "--design has no effect on --methods lora,noah"),
