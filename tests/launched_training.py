@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,7 +120,7 @@ def tiny_run(inputs, output):
 
 
 def failures_of_one(folder, accelerator):
-    """What this process says where a heat of a race, a file of a run or a checkpoint fails in one of them alone."""
+    """What this process says where a heat of a race, data, a file of a run or a checkpoint fails in one of them alone."""
     run, said = tiny_run(folder, folder / "failing"), []
     race = Race(DESIGNS, RACE)
 
@@ -131,10 +132,14 @@ def failures_of_one(folder, accelerator):
     def disk_full(*args):
         raise OSError("no space left")
 
+    lost = tiny_run(folder, folder / "lost")
+    if accelerator.process_index == 1:
+        lost.settings = replace(lost.settings, dataset=str(folder / "nowhere"))
     state = TrainingState(make_model(), None, accelerator, {})
     state._checkpoint = lambda *args: None
     for work in (
         lambda: list(_run_apart(run, race, race.ask()[:2], heat)),
+        lost.prepare,
         lambda: run.on_main(disk_full),
         lambda: state.save(SimpleNamespace(save=disk_full), Progress()),
     ):

@@ -176,13 +176,13 @@ def test_a_module_that_is_loaded_but_registers_nothing_is_no_plugin_and_one_that
         RunSettings(plugins=("json.tool",))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(work)
-        (work / "families.py").write_text(
+        (work / "own_families.py").write_text(
             "from peft_noah.tuner.backbones import BACKBONES, register_backbone\n"
             "register_backbone('vit_of_mine', BACKBONES['vit'])\n"
         )
-        (work / "outer.py").write_text("import families\n")
-        import outer  # noqa: F401
-    assert RunSettings(plugins=("outer", "families")).plugins == ("outer", "families")
+        (work / "own_outer.py").write_text("import own_families\n")
+        import own_outer  # noqa: F401
+    assert RunSettings(plugins=("own_outer", "own_families")).plugins == ("own_outer", "own_families")
     BACKBONES.pop("vit_of_mine")
 
 

@@ -108,8 +108,11 @@ def test_what_fails_in_one_process_ends_the_others_with_its_reason(two_nodes):
     first, second = (json.loads((two_nodes / f"said-{process}.json").read_text()) for process in (0, 1))
     others = "ValueError: process {} of 2 has failed, and the others stop with it. "
     heat, full = "ValueError: this heat cannot be", "OSError: no space left"
+    lost = second.pop(1)  # the folder of the data is not there
+    assert "nowhere" in lost and first.pop(1) == others.format(1) + lost
     assert first == [others.format(1) + heat, full, full]
     assert second == [heat, others.format(0) + full, others.format(0) + full]
+    assert not (two_nodes / "lost").exists()
 
 
 def test_processes_with_subnets_of_their_own_average_their_gradients(two_nodes):
