@@ -312,8 +312,9 @@ tasks. `k parameters` are thousands of trained ones besides the classifier, the 
 `averaged` is the mean accuracy of the averaged weights of the same trainings.
 `loss` is the mean training loss of the last epoch, `passes` are image passes in thousands, forward and backward. Seconds stand in
 `results.jsonl`; the machine was shared, so they rank nothing.
-`race` is `peft-noah run` at the same cost. What `noah` and `narrow` are stands in `searched.py`. `chosen on the other tasks` is, for each task, the design that has the best mean on the
-others. Written by `ladder.py report`; a task that lacks one of the rungs is left out.
+`race` is `peft-noah run` at the same cost. What `noah` and `narrow` are stands in `searched.py`. `chosen on the other tasks` is,
+for each task, the design that has the best mean on the others. Written by `ladder.py report`; a task that lacks one of the rungs
+is left out.
 
 """
 
