@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,10 @@ class WarmPython:
         self._server.stdin.flush()
         if not select.select([self._server.stdout], [], [], timeout)[0]:
             raise TimeoutError(f"no answer in {timeout} seconds to {question}")
+        return self.answer()
+
+    def answer(self) -> int:
+        """The next answer, however long it takes."""
         return int(self._server.stdout.readline())
 
     def close(self) -> None:
@@ -96,10 +101,21 @@ class WarmProcess:
         self.pid = python.ask(words=words, folder=str(folder), environment=environment, files=self._files)
 
     def wait(self, timeout: float = TIMEOUT) -> subprocess.CompletedProcess:
-        """Its exit code, and what it has said, once it has ended."""
-        code = self._python.ask(timeout, ended=self.pid)
+        """Its exit code, and what it has said, once it has ended; what takes longer is killed.
+
+        Raises:
+            TimeoutError: it was; with the end of what it has said.
+        """
+        late = False
+        try:
+            code = self._python.ask(timeout, ended=self.pid)
+        except TimeoutError:  # its end must be answered before another question is asked
+            os.kill(self.pid, signal.SIGKILL)
+            code, late = self._python.answer(), True
         with self._said:
             said = [Path(name).read_bytes().decode() for name in self._files]
+        if late:
+            raise TimeoutError(f"{self._words} took more than {timeout} seconds: {''.join(said)[-3000:]}")
         return subprocess.CompletedProcess(self._words, code, *said)
 
 
