@@ -23,16 +23,18 @@ SIZES = {
     "patch_size": 8,
 }
 FAMILIES = {
-    "vit": lambda: ViTForImageClassification(ViTConfig(**SIZES, num_labels=5)),
-    "dinov2": lambda: Dinov2ForImageClassification(
-        Dinov2Config(**{k: v for k, v in SIZES.items() if k != "intermediate_size"}, mlp_ratio=2, num_labels=5)
+    "vit": lambda **sizes: ViTForImageClassification(ViTConfig(**{**SIZES, **sizes}, num_labels=5)),
+    "dinov2": lambda **sizes: Dinov2ForImageClassification(
+        Dinov2Config(
+            **{k: v for k, v in {**SIZES, **sizes}.items() if k != "intermediate_size"}, mlp_ratio=2, num_labels=5
+        )
     ),
 }
 
 
-def make_model(family="vit", seed=0):
+def make_model(family="vit", seed=0, **sizes):
     torch.manual_seed(seed)
-    return FAMILIES[family]().eval()
+    return FAMILIES[family](**sizes).eval()
 
 
 def pytest_collection_finish():

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -37,11 +36,11 @@ HERE = Path(__file__).parents[1]
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
 
-def launch(*command):
-    """Start a launcher's module; its output joins the test's."""
+@pytest.fixture(scope="module")
+def launch(python):
+    """Starts a launcher's module; the processes that it starts are no forks."""
     path = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    return subprocess.Popen([sys.executable, "-m", *map(str, command)], env=environment)
+    return lambda *command: python.start("-m", *command, OMP_NUM_THREADS="1", PYTHONPATH=path)
 
 
 def free_port():
@@ -51,7 +50,7 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def two_nodes(tmp_path_factory):
+def two_nodes(launch, tmp_path_factory):
     """What `launched_training.py` leaves on two machines of one process each, which here are two launchers."""
     folder, port = tmp_path_factory.mktemp("two-nodes"), free_port()
     write_task(folder / "task")
@@ -61,7 +60,8 @@ def two_nodes(tmp_path_factory):
         launch("torch.distributed.run", *where, "--node_rank", rank, HERE / "launched_training.py", folder)
         for rank in (0, 1)
     ]
-    assert [node.wait(300) for node in nodes] == [0, 0]
+    ended = [node.wait() for node in nodes]
+    assert [node.returncode for node in ended] == [0, 0], ended
     return folder
 
 
@@ -139,7 +139,7 @@ def test_processes_with_subnets_of_their_own_average_their_gradients(two_nodes):
         torch.testing.assert_close({name: found[name] for name in weights}, dict(weights), **TOLERANCE)
 
 
-def test_the_documented_command_does_the_whole_job_of_one_process(one_thread, tmp_path):
+def test_the_documented_command_does_the_whole_job_of_one_process(launch, one_thread, tmp_path):
     task = write_task(tmp_path / "task")
     make_model().save_pretrained(tmp_path / "vit")
     job = ("--model", tmp_path / "vit", "--dataset", task, *SMALL, "--baselines", "none")
@@ -148,7 +148,8 @@ def test_the_documented_command_does_the_whole_job_of_one_process(one_thread, tm
     options = ("--mixed_precision", "no", "--num_machines", 1, "--dynamo_backend", "no")
     two = launch(*command, *options, "-m", "peft_noah", *job, tmp_path / "two")
     one = invoke(*job, tmp_path / "one")
-    assert (two.wait(300), one.exit_code) == (0, 0), one.output
+    ended = two.wait()
+    assert (ended.returncode, one.exit_code) == (0, 0), ended.stderr + one.output
     found = [SearchResult.load(tmp_path / name / "search.json").candidates for name in ("one", "two")]
     assert found[0] == found[1]
     for name in ("supernet", "adapter", "adapter-inherited", "adapter-continued"):

@@ -131,7 +131,8 @@ def test_a_signal_while_a_compiler_works_is_not_left_until_the_step_ends(step, m
 
     monkeypatch.setattr(launched_training, "normalize", normalize)
     with Interruption() as interruption, pytest.raises(Interrupted, match=message):
-        fit(make_accelerator(), compiled=True, checkpoint=CheckpointFolder(tmp_path), interruption=interruption)
+        checkpoint = CheckpointFolder(tmp_path)
+        fit(make_accelerator(), compiled=True, blocks=1, checkpoint=checkpoint, interruption=interruption)
     assert any(tmp_path.iterdir()) == (step > 1)
 
 

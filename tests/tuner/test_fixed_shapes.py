@@ -129,7 +129,7 @@ def fit(images, dynamo_plugin=None, **kwargs):
     accelerator = make_accelerator(**kwargs)
     if dynamo_plugin is not None:
         accelerator.state.dynamo_plugin = dynamo_plugin
-    model = get_peft_model(make_model(), NoahConfig())
+    model = get_peft_model(make_model(num_hidden_layers=2), NoahConfig())
     train(
         model,
         images,

@@ -59,9 +59,9 @@ def registered():
 SPACE = {"modules": ("lora", "vpt", "gain")}
 
 
-def supernet(**options):
-    config = {"search_space": SearchSpace.vtab(4, **SPACE), "init_weights": False, **options}
-    return get_peft_model(make_model(), NoahConfig(**config)).eval()
+def supernet(blocks=4, **options):
+    config = {"search_space": SearchSpace.vtab(blocks, **SPACE), "init_weights": False, **options}
+    return get_peft_model(make_model(num_hidden_layers=blocks), NoahConfig(**config)).eval()
 
 
 def logits(model, pixels):
@@ -140,7 +140,7 @@ def test_a_supernet_is_compiled_only_if_zeros_behind_a_slice_change_nothing(cls,
         accelerator = make_accelerator()
         if compiled:
             accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="aot_eager", fullgraph=True, dynamic=False)
-        model = supernet()
+        model = supernet(blocks=2)
         train(
             model,
             ImageSplit(pixels, torch.arange(7) % 5),
