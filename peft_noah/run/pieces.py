@@ -138,8 +138,8 @@ def unpack(files: RunFolder, work: Stage | Method, done: Mapping[str, bytes]) ->
     """
     check_places(done, _places(work))
     results = [RunReport.from_dict(parse_json(done[name], name)) for name in done if name.startswith(f"{RESULTS}/")]
-    if isinstance(work, Method) and any(report.results[0].method != work.name for report in results):
-        raise ValueError(f"a node has left the result of another method than {work.name}; nothing of it is written.")
+    if any([result.method for result in report.results] != [work.name] for report in results):
+        raise ValueError(f"a node has left another result than one of {work.name}; nothing of it is written.")
     stages = parse_json(done.get(STAGES, b"{}"), STAGES)
     if not isinstance(stages, Mapping):
         raise ValueError(f"{STAGES} of a node holds no stages; nothing of it is written.")

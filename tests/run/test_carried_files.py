@@ -3,6 +3,8 @@
 import pytest
 from clusters import Here
 
+from peft_noah.jsonfile import dump_json
+from peft_noah.results.report import RunReport
 from peft_noah.run import pieces
 from peft_noah.run.carried_files import check_places, write_files
 from peft_noah.run.folder import RunFolder
@@ -53,6 +55,7 @@ def test_what_a_node_leaves_beside_its_work_ends_that_piece_alone_and_nothing_of
     left = {
         "bad": {"results/lora.json": b"{}", "../bad.json": b"{}"},
         "times": {"adapter-lora/README.md": b"fine", "stages.json": b'{"race": 3}'},
+        "none": {"results/lora.json": dump_json(RunReport().to_dict()).encode()},
         "good": {"adapter-lora/README.md": b"fine"},
     }
     monkeypatch.setattr(pieces, "do_piece", lambda packed: left[packed["settings"]["task_name"]])
@@ -62,6 +65,7 @@ def test_what_a_node_leaves_beside_its_work_ends_that_piece_alone_and_nothing_of
     ended = {}
     pieces.run_pieces(Here(), asked, lambda key: None, ended.__setitem__)
     assert "'../bad.json', which is no file of its work" in str(ended["bad"]) and ended["good"] is None
+    assert "another result than one of lora" in str(ended["none"])
     assert "a stage in stages.json is a mapping with seconds, peak_memory, not 3" in str(ended["times"])
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()] == [
         "good/adapter-lora/README.md"
