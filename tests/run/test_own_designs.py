@@ -42,7 +42,7 @@ def start(*options):
 @pytest.fixture(scope="module")
 def raced(work):
     files = ["--design", "all.json", "--design", "mix.json", "--baselines", "linear,mix.json"]
-    done = start(*files, "--output", "run")
+    done = start(*files, "--epochs", "48", "--output", "run")  # enough steps for a first rung
     assert done.exit_code == 0, done.output
     for name in ("all", "mix"):  # a later stage does not need them
         (work / f"{name}.json").rename(work / f"{name}.moved")

@@ -25,7 +25,7 @@ def write(folder):
 def raced(tmp_path_factory):
     folder = tmp_path_factory.mktemp("raced")
     model, data = write(folder)
-    options = ["--model", model, "--dataset", data, "--epochs", "8", "--baselines", "linear", "--max-tokens", "12"]
+    options = ["--model", model, "--dataset", data, "--epochs", "48", "--baselines", "linear", "--max-tokens", "12"]
     done = invoke("run", "--task", "text-classification", *options, "--output", folder / "run")
     assert done.exit_code == 0, done.output
     return folder, done.output
