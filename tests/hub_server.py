@@ -8,11 +8,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from warm_python import WarmPython
 
 LIFETIME = 900  # seconds
 MAX_BODY = 32 * 2**20  # bytes
@@ -56,6 +62,33 @@ def serve() -> Iterator[Hub]:
         hub.shutdown()
         hub.server_close()
         thread.join(5)
+
+
+@contextmanager
+def client_of(hub: Hub, home: Path) -> Iterator[Callable[[str, Path], subprocess.CompletedProcess]]:
+    """Runs code, in a folder, in processes whose client had read where the Hub is when it was imported."""
+    settings = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(home / "cache"),
+        "HF_TOKEN": "hf_test",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith("HF_") or "proxy" in name.lower():
+                patch.delenv(name)
+        python = WarmPython(**settings)
+
+    def run(code: str, folder: Path) -> subprocess.CompletedProcess:
+        ran = python.run("-c", code, folder=folder)
+        assert ran.returncode == 0, ran.stderr[-3000:] + "\n".join(hub.log[-20:])
+        return ran
+
+    yield run
+    python.close()
 
 
 class _Handler(BaseHTTPRequestHandler):

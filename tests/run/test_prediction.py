@@ -15,10 +15,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import FAMILIES, make_model
-from hub_server import serve
+from hub_server import client_of, serve
 from image_files import encode, pixels
 from safetensors.torch import load_file, save_file
-from test_hub import client
 from test_saved_adapter import NAMES, edit, save
 from transformers import pipeline
 from typer.testing import CliRunner
@@ -315,11 +314,11 @@ def test_an_adapter_from_the_hub_brings_its_processor_and_names(tmp_path, photos
     adapter = save(tmp_path)
     expected = invoke(adapter, photos).stdout
     edit(adapter, base_model_name_or_path="someone/vit")
-    with serve() as hub:
+    with serve() as hub, client_of(hub, tmp_path) as client:
         for name, folder in (("noah", adapter), ("vit", tmp_path / "backbone")):
             hub.repos[f"someone/{name}"] = {path.name: path.read_bytes() for path in folder.iterdir()}
         code = f"from peft_noah.cli import app; app(['predict', 'someone/noah', {str(photos)!r}])"
-        assert client(code, hub, tmp_path).stdout == expected
+        assert client(code, tmp_path).stdout == expected
 
 
 def test_loading_tells_nobody_of_the_vocabulary(tmp_path):

@@ -1,14 +1,12 @@
 """Pushing to and loading from a Hub: the real huggingface_hub client, in processes of its own, on a server on loopback."""
 
-import os
 import re
 
 import pytest
 import torch
 import yaml
-from hub_server import serve
+from hub_server import client_of, serve
 from safetensors.torch import load, load_file
-from warm_python import WarmPython
 
 from peft_noah import Architecture
 
@@ -66,29 +64,8 @@ def hub():
 
 @pytest.fixture(scope="module")
 def client(hub, tmp_path_factory):
-    """Runs code in a process of its own, whose client had read where the Hub is when it was imported."""
-    settings = {
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": str(tmp_path_factory.mktemp("home") / "cache"),
-        "HF_TOKEN": "hf_test",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name in os.environ:
-            if name.startswith("HF_") or "proxy" in name.lower():
-                patch.delenv(name)
-        python = WarmPython(**settings)
-
-    def run(code, folder):
-        ran = python.run("-c", code, folder=folder)
-        assert ran.returncode == 0, ran.stderr[-3000:] + "\n".join(hub.log[-20:])
-        return ran
-
-    yield run
-    python.close()
+    with client_of(hub, tmp_path_factory.mktemp("home")) as run:
+        yield run
 
 
 @pytest.fixture(scope="module")
