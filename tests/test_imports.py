@@ -1,6 +1,7 @@
 """Imports point one way: between the folders of the package, and between its files."""
 
 import ast
+import importlib.util
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -53,6 +54,25 @@ def test_the_tuner_knows_no_image_and_no_run():
 
 def test_no_files_import_each_other():
     TopologicalSorter({module: set(imported(path)) - {module} for module, path in FILES.items()}).prepare()
+
+
+def test_every_name_that_is_imported_is_there_also_inside_of_functions():
+    missing = set()
+    for path in (
+        *ROOT.rglob("*.py"),
+        *(ROOT.parent / "examples").glob("*.py"),
+        *(ROOT.parent / "benchmarks").rglob("*.py"),
+    ):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "peft_noah":
+                module = importlib.import_module(node.module)
+                missing |= {
+                    f"{path}: {node.module}.{alias.name}"
+                    for alias in node.names
+                    if not hasattr(module, alias.name)
+                    and not (hasattr(module, "__path__") and importlib.util.find_spec(f"{node.module}.{alias.name}"))
+                }
+    assert not missing
 
 
 def test_the_plain_ground_imports_no_torch():

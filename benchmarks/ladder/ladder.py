@@ -105,7 +105,7 @@ PARTS = (
     Part("tiny", 20, (0,), ("noah wide s16", "narrow wide s16", "noah vtab s16")),
     Part("tiny", 20, (0,), ("noah wide s16 early", "noah wide s1")),
     Part("tiny", 20, (0,), ("noah vtab s1",)),
-    Part("dinov2", 20, (0,), ("all r2 s4", "all r2 s1", "qk r8 s1")),
+    Part("dinov2", 20, (0,), ("qk r8 s1", "all r2 s1", "all r2 s4", RACE)),
     Part("tiny", 100, (0,), SIX),
     Part("dinov2", 20, (0,), SIX),
     Part("dinov2", 10, (0,), SIX),
@@ -308,19 +308,17 @@ _HEAD = """# The ladder
 
 Test accuracy (%) of hand-made designs, trained on train + validation images with one recipe, mean over seeds. `mean` is over
 tasks. `lead` is the mean over tasks of the difference to the rung without a lead on the same task, with its standard error over
-tasks. `k parameters` are thousands of trained ones besides the classifier, the mean over tasks.
+tasks and the number of tasks that both have. `k parameters` are thousands of trained ones besides the classifier, the mean over tasks.
 `averaged` is the mean accuracy of the averaged weights of the same trainings.
 `loss` is the mean training loss of the last epoch, `passes` are image passes in thousands, forward and backward. Seconds stand in
 `results.jsonl`; the machine was shared, so they rank nothing.
 `race` is `peft-noah run` at the same cost. What `noah` and `narrow` are stands in `searched.py`. `chosen on the other tasks` is,
-for each task, the design that has the best mean on the others. Written by `ladder.py report`; a task that lacks one of the rungs
-is left out.
+for each task, the design that has the best mean on the others. Written by `ladder.py report`.
 
 """
 
 
 def _section(rows: list[dict], reference: str) -> tuple[list[str], list[list[str]]]:
-    rows = finished(rows)
     tasks = sorted({row["task"] for row in rows})
     header = [
         "rung",
@@ -340,18 +338,11 @@ def _section(rows: list[dict], reference: str) -> tuple[list[str], list[list[str
         if mine:
             lines.append(_line(rung, mine, tasks, {} if rung == reference else first))
     if chosen := chosen_elsewhere(rows, tasks):
-        mean, lead = f"{100 * sum(chosen.values()) / len(tasks):.1f}", _lead(chosen, first, tasks)
+        mean, lead = f"{100 * sum(chosen.values()) / len(tasks):.1f}", _lead(chosen, first)
         lines.append(
             ["chosen on the other tasks", "", *(f"{100 * chosen[t]:.1f}" for t in tasks), mean, lead, *[""] * 4]
         )
     return header, lines
-
-
-def finished(rows: list[dict]) -> list[dict]:
-    """The rows of the tasks that have all of the rungs that any task has; all rows where there is no such task."""
-    rungs = {row["rung"] for row in rows}
-    by_task = {task: {row["rung"] for row in rows if row["task"] == task} for task in {row["task"] for row in rows}}
-    return [row for row in rows if by_task[row["task"]] == rungs] or rows
 
 
 def chosen_elsewhere(rows: list[dict], tasks: list[str]) -> dict[str, float]:
@@ -389,7 +380,7 @@ def _line(rung: str, rows: list[dict], tasks: list[str], first: dict[str, float]
         f"{sum(row['parameters'] for row in rows) / len(rows) / 1000:.0f}",
         *(f"{100 * test[task]:.1f}" if task in test else "" for task in tasks),
         mean("test"),
-        _lead(test, first, tasks) if whole else "",
+        _lead(test, first),
         mean("test_averaged"),
         mean("training_loss", 1.0, 3),
         mean("image_passes", 0.001, 0),
@@ -397,64 +388,66 @@ def _line(rung: str, rows: list[dict], tasks: list[str], first: dict[str, float]
     ]
 
 
-def _lead(test: dict[str, float], first: dict[str, float], tasks: list[str]) -> str:
+def _lead(test: dict[str, float], first: dict[str, float]) -> str:
+    """Mean difference over the tasks that both have, its standard error, and the number of tasks."""
     from peft_noah.results.statistics import mean_and_standard_error
 
-    if set(first) != set(tasks):
+    if not (leads := _leads(test, first)):
         return ""
-    mean, error = mean_and_standard_error([100 * (test[task] - first[task]) for task in tasks])
-    return f"{mean:+.1f}" + ("" if error is None else f" ± {error:.1f}")
+    mean, error = mean_and_standard_error(list(leads.values()))
+    return f"{mean:+.1f}" + ("" if error is None else f" ± {error:.1f}") + f" ({len(leads)})"
+
+
+def _leads(test: dict[str, float], first: dict[str, float]) -> dict[str, float]:
+    """Points ahead, by task."""
+    return {task: 100 * (test[task] - first[task]) for task in sorted(test.keys() & first.keys())}
 
 
 def _pairs(rows: list[dict]) -> str:
     """Sentences with the differences of the PAIRS that are there."""
-    rows, said = finished(rows), ""
+    said = ""
     for pair in PAIRS:
         test, other = (_by_task([row for row in rows if row["rung"] == rung], "test") for rung in pair)
         if test and other:
-            said += f"\n`{pair[0]}` is {_lead(test, other, list(test))} points ahead of `{pair[1]}`.\n"
+            said += f"\n`{pair[0]}` is {_lead(test, other)} points ahead of `{pair[1]}`.\n"
     return said
 
 
 def _plot(found: list[dict]) -> None:
-    """Lead over the paper's LoRA by task, one panel for each backbone and length."""
+    """Lead over the paper's LoRA by task, one panel for each backbone and length that has other rungs."""
     from matplotlib.figure import Figure
 
-    parts = [key for key in dict.fromkeys((p.backbone, p.epochs) for p in PARTS) if _complete(found, key)]
+    parts = {}
+    for part in dict.fromkeys((part.backbone, part.epochs) for part in PARTS):
+        rows = [row for row in found if (row["backbone"], row["epochs"]) == part]
+        tests = {r: _by_task([x for x in rows if x["rung"] == r], "test") for r in (*RUNGS, *SEARCHED, RACE)}
+        leads = {rung: _leads(test, tests["qk r8 s1"]) for rung, test in tests.items()}
+        leads = {rung: mine for rung, mine in leads.items() if mine}
+        if len(leads) > 1:
+            parts[part] = leads
     if not parts:
         return
-    figure = Figure(figsize=(9, 3.6 * len(parts)), layout="constrained")
-    for axes, (backbone, epochs) in zip(figure.subplots(len(parts), 1, squeeze=False)[:, 0], parts, strict=True):
-        rows = finished([row for row in found if (row["backbone"], row["epochs"]) == (backbone, epochs)])
-        first = _by_task([row for row in rows if row["rung"] == "qk r8 s1"], "test")
-        shown = [
-            rung
-            for rung in (*RUNGS, *SEARCHED, RACE)
-            if _by_task([r for r in rows if r["rung"] == rung], "test").keys() == first.keys()
-        ]
-        for task_index, task in enumerate(sorted(first)):
-            leads = [
-                100 * (_by_task([r for r in rows if r["rung"] == rung], "test")[task] - first[task]) for rung in shown
-            ]
-            axes.plot(leads, range(len(shown)), "o", ms=4, alpha=0.7, color=f"C{task_index}", label=task)
-        for y, rung in enumerate(shown):
-            test = _by_task([row for row in rows if row["rung"] == rung], "test")
-            mean = sum(100 * (test[task] - first[task]) for task in first) / len(first)
-            axes.plot([mean, mean], [y - 0.35, y + 0.35], "k-", lw=2)
+    figure = Figure(figsize=(9, 0.9 * len(parts) + 0.32 * sum(map(len, parts.values()))), layout="constrained")
+    heights = [1.5 + 0.5 * len(leads) for leads in parts.values()]
+    panels = figure.subplots(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
+    colours = {task: f"C{n}" for n, task in enumerate(sorted({row["task"] for row in found}))}
+    for axes, ((backbone, epochs), leads) in zip(panels, parts.items(), strict=True):
+        for task, colour in colours.items():
+            points = [(mine[task], y) for y, mine in enumerate(leads.values()) if task in mine]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o", ms=4, alpha=0.7, color=colour, label=task)
+        most = max(len(mine) for rung, mine in leads.items() if rung != "qk r8 s1")
+        for y, mine in enumerate(leads.values()):
+            if len(mine) < most:  # a mean of other tasks would not compare
+                continue
+            axes.plot([sum(mine.values()) / len(mine)] * 2, [y - 0.35, y + 0.35], "k-", lw=2)
         axes.axvline(0, color="0.7", lw=1, zorder=0)
-        axes.set_yticks(range(len(shown)), shown)
+        axes.set_yticks(range(len(leads)), leads)
         axes.invert_yaxis()
         axes.set_xlabel("test accuracy, points ahead of LoRA on query and key (r = 8, s = 1)")
         axes.set_title(f"{backbone}, {epochs} epochs", loc="left", fontsize=10)
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(PLOT, dpi=130)
-
-
-def _complete(found: list[dict], part: tuple[str, int]) -> bool:
-    """Whether there are rungs to compare with the first one."""
-    rows = finished([row for row in found if (row["backbone"], row["epochs"]) == part])
-    rungs = {row["rung"] for row in rows}
-    return len(rungs) > 1 and {r["task"] for r in rows if r["rung"] == "qk r8 s1"} == {r["task"] for r in rows}
 
 
 def main() -> None:
