@@ -45,7 +45,6 @@ from peft_noah.fast import fast_forward
 from peft_noah.training.memory import peak_memory
 
 BASE = "PEFT, LoRA q,k r=8"
-EPOCHS = 5
 CPU = torch.device("cpu")
 
 
@@ -58,12 +57,14 @@ class Size:
         batch: images of a step.
         rounds: of the table of steps.
         images: training images of a whole process; 0: none is measured.
+        epochs: of a whole process; enough for the job to race.
     """
 
     config: ViTConfig
     batch: int
     rounds: int
     images: int = 0
+    epochs: int = 0
 
 
 def _vit(width: int, heads: int, pixels: int, patch: int) -> ViTConfig:
@@ -78,8 +79,8 @@ def _vit(width: int, heads: int, pixels: int, patch: int) -> ViTConfig:
 
 
 PEFT_SIZES = {
-    "vit-tiny-64": Size(_vit(128, 4, 64, 16), 64, 10, 480),
-    "dinov2-small, 98 px": Size(_vit(384, 6, 98, 14), 32, 3, 256),
+    "vit-tiny-64": Size(_vit(128, 4, 64, 16), 64, 10, 480, 20),
+    "dinov2-small, 98 px": Size(_vit(384, 6, 98, 14), 32, 3, 1000, 7),
     "dinov2-small, 224 px": Size(_vit(384, 6, 224, 14), 8, 3),
     "ViT-B/16, 224 px": Size(SIZES["ViT-B/16"], 4, 3),
 }
@@ -224,7 +225,7 @@ def whole_table(name: str, size: Size, precision: str, rounds: int = 1) -> Table
     header = ["", "s", "CPU s", "peak MB", "(a) / this: s", "(a) / this: CPU s", "MB: this / (a)"]
     words = "float32" if precision == "no" else "bfloat16"
     note = (
-        f"{size.images} training images, {EPOCHS} epochs, batch 64, one thread: seconds from the start of the process to the "
+        f"{size.images:,} training images, {size.epochs} epochs, batch 64, one thread: seconds from the start of the process to the "
         f"saved adapter, on the clock and of the processor, and largest resident memory; median of {rounds}. The job races, "
         f"trains the winner and tests it on 50 images.{load()}"
     )
@@ -265,27 +266,28 @@ def load() -> str:
     return " Load averages at its end: " + ", ".join(f"{value:.1f}" for value in os.getloadavg()) + "."
 
 
-def train_by(way: str, folder: Path, config: ViTConfig, precision: str, output: Path) -> None:
+def train_by(way: str, folder: Path, size: Size, precision: str, output: Path) -> None:
     """One of the ways, in this process."""
     if way == "job":
-        _run_job(folder, precision, output)
+        _run_job(folder, size.epochs, precision, output)
         return
     data = load_file(folder / "train.safetensors")
     if way.startswith("ours"):
-        model = make_lora(config, all_sites=way == "ours all")
-        _train_ours(model, data, precision)
+        model = make_lora(size.config, all_sites=way == "ours all")
+        _train_ours(model, data, size.epochs, precision)
     else:
-        model = make_peft_lora(config)
-        (_train_by_trainer if way == "trainer" else _train_by_accelerate)(model, data, precision, output)
+        model = make_peft_lora(size.config)
+        train = _train_by_trainer if way == "trainer" else _train_by_accelerate
+        train(model, data, size.epochs, precision, output)
     model.save_pretrained(output)
 
 
-def _train_by_trainer(model: nn.Module, data: dict, precision: str, output: Path) -> None:
+def _train_by_trainer(model: nn.Module, data: dict, epochs: int, precision: str, output: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
     arguments = TrainingArguments(
         output_dir=str(output),
-        num_train_epochs=EPOCHS,
+        num_train_epochs=epochs,
         per_device_train_batch_size=64,
         learning_rate=1e-3,
         weight_decay=1e-3,
@@ -307,7 +309,7 @@ def _train_by_trainer(model: nn.Module, data: dict, precision: str, output: Path
     Trainer(model, arguments, train_dataset=rows, data_collator=collate).train()
 
 
-def _train_by_accelerate(model: nn.Module, data: dict, precision: str, output: Path) -> None:
+def _train_by_accelerate(model: nn.Module, data: dict, epochs: int, precision: str, output: Path) -> None:
     from accelerate import Accelerator
     from torch.utils.data import DataLoader, TensorDataset
 
@@ -315,8 +317,8 @@ def _train_by_accelerate(model: nn.Module, data: dict, precision: str, output: P
     loader = DataLoader(TensorDataset(data["pixels"], data["labels"]), 64, shuffle=True)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=1e-3)
     model, optimizer, loader = accelerator.prepare(model.train(), optimizer, loader)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(loader))
-    for _ in range(EPOCHS):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
+    for _ in range(epochs):
         for pixels, labels in loader:
             loss = nn.functional.cross_entropy(model(pixel_values=as_floats(pixels)).logits.float(), labels)
             accelerator.backward(loss)
@@ -325,19 +327,19 @@ def _train_by_accelerate(model: nn.Module, data: dict, precision: str, output: P
             optimizer.zero_grad()
 
 
-def _train_ours(model: nn.Module, data: dict, precision: str) -> None:
+def _train_ours(model: nn.Module, data: dict, epochs: int, precision: str) -> None:
     from peft_noah.data.images import ImageSplit
     from peft_noah.training import TrainingSettings, make_accelerator, train
 
-    settings = TrainingSettings.named("paper", "subnet", epochs=EPOCHS)
+    settings = TrainingSettings.named("paper", "subnet", epochs=epochs)
     images = ImageSplit(data["pixels"], data["labels"])
     train(model, images, as_floats, settings, make_accelerator(precision))
 
 
-def _run_job(folder: Path, precision: str, output: Path) -> None:
+def _run_job(folder: Path, epochs: int, precision: str, output: Path) -> None:
     from peft_noah.cli import main
 
-    options = {"model": folder / "backbone", "dataset": folder / "images", "epochs": EPOCHS, "output": output}
+    options = {"model": folder / "backbone", "dataset": folder / "images", "epochs": epochs, "output": output}
     options |= {"mixed-precision": precision, "strategy": "race"}
     sys.argv = ["peft-noah", "run", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
     try:
@@ -351,5 +353,5 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     folder, name, way, precision, output = sys.argv[1:]
-    train_by(way, Path(folder), PEFT_SIZES[name].config, precision, Path(output))
+    train_by(way, Path(folder), PEFT_SIZES[name], precision, Path(output))
     print(json.dumps(peak_memory(CPU) / 1e6))

@@ -28,6 +28,7 @@ from peft_noah.data.preprocessing import Preprocessing
 from peft_noah.experiments.plan import Plan
 from peft_noah.experiments.tasks import Task
 from peft_noah.jsonfile import dump_json, read_json
+from peft_noah.plugins import import_plugins
 from peft_noah.results.card import model_card
 from peft_noah.results.card_data import CardData
 from peft_noah.results.report import MethodResult, RunReport
@@ -106,6 +107,7 @@ _DESIGN = Design("mine", {"lora": 2, "ssf": [1, 0, 1]}, {"target_modules": ["que
 
 
 def _make_settings(folder: Path) -> list[bytes]:
+    import_plugins(["json"])  # settings that name a plugin are refused where it is not imported
     noah = RunSettings(strategy="noah", search_space=_BY_BLOCK.to_dict(), plugins=["json"])
     race = RunSettings(designs=[_DESIGN.to_dict()], baselines=["lora", _DESIGN.to_dict()])
     return [json.dumps(asdict(settings)).encode() for settings in (RunSettings(), noah, race)]
