@@ -95,7 +95,7 @@ class HeatRunner:
         run, held_rows = self.run, set(self.folds[heat.fold])
         held = self.labelled.subset(sorted(held_rows))
         images = self.labelled.subset([row for row in range(len(self.labelled)) if row not in held_rows])
-        training, until = heat_training(run.settings.training("subnet"), self.settings, heat.rung, len(images))
+        training, until = heat_training(run.settings.training("design"), self.settings, heat.rung, len(images))
         model = add_design(run.frozen_backbone(), design, run.settings.recipe)
         if design.head_start and not run.has_begun(heat_name(design, heat.fold)):
             for head in classifiers(model):

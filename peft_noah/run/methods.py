@@ -206,6 +206,7 @@ LORA_ALL = register_method(
         "lora all",
         "the design that a race keeps unless another is ahead: LoRA of rank 2 and scale 4 on every Linear of every block",
         _add_default_design,
+        training="design",
         keeps="adapter-lora-all",
     )
 )

@@ -83,8 +83,8 @@ class Method:
         help: what it does, in a few words.
         start: makes its model, from a run; None: it trains nothing of its own, see ``best_of``.
         needs: the stage that must be done first.
-        training: which settings of the recipe it is trained with: ``"subnet"``, ``"full"`` or ``"winner"``; None: it is
-            not trained.
+        training: which settings of the recipe it is trained with: ``"subnet"``, ``"full"``, ``"design"`` or
+            ``"winner"``; None: it is not trained.
         validation: reads, from a run, the accuracy that its stage has measured on images that were not trained on, and
             the number of these images, or (None, 0) where none was; None: it is measured by a training on the training images
             alone.
@@ -238,6 +238,7 @@ def _of_design(name: str, design: Design | None = None) -> Method:
         name,
         "a design of your own",
         partial(_add_design, design),
+        training="design",
         keeps=f"adapter-{slug(name)}",
         design=design,
     )

@@ -302,7 +302,10 @@ class RunSettings:
         return "reduce-overhead" if self.accumulate in (None, 1) else "default"
 
     def training(self, stage: str) -> TrainingSettings:
-        """The training settings of ``"supernet"``, ``"subnet"``, ``"full"``, or a race's ``"winner"``.
+        """The training settings of ``"supernet"``, ``"subnet"``, ``"full"``, a ``"design"``, or a race's ``"winner"``.
+
+        A design says how strong its update is at VTAB-1k's learning rate. At five times that rate, which the paper has for few
+        shots, the default one could diverge; so designs have the same rate everywhere.
 
         A winner's epochs are those after a race of as many images as VTAB-1k has, in which no design stopped before its place
         was gone.
@@ -315,10 +318,11 @@ class RunSettings:
         epochs = {"supernet": supernet_epochs}.get(stage, self.epochs)
         if stage == "winner":
             epochs = winner_epochs(self.race_effort, heats_cost(self.race().rungs, self.epochs), self.epochs)
+        is_design = stage in ("design", "winner")
         return TrainingSettings.named(
             self.recipe,
-            "subnet" if stage == "winner" else stage,
-            self.protocol,
+            "subnet" if is_design else stage,
+            "vtab" if is_design else self.protocol,
             epochs=epochs,
             seed=self.seed,
             accumulate=1 if self.accumulate is None else self.accumulate,

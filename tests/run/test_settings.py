@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from peft_noah.cli import app
+from peft_noah.run.registry import method_of_entry
 from peft_noah.run.settings import RunSettings
 from peft_noah.searching.design import Design
 
@@ -50,6 +51,14 @@ def test_the_default_design_alone_is_trained_where_no_image_has_another_of_its_c
 @pytest.mark.parametrize(("effort", "winner"), [(None, 113), (2, 113), (4, 231), (1.5, 102), (1, 100)])
 def test_effort_decides_how_long_the_winner_of_a_race_is_trained(effort, winner):
     assert RunSettings(strategy="race", epochs=100, effort=effort).training("winner").epochs == winner
+
+
+def test_designs_have_the_same_learning_rate_everywhere_and_the_papers_methods_have_the_papers():
+    settings = RunSettings(strategy="race", search_space="few_shot")
+    rates = {stage: settings.training(stage).learning_rate for stage in ("subnet", "design", "winner")}
+    assert rates == {"subnet": 5e-3, "design": 1e-3, "winner": 1e-3}
+    methods = map(method_of_entry, ("race", "lora all", Design("mine", {"lora": 2}), "lora"))
+    assert [method.training for method in methods] == ["winner", "design", "design", "subnet"]
 
 
 @pytest.mark.parametrize("other", [{"supernet_epochs": 3}, {"generations": 3}])
