@@ -61,10 +61,13 @@ def without_times(path: Path) -> object:
 
 
 def assert_same_runs(folder: Path, other: Path) -> None:
-    """What the runs below one folder have left is below the other as well, equal to the byte but for times."""
+    """What the runs below one folder have left is below the other as well, equal to the byte but for times.
+
+    What a killed process was just writing is left as a hidden ``.tmp`` beside the file.
+    """
     timed = ("stages.json", "results.md", "results.json", "log.jsonl")
     found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    found = [path for path in found if path.name not in timed and path.suffix not in (".jsonl", ".lock")]
+    found = [path for path in found if path.name not in timed and path.suffix not in (".jsonl", ".lock", ".tmp")]
     assert found
     for path in found:
         assert without_times(folder / path) == without_times(other / path), path
