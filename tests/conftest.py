@@ -78,3 +78,19 @@ def python():
     warm = WarmPython()
     yield warm
     warm.close()
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """Folder of a task so small that a whole run takes seconds."""
+    from tiny_runs import write_task  # it imports the command line
+
+    return write_task(tmp_path_factory.mktemp("data") / "task")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """Folder of a ViT with random weights."""
+    folder = tmp_path_factory.mktemp("models") / "vit"
+    make_model().save_pretrained(folder)
+    return folder

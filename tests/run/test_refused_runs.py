@@ -1,7 +1,7 @@
 """What a run cannot use is refused in one sentence, before anything is written."""
 
 import pytest
-from conftest import SIZES, make_model
+from conftest import SIZES
 from datasets import Dataset, Image
 from tiny_runs import invoke, refused, write_task
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
@@ -13,33 +13,12 @@ from peft_noah.run.settings import RunSettings
 from peft_noah.run.stages import do_stages
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory):
-    return write_task(tmp_path_factory.mktemp("data") / "task")
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "vit"
-    make_model().save_pretrained(folder)
-    return folder
-
-
 def test_an_unknown_family_is_refused(task, tmp_path):
     resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
     ResNetForImageClassification(resnet).save_pretrained(tmp_path / "resnet")
     message = "no sites known for model_type 'resnet'"
-    refused(
-        "run",
-        "--strategy",
-        "noah",
-        "--model",
-        tmp_path / "resnet",
-        "--dataset",
-        task,
-        folder=tmp_path / "run",
-        message=message,
-    )
+    arguments = ("run", "--strategy", "noah", "--model", tmp_path / "resnet", "--dataset", task)
+    refused(*arguments, folder=tmp_path / "run", message=message)
 
 
 @pytest.mark.parametrize(
@@ -59,17 +38,8 @@ def test_images_that_the_backbone_does_not_take_are_refused(task, tmp_path, conf
 
 def test_a_missing_model_folder_is_refused(task, tmp_path):
     message = "model folder .* does not exist"
-    refused(
-        "run",
-        "--strategy",
-        "noah",
-        "--model",
-        tmp_path / "none",
-        "--dataset",
-        task,
-        folder=tmp_path / "run",
-        message=message,
-    )
+    arguments = ("run", "--strategy", "noah", "--model", tmp_path / "none", "--dataset", task)
+    refused(*arguments, folder=tmp_path / "run", message=message)
 
 
 @pytest.mark.parametrize(

@@ -39,18 +39,6 @@ ADAPTERS = [f"adapter{how}/adapter_model.safetensors" for how in ("", "-inherite
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory):
-    return write_task(tmp_path_factory.mktemp("data") / "task")
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "vit"
-    make_model().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def finished(task, backbone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     result = invoke("run", "--strategy", "noah", "--model", backbone, "--dataset", task, *SMALL, "--output", folder)
