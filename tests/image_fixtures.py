@@ -18,12 +18,12 @@ def hf_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def backbone(tmp_path, hf_cache) -> Path:
+def backbone_config(tmp_path, hf_cache) -> Path:
     """Folder of a ViT for images of SIDE x SIDE pixels: its config only, which is all that preprocessing reads."""
     return write_backbone(tmp_path / "backbone")
 
 
 @pytest.fixture
-def preprocessing(backbone) -> Preprocessing:
+def preprocessing(backbone_config) -> Preprocessing:
     """What that ViT expects: bilinear resizing, mean and std 0.5."""
-    return Preprocessing.from_backbone(backbone)
+    return Preprocessing.from_backbone(backbone_config)

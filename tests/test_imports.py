@@ -99,3 +99,18 @@ def test_no_file_but_its_own_knows_a_prompt_module_by_name():
             assert not {name for name in used if name in names or name in ("noah_lora", "noah_adapter", "noah_vpt")}, (
                 path
             )
+
+
+def test_fixtures_that_many_files_share_have_names_of_their_own():
+    """The one of conftest.py hides that of a plugin, also in the files that ask for the plugin."""
+
+    def fixtures(name):
+        functions = ast.walk(ast.parse((Path(__file__).parent / name).read_text()))
+        return {
+            function.name
+            for function in functions
+            if isinstance(function, ast.FunctionDef) and "fixture" in "".join(map(ast.dump, function.decorator_list))
+        }
+
+    assert fixtures("conftest.py") and fixtures("image_fixtures.py")
+    assert not fixtures("conftest.py") & fixtures("image_fixtures.py")

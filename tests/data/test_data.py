@@ -108,7 +108,7 @@ def test_parquet_written_without_datasets_is_understood(tmp_path, preprocessing)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "images"])
-def test_local_data_needs_no_network_and_draws_no_progress_bars(tmp_path, backbone, monkeypatch, capfd, kind):
+def test_local_data_needs_no_network_and_draws_no_progress_bars(tmp_path, backbone_config, monkeypatch, capfd, kind):
     task = write_task(tmp_path / "task") if kind == "parquet" else write_image_folder(tmp_path / "task")
     used = []
 
@@ -119,7 +119,7 @@ def test_local_data_needs_no_network_and_draws_no_progress_bars(tmp_path, backbo
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     capfd.readouterr()
-    load_splits(task, Preprocessing.from_backbone(backbone))
+    load_splits(task, Preprocessing.from_backbone(backbone_config))
     assert used == []  # datasets swallows a failed request, so the result alone would not show it
     assert capfd.readouterr().err == ""
 

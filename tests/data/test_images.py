@@ -76,9 +76,9 @@ def test_the_fingerprint_changes_with_one_pixel_or_one_label():
     assert len(prints) == 3
 
 
-def test_the_fingerprint_does_not_depend_on_the_image_size(tmp_path, backbone, preprocessing):
+def test_the_fingerprint_does_not_depend_on_the_image_size(tmp_path, backbone_config, preprocessing):
     task = write_task(tmp_path / "task")
-    larger = load_splits(task, Preprocessing.from_backbone(backbone, image_size=32))
+    larger = load_splits(task, Preprocessing.from_backbone(backbone_config, image_size=32))
     assert larger.train.image_shape == (3, 32, 32)
     assert larger.fingerprint == load_splits(task, preprocessing).fingerprint
 

@@ -46,17 +46,17 @@ def test_normalised_batches_equal_the_image_processors_own_pixel_values(tmp_path
     torch.testing.assert_close(Normalizer(preprocessing)(whole(splits.train)), expected, rtol=0, atol=2e-6)
 
 
-def test_a_folder_without_processor_gets_vit_defaults_and_says_so(backbone, caplog):
-    preprocessing = Preprocessing.from_backbone(backbone)
+def test_a_folder_without_processor_gets_vit_defaults_and_says_so(backbone_config, caplog):
+    preprocessing = Preprocessing.from_backbone(backbone_config)
     assert preprocessing.size == (SIDE, SIDE)
     assert preprocessing.mean == preprocessing.std == (0.5, 0.5, 0.5)
     assert preprocessing.resample == "bilinear"
-    assert preprocessing.source == f"defaults for vit: no preprocessor_config.json in {backbone}"
+    assert preprocessing.source == f"defaults for vit: no preprocessor_config.json in {backbone_config}"
     assert "no preprocessor_config.json" in caplog.text
 
 
-def test_size_mean_and_std_can_be_given_and_are_said(backbone):
-    given = Preprocessing.from_backbone(backbone, image_size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+def test_size_mean_and_std_can_be_given_and_are_said(backbone_config):
+    given = Preprocessing.from_backbone(backbone_config, image_size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     assert (given.size, given.mean, given.std) == ((32, 32), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert given.source.endswith("; image_size, mean, std as given by the user")
     batch = torch.full((1, 3, 2, 2), 51, dtype=torch.uint8)
@@ -87,11 +87,11 @@ def test_a_processor_that_does_not_normalise_is_obeyed(tmp_path):
     assert (preprocessing.mean, preprocessing.std) == ((0.0,) * 3, (1.0,) * 3)
 
 
-def test_the_processor_of_a_run_can_be_saved_and_gives_the_same_preprocessing(tmp_path, backbone):
-    given = Preprocessing.from_backbone(backbone, image_size=24, mean=(0.1, 0.2, 0.3))
-    given.processor.save_pretrained(backbone)
-    again = Preprocessing.from_backbone(backbone)
-    assert again.source == f"preprocessor_config.json of {backbone}"
+def test_the_processor_of_a_run_can_be_saved_and_gives_the_same_preprocessing(tmp_path, backbone_config):
+    given = Preprocessing.from_backbone(backbone_config, image_size=24, mean=(0.1, 0.2, 0.3))
+    given.processor.save_pretrained(backbone_config)
+    again = Preprocessing.from_backbone(backbone_config)
+    assert again.source == f"preprocessor_config.json of {backbone_config}"
     assert {**again.to_dict(), "source": ""} == {**given.to_dict(), "source": ""}
 
 
@@ -131,9 +131,9 @@ def test_the_size_that_a_backbone_was_pretrained_on_is_taken_as_it_is(tmp_path):
         ({"std": (0.5, 0.5, 0.0)}, "expected three positive numbers"),
     ],
 )
-def test_settings_out_of_range_are_refused(backbone, options, message):
+def test_settings_out_of_range_are_refused(backbone_config, options, message):
     with pytest.raises(ValueError, match=message):
-        Preprocessing.from_backbone(backbone, **options)
+        Preprocessing.from_backbone(backbone_config, **options)
 
 
 @pytest.mark.parametrize(
@@ -156,10 +156,10 @@ def test_processors_that_cannot_be_followed_are_refused(tmp_path, processor, mes
         Preprocessing.from_backbone(folder)
 
 
-def test_a_processor_file_that_is_no_json_is_refused(backbone):
-    (backbone / "preprocessor_config.json").write_text('{"size": ')
+def test_a_processor_file_that_is_no_json_is_refused(backbone_config):
+    (backbone_config / "preprocessor_config.json").write_text('{"size": ')
     with pytest.raises(ValueError, match="cannot read the image processor of .*backbone"):
-        Preprocessing.from_backbone(backbone)
+        Preprocessing.from_backbone(backbone_config)
 
 
 def test_a_folder_that_is_no_backbone_is_refused(tmp_path):
