@@ -60,15 +60,6 @@ def run_race(
     Raises:
         ValueError: race.json is of another race.
     """
-    if designs is None and settings is None and (run.folder / RACE).exists():
-        begun = Race.load(run.folder / RACE)  # maybe by a version with other defaults
-        designs, settings = begun.designs, begun.settings
-    designs = run.settings.raced if designs is None else designs
-    for design in designs:
-        if (reason := lacks_place(run.settings.backbone, design.dims)) and not (run.folder / RACE).exists():
-            run.reporter.say(f"race: the design {design.name!r} is left out: {reason}.")
-    designs = within_budget(run, designs)
-    run.prepare()
     race, path = open_race(run, designs, settings), run.folder / RACE
     run.on_main(_begin, run, race)
     board = RaceBoard(race, run.reporter)
@@ -117,6 +108,30 @@ def _run_apart(run: RunContext, race: Race, heats: Sequence[Heat], run_heat: Hea
         yield from gather_object(outcome)
 
 
+def open_race(run: RunContext, designs: Sequence[Design] | None = None, settings: RaceSettings | None = None) -> Race:
+    """The race of a run as far as it is; arguments and errors as of `run_race`."""
+    path = run.folder / RACE
+    begun = Race.load(path) if path.exists() else None  # maybe by a version with other defaults
+    if begun is not None and designs is None and settings is None:
+        run.prepare()
+        return begun
+    designs = run.settings.raced if designs is None else designs
+    if begun is None:
+        for design in designs:
+            if reason := lacks_place(run.settings.backbone, design.dims):
+                run.reporter.say(f"race: the design {design.name!r} is left out: {reason}.")
+    designs = within_budget(run, designs, say=begun is None)
+    run.prepare()
+    labels = (run.splits.train + run.splits.validation).labels.tolist()
+    settings = settings or run.settings.race(len(designs), labels)
+    asked = Race(designs, settings, provenance={"task": run.splits.to_dict()}, versions=package_versions())
+    if begun is None:
+        return asked
+    if (begun.designs, begun.settings) != (asked.designs, asked.settings):
+        raise ValueError(f"{path} is of a race with other designs or settings. Choose another --output.")
+    return begun
+
+
 def within_budget(run: RunContext, designs: Sequence[Design], *, say: bool = True) -> list[Design]:
     """The designs that the backbone has a place for, and whose parameters are within the budget of a run, if it has one.
 
@@ -139,7 +154,7 @@ def within_budget(run: RunContext, designs: Sequence[Design], *, say: bool = Tru
         raise BudgetError(
             f"no design of the race fits a budget of {budget:,} parameters: {said}. Raise the budget, or give --strategy noah."
         )
-    if say and len(fitting) < len(designs) and not (run.folder / RACE).exists():
+    if say and len(fitting) < len(designs):
         run.reporter.say(
             f"race: {len(fitting)} of {len(designs)} designs fit the budget of {budget:,} parameters: {said}."
         )
@@ -152,18 +167,6 @@ def _run_elsewhere(run: RunContext, race: Race, heats: Sequence[Heat], map: Call
     for heat, done in zip(heats, map(run_heat, packed), strict=True):
         run.on_main(unpack_heat, run, race, heat, done)
         yield done["scores"], done["notes"]
-
-
-def open_race(run: RunContext, designs: Sequence[Design], settings: RaceSettings | None = None) -> Race:
-    """The race of a run as far as it is; arguments and errors as of `run_race`."""
-    labels = (run.splits.train + run.splits.validation).labels.tolist()
-    settings = settings or run.settings.race(len(designs), labels)
-    asked = Race(designs, settings, provenance={"task": run.splits.to_dict()}, versions=package_versions())
-    path = run.folder / RACE
-    race = Race.load(path) if path.exists() else asked
-    if (race.designs, race.settings) != (asked.designs, asked.settings):
-        raise ValueError(f"{path} is of a race with other designs or settings. Choose another --output.")
-    return race
 
 
 def _note_seconds(run: RunContext, seconds: float) -> None:
