@@ -13,31 +13,33 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 DESIGNS = (
     "query and key",
     "all sites, scale 1",
     "all sites, scale 4",
+    "all sites, scale 12",
     "all sites, scale 16",
     "all sites, scale 4, head first",
 )
 
 
 def train_design(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, object]:
-    """Train a design of the portfolio from its start, and measure it."""
+    """Train a design from its start, and measure it."""
     from peft_noah.data import Normalizer, Preprocessing, bundled_backbone, bundled_task, load_splits
     from peft_noah.run.heats import classifiers
     from peft_noah.run.models import add_design, count_trainable, load_backbone
     from peft_noah.searching.design import Design
-    from peft_noah.searching.portfolio import PORTFOLIO
     from peft_noah.training import TrainingSettings, evaluate, make_accelerator, train
     from peft_noah.training.head_start import start_head
 
     plain = name.removesuffix(", head first")
-    known = (Design("query and key", {"lora": 8}), *PORTFOLIO)
-    design = next(replace(design, head_start=plain != name) for design in known if design.name == plain)
+    if plain == "query and key":
+        design = Design(name, {"lora": 8})
+    else:
+        options = {"target_modules": "all-linear", "lora_scale": float(plain.split()[-1])}
+        design = Design(name, {"lora": 2}, options, head_start=plain != name)
     model_folder = arguments.model or str(bundled_backbone())
     splits = load_splits(arguments.dataset or bundled_task(), Preprocessing.from_backbone(model_folder))
     images, normalize = splits.train + splits.validation, Normalizer(splits.preprocessing)

@@ -19,7 +19,7 @@ from peft_noah.search_space import SPACES, SearchSpace
 from peft_noah.tuner.backbones import BACKBONES
 from peft_noah.tuner.card import MAX_LABELS, complete_card
 from peft_noah.tuner.pickles import refuse_pickle
-from peft_noah.tuner.recipes import RECIPES
+from peft_noah.tuner.recipes import RECIPES, STRENGTH_WIDTH
 from peft_noah.version import __version__
 
 _CHOICES = {
@@ -80,7 +80,7 @@ class NoahConfig(PeftConfig):
         default=None,
         metadata=_help(
             "'vtab', 'few_shot', 'wide', a SearchSpace or its dict: what a supernet samples from; 'wide' is LoRA on each "
-            "Linear of a block and Adapter+, the others are the paper's. None: 'vtab' for a supernet, "
+            "Linear of a block, of lora_strength 1 where no other is given, and Adapter+, the others are the paper's. None: 'vtab' for a supernet, "
             "nothing to search where an architecture is given."
         ),
     )
@@ -112,6 +112,13 @@ class NoahConfig(PeftConfig):
         metadata=_help("One LoRA down matrix per block serves query, key and value; rows by site keep their own."),
     )
     lora_scale: float | None = field(default=None, metadata=_help("Factor s of the LoRA update; no unit."))
+    lora_strength: float | None = field(
+        default=None,
+        metadata=_help(
+            "Instead of lora_scale, a factor that means the same on backbones of other widths d: "
+            f"s = lora_strength * {STRENGTH_WIDTH} / d. It becomes lora_scale when the model is made; no unit."
+        ),
+    )
     adapter_scale: float | None = field(default=None, metadata=_help("Factor s of the Adapter's update; no unit."))
     adapter_activation: str | None = field(
         default=None,
@@ -164,8 +171,13 @@ class NoahConfig(PeftConfig):
         self.noah_version = self.noah_version or __version__
         self._check_types()
         self._check_choice("recipe")
+        if self.search_space == "wide" and self.lora_scale is None and self.lora_strength is None:
+            self.lora_strength = 1.0
+        if self.lora_strength is not None and self.lora_scale is not None:
+            raise ValueError("lora_strength decides lora_scale: give one of the two.")
+        left_open = () if self.lora_strength is None else ("lora_scale",)  # the model's width decides it
         for name, value in RECIPES[self.recipe].items():
-            if getattr(self, name) is None:
+            if getattr(self, name) is None and name not in left_open:
                 setattr(self, name, value)
         for name in _CHOICES:
             self._check_choice(name)
@@ -201,11 +213,12 @@ class NoahConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data; sets as sorted lists, so that equal configs are saved as equal bytes.
 
-        ``plugins`` is there only where there are any.
+        ``plugins`` and ``lora_strength`` are there only where there are any.
         """
         settings = super().to_dict()
-        if settings["plugins"] is None:
-            del settings["plugins"]
+        for name in ("plugins", "lora_strength"):
+            if settings[name] is None:
+                del settings[name]
         return {
             key: sorted(value) if isinstance(value, (set, frozenset)) else value for key, value in settings.items()
         }
@@ -281,8 +294,9 @@ class NoahConfig(PeftConfig):
     def _check_numbers(self) -> None:
         for name in ("dropout", "drop_path"):
             setattr(self, name, check_number(getattr(self, name), name, 0, below=1))
-        for name in ("lora_scale", "adapter_scale"):
-            setattr(self, name, check_number(getattr(self, name), name))
+        for name in ("lora_strength", "lora_scale", "adapter_scale"):
+            if getattr(self, name) is not None:
+                setattr(self, name, check_number(getattr(self, name), name))
         if not isinstance(self.adapter_activation, str) or self.adapter_activation not in ACT2FN:
             raise ValueError(
                 f"adapter_activation {reprlib.repr(self.adapter_activation)} is not in transformers' ACT2FN (known: "

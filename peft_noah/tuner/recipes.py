@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+#: width of a backbone on which a LoRA strength of 1 is a scale of 1. Adam moves each weight by about the learning rate, however
+#: wide the layer, so the same scale changes a wider layer's output more: in proportion to the width, if what is learnt is
+#: aligned with the input (Yang et al., arXiv 2203.03466, table 3). The number was measured: docs/race.md.
+STRENGTH_WIDTH = 1536
+
 #: what the paper says and what its released code does, where they differ in what a model computes
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {

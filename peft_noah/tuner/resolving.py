@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,12 +19,13 @@ from peft_noah.tuner.config import NoahConfig
 from peft_noah.tuner.fingerprint import OtherBackboneWarning, fingerprint_backbone, same_backbone
 from peft_noah.tuner.layout import Layout, name_blocks
 from peft_noah.tuner.prompts import PROMPT_MODULES, check_row, find_prompt_module, site_of
+from peft_noah.tuner.recipes import STRENGTH_WIDTH
 
 logger = logging.getLogger(__name__)
 
 
 def resolve_config(config: NoahConfig, layout: Layout, model: nn.Module, model_type: str | None) -> None:
-    """Fill in what a config leaves to the model: targets, the classifier, the search space, the stored dims.
+    """Fill in what a config leaves to the model: targets, LoRA's scale, the classifier, the search space, the stored dims.
 
     Raises:
         ValueError: if the architecture or the search space does not fit the model.
@@ -34,6 +36,7 @@ def resolve_config(config: NoahConfig, layout: Layout, model: nn.Module, model_t
         if layout.backbone.tokens_first:
             config.vpt_position = "after_cls"  # attention is the same in any order
     _maybe_include_all_linear_layers(config, model)
+    _resolve_scale(config, layout, model_type)
 
     num_blocks = len(layout.blocks)
     if config.architecture is None:
@@ -101,6 +104,19 @@ def _resolve_targets(config: NoahConfig, linears: Mapping[str, Sequence[str]], p
         config.target_modules = {
             name if path.endswith(f".{name}") else path for name in targets for path in linears.get(name, (name,))
         }
+
+
+def _resolve_scale(config: NoahConfig, layout: Layout, model_type: str | None) -> None:
+    """Put the scale of LoRA in the place of its strength: one for all blocks, that of the median block where widths differ."""
+    if config.lora_strength is None:
+        return
+    if not layout.widths:
+        raise ValueError(
+            f"lora_strength needs the width of the blocks, and nothing is known about those of model_type {model_type!r}. Give "
+            "lora_scale instead."
+        )
+    config.lora_scale = config.lora_strength * STRENGTH_WIDTH / statistics.median(layout.widths)
+    config.lora_strength = None
 
 
 def check_rows(architecture: Architecture, num_blocks: int) -> None:
