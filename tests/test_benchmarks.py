@@ -103,7 +103,7 @@ def test_cells_of_the_ladder_are_trained_once_and_reported(benchmark, tmp_path, 
     make_model().save_pretrained(tmp_path / "vit")
     (tmp_path / "tasks").mkdir()
     write_task(tmp_path / "tasks" / "red", train=24)
-    rungs, results = ("qk r8 s1", "all r2 s4 head"), tmp_path / "results.jsonl"
+    rungs, results = ("qk r8 s1", "all r2 s4 head", "all r2 s4 by norm"), tmp_path / "results.jsonl"
     monkeypatch.setattr(ladder, "PARTS", (ladder.Part("tiny", 10, (0,), rungs),))
     for rung in rungs:
         monkeypatch.setitem(ladder.RUNGS, rung, replace(ladder.RUNGS[rung], training={"batch_size": 8}))
@@ -114,8 +114,8 @@ def test_cells_of_the_ladder_are_trained_once_and_reported(benchmark, tmp_path, 
     AcceleratorState._reset_state()
     cells = ladder.done(results)
     assert [cell["rung"] for cell in cells] == list(rungs)
-    assert [cell["parameters"] for cell in cells] == [4 * 2 * 8 * 48, 4 * 2 * (4 * 48 + 2 * 72)]
-    assert [cell["image_passes"] for cell in cells] == [300, 310] and "ridge" in cells[1]["head"]
+    assert [cell["parameters"] for cell in cells] == [4 * 2 * 8 * 48, *[4 * 2 * (4 * 48 + 2 * 72)] * 2]
+    assert [cell["image_passes"] for cell in cells] == [300, 310, 300] and "ridge" in cells[1]["head"]
     monkeypatch.setattr(ladder, "TABLE", tmp_path / "ladder.md")
     monkeypatch.setattr(ladder, "PLOT", tmp_path / "ladder.png")
     ladder.report(SimpleNamespace(results=results))

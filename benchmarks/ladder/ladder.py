@@ -5,7 +5,9 @@
 
 ``tasks/`` holds one folder of parquet files or images a task. Each cell trains one design on all labelled images of one
 task (train + validation) with the paper's recipe for a subnet, and then reads the test images once. It appends one line to
-``results.jsonl``. The rung ``race`` is `peft-noah run` at the same cost: its full training has half the epochs. The command can be killed and typed again, and typed in several terminals to share the work.
+``results.jsonl``. The rung ``race`` is `peft-noah run` at the same cost: its full training has half the epochs.
+That of ``race x 2`` has all of them, so it costs twice as much. The command can be killed and typed again, and typed in several
+terminals to share the work.
 Nothing is chosen on test images: they are reported, and a default for one task is chosen on the other tasks.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -39,6 +42,8 @@ class Rung:
         config: further options of `NoahConfig`.
         training: further options of `TrainingSettings`.
         head_start: fit the classifier before the modules are trained.
+        by_norm: LoRA's scale on each Linear in proportion to the mean norm of the rows of its weight; the median Linear has
+            the scale that ``config`` says.
     """
 
     modules: dict[str, int]
@@ -46,6 +51,7 @@ class Rung:
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     head_start: bool = False
+    by_norm: bool = False
 
 
 ATTENTION, MLP = ["query", "key", "value", "o_proj"], ["fc1", "fc2"]
@@ -63,6 +69,7 @@ RUNGS: dict[str, Rung] = {
     "all r2 s4": _lora(2, 4.0, ALL),
     "all r2 s4 head": _lora(2, 4.0, ALL, head_start=True),
     "qk r8 s4": _lora(8, 4.0),
+    "all r2 s12": _lora(2, 12.0, ALL),
     "all r2 s16": _lora(2, 16.0, ALL),
     "mlp r3 s4": _lora(3, 4.0, MLP),
     "attention r4 s4": _lora(4, 4.0, ATTENTION),
@@ -74,6 +81,8 @@ RUNGS: dict[str, Rung] = {
     "qk r8 s16": _lora(8, 16.0),
     "all r2 s4 smooth": _lora(2, 4.0, ALL, training={"label_smoothing": 0.1}),
     "all r2 s4 drop": Rung({"lora": 2}, ALL, {"lora_scale": 4.0, "drop_path": 0.1}),
+    "all r2 s4 by norm": _lora(2, 4.0, ALL, by_norm=True),
+    "all r2 s12 by norm": _lora(2, 12.0, ALL, by_norm=True),
     "all r8 s4": _lora(8, 4.0, ALL),
     "all r2 s64": _lora(2, 64.0, ALL),
     "adapter+ 8": Rung({"adapter_plus": 8}),
@@ -81,8 +90,8 @@ RUNGS: dict[str, Rung] = {
 SIX = ("qk r8 s1", "all r2 s1", "all r2 s4", "all r2 s4 head", "adapter 16", "mix s4")
 
 
-#: a race of the package's designs, in place of a design
-RACE = "race"
+#: a race of the package's designs, in place of a design: how many times the cost of a design it has
+RACES = {"race": 1, "race x 2": 2}
 
 
 @dataclass(frozen=True)
@@ -100,12 +109,22 @@ PARTS = (
         "tiny",
         20,
         (0,),
-        ("qk r8 s1", "all r2 s1", "all r2 s4", "all r2 s16", "all r2 s64", "adapter+ 8", "mix s4", RACE),
+        (
+            "qk r8 s1",
+            "all r2 s1",
+            "all r2 s4",
+            "all r2 s12",
+            "all r2 s16",
+            "all r2 s64",
+            "adapter+ 8",
+            "mix s4",
+            *RACES,
+        ),
     ),
     Part("tiny", 20, (0,), ("noah wide s16", "narrow wide s16", "noah vtab s16")),
     Part("tiny", 20, (0,), ("noah wide s16 early", "noah wide s1")),
     Part("tiny", 20, (0,), ("noah vtab s1",)),
-    Part("dinov2", 20, (0,), ("qk r8 s1", "all r2 s1", "all r2 s4", RACE)),
+    Part("dinov2", 20, (0,), ("qk r8 s1", "all r2 s1", "all r2 s4", *RACES)),
     Part("tiny", 100, (0,), SIX),
     Part("dinov2", 20, (0,), SIX),
     Part("dinov2", 10, (0,), SIX),
@@ -118,6 +137,11 @@ PARTS = (
 )
 #: rungs that are compared with each other, beside the lead that each has over the first one of its part
 PAIRS = (
+    ("race", "all r2 s12"),
+    ("race", "all r2 s4"),
+    ("race x 2", "all r2 s4"),
+    ("all r2 s12 by norm", "all r2 s12"),
+    ("all r2 s4 by norm", "all r2 s4"),
     ("noah wide s16", "noah vtab s16"),
     ("narrow wide s16", "noah wide s16"),
     ("narrow wide s16", "noah wide s16 early"),
@@ -151,7 +175,7 @@ def key(cell: dict[str, Any]) -> tuple:
 
 
 def race_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> dict[str, Any]:
-    """Run a race on a task at the cost of as many epochs as the cell has; nothing of the run is kept but its results."""
+    """Run a race on a task, with full trainings as long as its cost leaves; nothing of the run is kept but its results."""
     from peft_noah.progress import Reporter
     from peft_noah.results.report import RunReport
     from peft_noah.run.context import RunContext
@@ -159,6 +183,7 @@ def race_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> dic
     from peft_noah.run.stages import run_everything
     from peft_noah.searching.race import Race
 
+    times = RACES[cell["rung"]]
     images = {
         f"image_{name}": value for name, value in PREPROCESSING[cell["backbone"]].items() if name != "image_size"
     }
@@ -166,7 +191,7 @@ def race_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> dic
         model=model_folder,
         dataset=str(task_folder),
         strategy="race",
-        epochs=cell["epochs"] // 2,
+        epochs=cell["epochs"] * times // 2,  # a race costs two of them
         seed=cell["seed"],
         mixed_precision="bf16",
         image_size=PREPROCESSING[cell["backbone"]].get("image_size"),
@@ -186,7 +211,7 @@ def race_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> dic
         "training_loss": round(loss, 5),
         "test": round(result.test, 5),
         "n_test": result.n_test,
-        "image_passes": cell["epochs"] * labelled,
+        "image_passes": cell["epochs"] * times * labelled,
         "seconds": round(result.seconds, 1),
         "winner": race.designs[race.winner].name,
     }
@@ -194,7 +219,7 @@ def race_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> dic
 
 def train_cell(cell: dict[str, Any], model_folder: str, task_folder: Path) -> dict[str, Any]:
     """Train what a rung says on a task, and measure it."""
-    if cell["rung"] == RACE:
+    if cell["rung"] in RACES:
         return race_cell(cell, model_folder, task_folder)
     from peft_noah.data import Normalizer, Preprocessing, load_splits
     from peft_noah.run.models import load_backbone
@@ -241,6 +266,8 @@ def train_design(cell: dict[str, Any], backbone: Any, splits: Any, normalize: An
     architecture = Architecture.uniform(backbone.config.num_hidden_layers, **rung.modules)
     targets = list(rung.targets) if rung.targets else None
     model = get_peft_model(backbone, NoahConfig(architecture=architecture, target_modules=targets, **rung.config))
+    if rung.by_norm:
+        scale_by_norm(model)
     found: dict[str, Any] = {}
     if rung.head_start:
         (head,) = classifiers(model)
@@ -256,6 +283,19 @@ def train_design(cell: dict[str, Any], backbone: Any, splits: Any, normalize: An
         "average": average,
         **found,
     }
+
+
+def scale_by_norm(model: Any) -> None:
+    """Multiply LoRA's scale on each Linear by the root mean square of the norms of its weight's rows over the median of them."""
+    from peft_noah.tuner.layer import NoahLayer
+
+    found = {}
+    for layer in (layer for layer in model.modules() if isinstance(layer, NoahLayer)):
+        for module in layer.prompt_modules("default"):
+            found[module] = layer.base_layer.weight.float().square().sum(1).mean().sqrt().item()
+    middle = statistics.median_high(found.values())
+    for module, norm in found.items():
+        module.scale *= norm / middle
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -312,7 +352,7 @@ tasks and the number of tasks that both have. `k parameters` are thousands of tr
 `averaged` is the mean accuracy of the averaged weights of the same trainings.
 `loss` is the mean training loss of the last epoch, `passes` are image passes in thousands, forward and backward. Seconds stand in
 `results.jsonl`; the machine was shared, so they rank nothing.
-`race` is `peft-noah run` at the same cost. What `noah` and `narrow` are stands in `searched.py`. `chosen on the other tasks` is,
+`race` is `peft-noah run` at the same cost, `race x 2` at twice that. What `noah` and `narrow` are stands in `searched.py`. `chosen on the other tasks` is,
 for each task, the design that has the best mean on the others. Written by `ladder.py report`.
 
 """
@@ -333,7 +373,7 @@ def _section(rows: list[dict], reference: str) -> tuple[list[str], list[list[str
     ]
     first = _by_task([row for row in rows if row["rung"] == reference], "test")
     lines = []
-    for rung in (*RUNGS, *SEARCHED, RACE):
+    for rung in (*RUNGS, *SEARCHED, *RACES):
         mine = [row for row in rows if row["rung"] == rung]
         if mine:
             lines.append(_line(rung, mine, tasks, {} if rung == reference else first))
@@ -413,16 +453,36 @@ def _pairs(rows: list[dict]) -> str:
     return said
 
 
+#: what the plot calls backbones, and the rung of the default design on each
+BACKBONES = {"tiny": ("vit-tiny-64, width 128", "all r2 s12"), "dinov2": ("DINOv2-small, width 384", "all r2 s4")}
+_WORDS = {"qk r8": "LoRA on query and key", "all r2": "LoRA on all sites", "mix": "LoRA, Adapter and tokens"}
+_WORDS |= {
+    "noah wide": "NOAH over all sites",
+    "narrow wide": "narrowing over all sites",
+    "noah vtab": "NOAH, the paper's space",
+}
+_WORDS |= {"adapter+ 8": "Adapter+", "race": "race, at the same cost", "race x 2": "race, at twice the cost"}
+
+
+def _in_words(rung: str, default: str) -> str:
+    """What the plot calls a rung."""
+    what, _, scale = rung.partition(" s")
+    words = _WORDS.get(what, what) + (f", scale {scale}" if scale else "")
+    return f"{words} (default)" if rung == default else words
+
+
 def _plot(found: list[dict]) -> None:
-    """Lead over the paper's LoRA by task, one panel for each backbone and length that has other rungs."""
+    """Lead over the paper's LoRA by task, one panel for each backbone and length that has other rungs; those of few tasks are
+    in the table alone."""
     from matplotlib.figure import Figure
 
     parts = {}
     for part in dict.fromkeys((part.backbone, part.epochs) for part in PARTS):
         rows = [row for row in found if (row["backbone"], row["epochs"]) == part]
-        tests = {r: _by_task([x for x in rows if x["rung"] == r], "test") for r in (*RUNGS, *SEARCHED, RACE)}
+        tests = {r: _by_task([x for x in rows if x["rung"] == r], "test") for r in (*RUNGS, *SEARCHED, *RACES)}
         leads = {rung: _leads(test, tests["qk r8 s1"]) for rung, test in tests.items()}
-        leads = {rung: mine for rung, mine in leads.items() if mine}
+        most = max(map(len, leads.values()))
+        leads = {rung: mine for rung, mine in leads.items() if len(mine) > most / 2}
         if len(leads) > 1:
             parts[part] = leads
     if not parts:
@@ -442,10 +502,11 @@ def _plot(found: list[dict]) -> None:
                 continue
             axes.plot([sum(mine.values()) / len(mine)] * 2, [y - 0.35, y + 0.35], "k-", lw=2)
         axes.axvline(0, color="0.7", lw=1, zorder=0)
-        axes.set_yticks(range(len(leads)), leads)
+        name, default = BACKBONES[backbone]
+        axes.set_yticks(range(len(leads)), [_in_words(rung, default) for rung in leads])
         axes.invert_yaxis()
-        axes.set_xlabel("test accuracy, points ahead of LoRA on query and key (r = 8, s = 1)")
-        axes.set_title(f"{backbone}, {epochs} epochs", loc="left", fontsize=10)
+        axes.set_xlabel("test accuracy, points ahead of LoRA on query and key; bar: mean over tasks")
+        axes.set_title(f"{name}, {epochs} epochs", loc="left", fontsize=10)
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(PLOT, dpi=130)
 
