@@ -22,7 +22,7 @@ from peft_noah.cli.options import (
     with_options,
 )
 from peft_noah.run.designs import read_methods
-from peft_noah.run.methods import CONTINUED, INHERITED, LORA, RACE, RACED, RETRAINED, SEARCH, SUPERNET
+from peft_noah.run.methods import CONTINUED, INHERITED, LORA, LORA_ALL, RACE, RACED, RETRAINED, SEARCH, SUPERNET
 from peft_noah.run.options import check_strategy
 from peft_noah.run.quiet import quiet
 from peft_noah.run.registry import baselines as known_baselines
@@ -122,6 +122,10 @@ def search(run_folder: RunFolder) -> None:
     from peft_noah.run.stages import do_stages, run_method_alone
 
     job = _open(run_folder)
+    if job.settings.strategy == LORA_ALL.strategy:
+        raise ValueError(
+            f"a run of strategy {LORA_ALL.strategy} has nothing to search. Start one with --strategy race or noah."
+        )
     if job.settings.strategy == RACED.strategy:
         from peft_noah.run.race_board import describe_winner
 

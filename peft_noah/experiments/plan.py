@@ -57,7 +57,7 @@ def suite_settings(tasks: Iterable[Task], **options: Any) -> RunSettings:
         options = {**options, **length}
     if not isinstance(options.get("search_space", ""), str):
         options = {**options, "strategy": "noah"}  # a race has no search space, and would refuse one
-    return RunSettings(**{"baselines": (), **options})
+    return RunSettings(**{"baselines": (), "strategy": "race", **options})
 
 
 @dataclass(frozen=True)

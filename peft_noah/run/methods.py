@@ -204,10 +204,11 @@ LORA = register_method(single_module("lora", "LoRA in every block"))
 LORA_ALL = register_method(
     Method(
         "lora all",
-        "the design that a race keeps unless another is ahead: LoRA of rank 2 and strength 1 on every Linear of every block",
+        "the default design: LoRA of rank 2 and strength 1 on every Linear of every block",
         _add_default_design,
         training="design",
         keeps="adapter-lora-all",
+        strategy="fixed",
     )
 )
 BEST_SINGLE = register_method(

@@ -26,7 +26,12 @@ class Typed:
 
 
 def option(
-    default: Any, help: str, typed: Typed | None = None, *, strategy: str | None = None, always: tuple[Any, ...] = ()
+    default: Any,
+    help: str,
+    typed: Typed | None = None,
+    *,
+    strategies: Sequence[str] = (),
+    always: tuple[Any, ...] = (),
 ) -> Any:
     """A dataclass field that the command line offers.
 
@@ -34,12 +39,13 @@ def option(
         default: its default.
         help: one or two sentences.
         typed: how it is typed, where a value of its type cannot be.
-        strategy: the only strategy of a run that it has an effect on; None: on all.
+        strategies: of a run, on which alone it has an effect; none: on all.
         always: values that have an effect on all nevertheless.
     """
-    if strategy is not None:
-        help = f"{help} With --strategy {strategy} only{''.join(f', but for {value}' for value in always)}."
-    return field(default=default, metadata={"help": help, "typed": typed, "strategy": strategy, "always": always})
+    if strategies:
+        but = "".join(f", but for {value}" for value in always)
+        help = f"{help} With --strategy {' or '.join(strategies)} only{but}."
+    return field(default=default, metadata={"help": help, "typed": typed, "strategies": strategies, "always": always})
 
 
 def check_strategy(
@@ -58,12 +64,12 @@ def check_strategy(
         ValueError: an option of another strategy is not at its default.
     """
     for one in options:
-        of, value = one.metadata.get("strategy"), given.get(one.name, one.default)
-        if of is None or of in used or value in (one.default, *one.metadata["always"]):
+        of, value = one.metadata.get("strategies"), given.get(one.name, one.default)
+        if not of or set(of) & set(used) or value in (one.default, *one.metadata["always"]):
             continue
         name = one.metadata["typed"].name if one.metadata["typed"] else None
         raise ValueError(
-            f"--{(name or one.name).replace('_', '-')} has no effect on {chosen}: leave it out, or {instead.format(of)}."
+            f"--{(name or one.name).replace('_', '-')} has no effect on {chosen}: leave it out, or {instead.format(' or '.join(of))}."
         )
 
 

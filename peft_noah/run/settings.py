@@ -72,8 +72,8 @@ class RunSettings:
     )
     strategy: str = option(
         "race",
-        "race: several designs trained side by side for a while, the winner trained on. noah: a supernet, its search, the "
-        "best subnet.",
+        "fixed: the default design, LoRA on every Linear, without a search. race: several designs trained side by side for a "
+        "while, the winner trained on. noah: a supernet, its search, the best subnet.",
     )
     recipe: str = option("paper", "paper, or released (the authors' code).")
     search_space: str | Mapping[str, object] = option(
@@ -81,18 +81,19 @@ class RunSettings:
         "vtab (dims 1, 5, 10), few_shot (5, 10, 50, 100), wide (LoRA on each Linear, Adapter+), or a JSON file with a space of "
         "your own.",
         Typed(str, "vtab", read_space),
-        strategy="noah",
+        strategies=("noah",),
         always=("few_shot",),  # it has learning rates of its own
     )
     modules: tuple[str, ...] | None = option(
         None,
         "Rows that a named search space has, separated by commas, such as lora,adapter,ssf. Default: its own.",
         Typed(str | None, None, lambda text, name: None if text is None else tuple(text.split(","))),
-        strategy="noah",
+        strategies=("noah",),
     )
     budget: int | None = option(
         None,
         "Most prompt parameters, classifier excluded. Default: with noah the paper's 0.64 M scaled to the model, with race none.",
+        strategies=("race", "noah"),
     )
     epochs: int | None = option(
         None,
@@ -101,12 +102,14 @@ class RunSettings:
         "tasks 10, then with --effort 3.",
     )
     supernet_epochs: int | None = option(
-        None, "Epochs of the supernet. Default: 5 x epochs, as in the paper; see --epochs.", strategy="noah"
+        None, "Epochs of the supernet. Default: 5 x epochs, as in the paper; see --epochs.", strategies=("noah",)
     )
-    variant: str = option("default", "The search's variant: default, paper or released.", strategy="noah")
-    population_size: int | None = option(None, "Candidates of a generation. Default: the variant's.", strategy="noah")
+    variant: str = option("default", "The search's variant: default, paper or released.", strategies=("noah",))
+    population_size: int | None = option(
+        None, "Candidates of a generation. Default: the variant's.", strategies=("noah",)
+    )
     generations: int | None = option(
-        None, "Rounds of the search. Default: the variant's; see --epochs.", strategy="noah"
+        None, "Rounds of the search. Default: the variant's; see --epochs.", strategies=("noah",)
     )
     baselines: tuple[str | Mapping[str, object], ...] | None = option(
         None,
@@ -118,7 +121,7 @@ class RunSettings:
         None,
         "JSON file of a design; may be repeated. These race, instead of those of the package; the first is the default.",
         Typed(list[str], [], read_designs, "design"),
-        strategy="race",
+        strategies=("race",),
     )
     effort: float | None = option(
         None,
@@ -126,6 +129,7 @@ class RunSettings:
         f"together, counted in image passes; 1 trains the default design alone, and so does little more. Default: {EFFORT:g}. "
         f"noah: supernet, search and retraining, of which the retraining is 1; instead of --supernet-epochs and "
         f"--generations. The paper's: {PAPER_EFFORT}.",
+        strategies=("race", "noah"),
     )
     seed: int = option(0, "Seed of everything random.")
     #: of lists of numbered classes; None: up to the largest label there is
@@ -172,7 +176,9 @@ class RunSettings:
         "Micro-batches per step and process, to save memory. Default: what Accelerate's environment says, else 1.",
     )
     sampling: str = option(
-        "shared", "Several processes have a subnet shared, or per-process (each its own), in a step.", strategy="noah"
+        "shared",
+        "Several processes have a subnet shared, or per-process (each its own), in a step.",
+        strategies=("noah",),
     )
     plugins: tuple[str, ...] | None = option(
         None,
@@ -187,9 +193,9 @@ class RunSettings:
         self._check_choices()
         self._check_task()
         check_space(self.search_space, self.modules)
-        if self.strategy == "race" and not isinstance(self.search_space, str):
+        if self.strategy != "noah" and not isinstance(self.search_space, str):
             raise ValueError(
-                "a search space of your own has no effect on strategy race: leave it out, or ask for noah."
+                f"a search space of your own has no effect on strategy {self.strategy}: leave it out, or ask for noah."
             )
         self._store_paths()
         self._check_effort()
@@ -275,6 +281,12 @@ class RunSettings:
                 object.__setattr__(self, name, value)
 
     def _check_effort(self) -> None:
+        if self.strategy == "fixed":
+            for name in ("budget", "effort"):
+                if (value := getattr(self, name)) is not None:
+                    raise ValueError(
+                        f"{name} is {value!r}, which has no effect on strategy fixed: leave it out, or ask for race or noah."
+                    )
         if self.effort is None:
             return
         if self.strategy == "race":

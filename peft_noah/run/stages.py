@@ -31,16 +31,19 @@ def run_everything(run: RunContext) -> None:
         Busy: another job is at work on one of them.
     """
     stage, methods = planned_work(run)
-    do_stages(run, stage)
+    if stage is not None:
+        do_stages(run, stage)
     for method in methods:
         run_method_alone(run, method)
 
 
-def planned_work(run: RunContext) -> tuple[Stage, list[Method]]:
-    """The last stage of a run's strategy, and the methods of its table: the baselines that the backbone has a place for, then
-    the strategy's."""
+def planned_work(run: RunContext) -> tuple[Stage | None, list[Method]]:
+    """The last stage of a run's strategy, if it has one, and the methods of its table: the baselines that the backbone has a
+    place for, then the strategy's."""
     strategy, methods = strategies()[run.settings.strategy], []
     for method in (*map(method_of_entry, run.settings.baselines), *strategy):
+        if method.name in [planned.name for planned in methods]:
+            continue
         if reason := lacks_place(run.settings.backbone, [method.name]):
             run.reporter.say(f"{method.name} is left out: {reason}.")
         else:
