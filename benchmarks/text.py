@@ -82,6 +82,7 @@ def open_run(data: Path, output: Path, seed: int, model: str | None, epochs: int
         task="text-classification",
         model=model or minilm(),
         dataset=str(data),
+        strategy="race",
         baselines=(),
         epochs=epochs,
         mixed_precision="bf16",

@@ -60,7 +60,7 @@ def _show(run: Any) -> None:
             logging.getLogger(__name__).warning("the table cannot be printed (%s); it is in results.md", error)
 
 
-@commands.add("peft-noah run --dataset my-images/ --budget 300000 --output runs/mine")
+@commands.add("peft-noah run --dataset my-images/ --epochs 20 --output runs/mine")
 @with_options({**RUN_OPTIONS, **CLUSTER_OPTIONS})
 def run(
     *,
@@ -68,7 +68,7 @@ def run(
     log_with: LogWith = None,
     **options: Any,
 ) -> None:
-    """The whole job: a race of designs or a search in a supernet, baselines, table, figures, and the best adapter in best/.
+    """The whole job: the default design, a race of designs or a search in a supernet; table, figures, the best adapter in best/.
 
     With no option it uses the bundled ViT and task, needs no network, and takes a few minutes on two CPU cores. With --ray the
     designs of a race, and then all methods, are trained side by side on the machines of a cluster.

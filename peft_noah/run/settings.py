@@ -71,7 +71,7 @@ class RunSettings:
         "folder of parquet, CSV or JSON files with the columns text and label.",
     )
     strategy: str = option(
-        "race",
+        "fixed",
         "fixed: the default design, LoRA on every Linear, without a search. race: several designs trained side by side for a "
         "while, the winner trained on. noah: a supernet, its search, the best subnet.",
     )
@@ -281,12 +281,11 @@ class RunSettings:
                 object.__setattr__(self, name, value)
 
     def _check_effort(self) -> None:
-        if self.strategy == "fixed":
-            for name in ("budget", "effort"):
-                if (value := getattr(self, name)) is not None:
-                    raise ValueError(
-                        f"{name} is {value!r}, which has no effect on strategy fixed: leave it out, or ask for race or noah."
-                    )
+        for name in ("budget", "designs", "effort") if self.strategy == "fixed" else ():
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"{name} is {value!r}, which has no effect on strategy fixed: leave it out, or ask for race."
+                )
         if self.effort is None:
             return
         if self.strategy == "race":

@@ -80,8 +80,8 @@ def test_what_decides_a_search_is_refused(option, task, backbone, tmp_path):
 
 
 def test_it_is_refused_in_python_too():
-    for options in ({"budget": 10}, {"effort": 2.0}):
-        with pytest.raises(ValueError, match="has no effect on strategy fixed: leave it out, or ask for race or noah"):
+    for options in ({"budget": 10}, {"effort": 2.0}, {"designs": ({"name": "mine", "dims": {"lora": 1}},)}):
+        with pytest.raises(ValueError, match="has no effect on strategy fixed: leave it out, or ask for race"):
             RunSettings(strategy="fixed", **options)
 
 

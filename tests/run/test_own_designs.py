@@ -36,7 +36,7 @@ def work(tmp_path_factory):
 
 
 def start(*options):
-    return invoke("run", "--model", "vit", "--dataset", "tasks/red", "--epochs", "4", *options)
+    return invoke("run", "--strategy", "race", "--model", "vit", "--dataset", "tasks/red", "--epochs", "4", *options)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_said_before_anything_is_written(options, said, wor
 def test_a_design_goes_to_other_machines_and_into_settings_as_plain_data():
     design = Design("mine", {"lora": (1, 2)}, {"target_modules": ("query", "fc1")})
     assert pickle.loads(pickle.dumps(design)) == design
-    settings = RunSettings(baselines=("lora", design.to_dict()), epochs=1)
+    settings = RunSettings(baselines=("lora", design.to_dict()), epochs=1, strategy="race")
     again = RunSettings.from_dict(
         json.loads(json.dumps({"baselines": list(settings.baselines), "epochs": 1, "strategy": "race"}))
     )

@@ -52,7 +52,7 @@ def folders(tmp_path_factory):
 
 def open_run(folders, output):
     backbone, task = folders
-    return RunContext(output, RunSettings(model=str(backbone), dataset=str(task), epochs=2))
+    return RunContext(output, RunSettings(model=str(backbone), dataset=str(task), strategy="race", epochs=2))
 
 
 def test_an_image_counts_by_being_right_and_by_its_likelihood_at_the_best_temperature():
@@ -264,7 +264,7 @@ def test_a_race_that_was_begun_goes_on_heat_by_heat_on_a_cluster(whole_job, tmp_
 def test_a_budget_leaves_out_the_designs_that_are_larger_and_says_which(folders, tmp_path, capsys):
     backbone, task = folders
     settings = {"model": str(backbone), "dataset": str(task), "epochs": 2}
-    run = RunContext(tmp_path / "run", RunSettings(**settings, budget=2_700))
+    run = RunContext(tmp_path / "run", RunSettings(**settings, strategy="race", budget=2_700))
     fitting = stage.within_budget(run, PORTFOLIO)  # rank 2 on all sites: 4 blocks x 2 x (4 x 48 + 2 x 72) = 2,688
     assert fitting == [design for design in PORTFOLIO if set(design.dims) == {"lora"} and design.dims["lora"] == 2]
     said = capsys.readouterr()
@@ -272,5 +272,5 @@ def test_a_budget_leaves_out_the_designs_that_are_larger_and_says_which(folders,
     check_stages(run, RACE)  # the race says it, and so no check before does
     assert not capsys.readouterr().out
     with pytest.raises(ValueError, match="no design of the race fits a budget of 10 parameters: all sites: 2,688"):
-        run_everything(RunContext(tmp_path / "run", RunSettings(**settings, budget=10)))
+        run_everything(RunContext(tmp_path / "run", RunSettings(**settings, strategy="race", budget=10)))
     assert not (tmp_path / "run").exists()

@@ -77,7 +77,10 @@ def test_a_budget_below_the_smallest_says_what_would_fit(task, backbone, tmp_pat
     )
     with pytest.raises(BudgetError):
         do_stages(
-            RunContext(tmp_path / "run", RunSettings(model=str(backbone), dataset=str(task), budget=10)), SUPERNET
+            RunContext(
+                tmp_path / "run", RunSettings(model=str(backbone), dataset=str(task), strategy="noah", budget=10)
+            ),
+            SUPERNET,
         )
 
 

@@ -19,14 +19,14 @@ from peft_noah.searching.design import Design
     ("effort", "supernet_epochs", "generations"), [(None, 500, 15), (5.6, 500, 15), (3.3, 250, 8), (2, 109, 3)]
 )
 def test_effort_scales_supernet_and_search_alike(effort, supernet_epochs, generations):
-    settings = RunSettings(epochs=100, effort=effort)
+    settings = RunSettings(strategy="noah", epochs=100, effort=effort)
     assert settings.training("supernet").epochs == supernet_epochs
     assert settings.search().generations == generations
     assert settings.training("subnet").epochs == 100
 
 
 def test_the_least_effort_still_has_an_epoch_and_a_generation():
-    settings = RunSettings(epochs=1, effort=1.01)
+    settings = RunSettings(strategy="noah", epochs=1, effort=1.01)
     assert settings.training("supernet").epochs == 1 and settings.search().generations == 1
 
 
@@ -64,7 +64,7 @@ def test_designs_have_the_same_learning_rate_everywhere_and_the_papers_methods_h
 @pytest.mark.parametrize("other", [{"supernet_epochs": 3}, {"generations": 3}])
 def test_effort_and_what_it_decides_contradict_each_other(other):
     with pytest.raises(ValueError, match="give either it or them"):
-        RunSettings(effort=3, **other)
+        RunSettings(strategy="noah", effort=3, **other)
 
 
 @pytest.mark.parametrize("shots", [0, -1, 1.5])
@@ -74,7 +74,9 @@ def test_shots_are_whole_numbers(shots):
 
 
 def test_settings_survive_their_file(tmp_path):
-    settings = RunSettings(effort=3, shots=4, other_tests={"sketch": "folder"}, task_name="pets", group="Natural")
+    settings = RunSettings(
+        strategy="race", effort=3, shots=4, other_tests={"sketch": "folder"}, task_name="pets", group="Natural"
+    )
     settings.save(tmp_path / "settings.json")
     assert RunSettings.load(tmp_path / "settings.json") == settings
 
@@ -177,7 +179,7 @@ def test_settings_are_described_without_torch():
 def test_a_file_that_names_no_strategy_is_of_the_time_when_noah_was_the_only_one(tmp_path):
     RunSettings().save(tmp_path / "settings.json")
     data = json.loads((tmp_path / "settings.json").read_text())
-    assert data.pop("strategy") == "race" and data.pop("baselines") == []
+    assert data.pop("strategy") == "fixed" and data.pop("baselines") == []
     (tmp_path / "old.json").write_text(json.dumps(data))
     read = RunSettings.load(tmp_path / "old.json")
     assert (read.strategy, read.baselines) == ("noah", ("linear", "lora", "adapter", "vpt"))
@@ -194,7 +196,7 @@ def test_a_file_that_names_no_strategy_is_of_the_time_when_noah_was_the_only_one
     ],
 )
 def test_an_option_of_the_search_is_refused_by_a_race(option, tmp_path):
-    result = CliRunner().invoke(app, ["run", *option, "--output", str(tmp_path / "run")])
+    result = CliRunner().invoke(app, ["run", "--strategy", "race", *option, "--output", str(tmp_path / "run")])
     assert result.exit_code == 2 and not (tmp_path / "run").exists()
     assert f"{option[0]} has no effect on --strategy race: leave it out" in " ".join(result.output.split())
 
@@ -228,7 +230,7 @@ NO_NUMBERS = {
 def test_what_is_no_number_that_an_option_may_have_is_refused_by_its_name(option, tmp_path):
     for value in NO_NUMBERS[option]:
         more = ["--ray", "local"] if "per-cell" in option else []
-        words = ["run", f"{option}={value}", *more, "--output", str(tmp_path / "run")]
+        words = ["run", "--strategy", "race", f"{option}={value}", *more, "--output", str(tmp_path / "run")]
         result = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
         said = " ".join(result.output.split())
         assert result.exit_code == 2 and not (tmp_path / "run").exists(), (value, said)

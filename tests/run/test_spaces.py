@@ -112,5 +112,5 @@ def test_python_gives_a_space_as_plain_data():
     settings = RunSettings(search_space=SearchSpace(4, **OWN).to_dict(), strategy="noah")
     assert settings.space(4) == SearchSpace(4, **OWN) and settings.protocol == "vtab"
     assert RunSettings().space(4) == "vtab"
-    with pytest.raises(ValueError, match="a search space of your own has no effect on strategy race"):
+    with pytest.raises(ValueError, match="a search space of your own has no effect on strategy fixed"):
         RunSettings(search_space=SearchSpace(4, **OWN).to_dict())

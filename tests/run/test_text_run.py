@@ -26,7 +26,7 @@ def raced(tmp_path_factory):
     folder = tmp_path_factory.mktemp("raced")
     model, data = write(folder)
     options = ["--model", model, "--dataset", data, "--epochs", "48", "--baselines", "linear", "--max-tokens", "12"]
-    done = invoke("run", "--task", "text-classification", *options, "--output", folder / "run")
+    done = invoke("run", "--strategy", "race", "--task", "text-classification", *options, "--output", folder / "run")
     assert done.exit_code == 0, done.output
     return folder, done.output
 
@@ -108,7 +108,7 @@ def test_a_design_whose_classifier_cannot_be_fitted_first_is_refused_before_anyt
     model, data = write_text_model(tmp_path / "llama", "llama"), write_texts(tmp_path / "texts")
     (tmp_path / "first.json").write_text('{"name": "first", "dims": {"lora": 1}, "head_start": true}')
     for where in ("--design", "--baselines"):
-        job = ["run", "--task", "text-classification", "--model", model, "--dataset", data]
+        job = ["run", "--strategy", "race", "--task", "text-classification", "--model", model, "--dataset", data]
         done = invoke(*job, where, tmp_path / "first.json", "--output", tmp_path / "run")
         assert done.exit_code == 2 and not (tmp_path / "run").exists()
         fault = "design 'first' does not fit this backbone: the classifier of this family has no bias"
