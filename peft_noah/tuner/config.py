@@ -80,8 +80,8 @@ class NoahConfig(PeftConfig):
         default=None,
         metadata=_help(
             "'vtab', 'few_shot', 'wide', a SearchSpace or its dict: what a supernet samples from; 'wide' is LoRA on each "
-            "Linear of a block, of lora_strength 1 where no other is given, and Adapter+, the others are the paper's. None: 'vtab' for a supernet, "
-            "nothing to search where an architecture is given."
+            "Linear of a block, of lora_strength 1 where nothing else is given, and Adapter+; the others are the paper's. "
+            "None: 'vtab' for a supernet, nothing to search where an architecture is given."
         ),
     )
     target_modules: list[str] | str | None = field(
