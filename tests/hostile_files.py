@@ -109,7 +109,7 @@ _DESIGN = Design("mine", {"lora": 2, "ssf": [1, 0, 1]}, {"target_modules": ["que
 def _make_settings(folder: Path) -> list[bytes]:
     import_plugins(["json"])  # settings that name a plugin are refused where it is not imported
     noah = RunSettings(strategy="noah", search_space=_BY_BLOCK.to_dict(), plugins=["json"])
-    race = RunSettings(designs=[_DESIGN.to_dict()], baselines=["lora", _DESIGN.to_dict()])
+    race = RunSettings(strategy="race", designs=[_DESIGN.to_dict()], baselines=["lora", _DESIGN.to_dict()])
     return [json.dumps(asdict(settings)).encode() for settings in (RunSettings(), noah, race)]
 
 

@@ -42,7 +42,7 @@ def test_transfers_come_last_from_every_other_task_and_from_the_given_architectu
 
 
 def test_a_cell_takes_its_data_from_the_task_and_the_rest_from_the_plan():
-    settings = plan(run=RunSettings(epochs=7, budget=500)).settings(TASKS[1].cell("lora", 1))
+    settings = plan(run=RunSettings(strategy="race", epochs=7, budget=500)).settings(TASKS[1].cell("lora", 1))
     assert (settings.dataset, settings.task_name, settings.group, settings.seed) == ("data/b", "b", "two", 1)
     assert (settings.epochs, settings.budget, settings.other_tests) == (7, 500, {"far": "x"})
 

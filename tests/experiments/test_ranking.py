@@ -20,7 +20,9 @@ def run_folder(tmp_path_factory):
     base = tmp_path_factory.mktemp("ranking")
     make_model().save_pretrained(base / "vit")
     task = write_task(base / "task", validation=30)
-    settings = RunSettings(model=str(base / "vit"), dataset=str(task), epochs=2, supernet_epochs=2, budget=3_000)
+    settings = RunSettings(
+        model=str(base / "vit"), dataset=str(task), strategy="noah", epochs=2, supernet_epochs=2, budget=3_000
+    )
     rank_architectures(RunContext(base / "run", settings), 4)
     return base / "run"
 
