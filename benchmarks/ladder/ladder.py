@@ -504,7 +504,7 @@ def _plot(found: list[dict]) -> None:
         axes.axvline(0, color="0.7", lw=1, zorder=0)
         name, default = BACKBONES[backbone]
         axes.set_yticks(range(len(leads)), [_in_words(rung, default) for rung in leads])
-        axes.invert_yaxis()
+        axes.set_ylim(len(leads) - 0.4, -0.6)
         axes.set_xlabel("test accuracy, points ahead of LoRA on query and key; bar: mean over tasks")
         axes.set_title(f"{name}, {epochs} epochs", loc="left", fontsize=10)
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
