@@ -5,7 +5,7 @@
 
 ``tasks/`` holds one folder of parquet files or images a task. Each cell trains one design on all labelled images of one
 task (train + validation) with the paper's recipe for a subnet, and then reads the test images once. It appends one line to
-``results.jsonl``. The rung ``race`` is `peft-noah run` at the same cost: its full training has half the epochs.
+``results.jsonl``. The rung ``race`` is `peft-noah run --strategy race` at the same cost: its full training has half the epochs.
 That of ``race x 2`` has all of them, so it costs twice as much. The command can be killed and typed again, and typed in several
 terminals to share the work.
 Nothing is chosen on test images: they are reported, and a default for one task is chosen on the other tasks.
@@ -352,7 +352,7 @@ tasks and the number of tasks that both have. `k parameters` are thousands of tr
 `averaged` is the mean accuracy of the averaged weights of the same trainings.
 `loss` is the mean training loss of the last epoch, `passes` are image passes in thousands, forward and backward. Seconds stand in
 `results.jsonl`; the machine was shared, so they rank nothing.
-`race` is `peft-noah run` at the same cost, `race x 2` at twice that. What `noah` and `narrow` are stands in `searched.py`. `chosen on the other tasks` is,
+`race` is `peft-noah run --strategy race` at the same cost, `race x 2` at twice that. What `noah` and `narrow` are stands in `searched.py`. `chosen on the other tasks` is,
 for each task, the design that has the best mean on the others. Written by `ladder.py report`.
 
 """
