@@ -159,13 +159,11 @@ class Plan:
     @property
     def strategies(self) -> set[str]:
         """The strategies of a run on whose stages something in this plan builds."""
-        lasts = [self.method(name).needs for name in self.methods]
-        lasts += [SEARCH for cell in self.cells() if self.searched(cell) is not None]
-        stages = {stage for last in lasts if last is not None for stage in last.chain}
+        stages = {stage for name in self.methods for stage in self.method(name).stages}
+        if any(self.searched(cell) is not None for cell in self.cells()):
+            stages |= set(SEARCH.chain)
         return {
-            name
-            for name, methods in strategies().items()
-            if any(method.needs is not None and stages & set(method.needs.chain) for method in methods)
+            name for name, methods in strategies().items() if any(stages & set(method.stages) for method in methods)
         }
 
     def searched(self, cell: Cell) -> Cell | None:

@@ -24,17 +24,16 @@ def run_everything_on(cluster: Cluster, run: RunContext) -> None:
         Exception: what a method raised, when the others have ended.
     """
     refuse_launcher("a run on a cluster")
-    last, methods = planned_work(run)
-    chain = () if last is None else last.chain
-    if last is not None:
-        check_stages(run, last)
+    planned, methods = planned_work(run)
+    if planned:
+        check_stages(run, planned[-1])
     with cluster.connected() as pool, ExitStack() as locks:
         for work in (SHARED, *(method.name for method in methods)):
             locks.enter_context(run.alone(work))
-        for stage in chain:
+        for stage in planned:
             if stage.spread is not None:  # its file is there from the first heat on: it goes on by itself
                 stage.spread(run, pool.map)
-        stages = [stage for stage in chain if not stage.is_done(run.folder)]
+        stages = [stage for stage in planned if not stage.is_done(run.folder)]
         _run_pieces(run, pool, stages, methods)
     run.files.complete_table()  # of a job that was killed
     publish(run.folder)

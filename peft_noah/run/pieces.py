@@ -113,8 +113,7 @@ def pack(piece: Piece) -> dict[str, Any]:
 
 def _stages(work: Stage | Method) -> tuple[Stage, ...]:
     """The stages that a piece does, unless they are done."""
-    last = work if isinstance(work, Stage) else work.needs
-    return () if last is None else last.chain
+    return work.chain if isinstance(work, Stage) else work.stages
 
 
 def _places(work: Stage | Method) -> list[str]:

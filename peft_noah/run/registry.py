@@ -128,10 +128,14 @@ class Method:
         return self.name.replace(" ", "-")
 
     @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All stages that must be done first, in order."""
+        return () if self.needs is None else self.needs.chain
+
+    @property
     def parts(self) -> set[str]:
         """What is done in a run folder when it is done: the names of its stages, of itself and of what it chooses from."""
-        stages = self.needs.chain if self.needs is not None else ()
-        return {self.name, *self.best_of, *(stage.name for stage in stages)}
+        return {self.name, *self.best_of, *(stage.name for stage in self.stages)}
 
     @property
     def is_baseline(self) -> bool:

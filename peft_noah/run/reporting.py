@@ -32,7 +32,7 @@ def report_method(
     """
     parameters, head = count_trainable(model)
     test, others = run.splits.test, run.splits.other_tests.items()
-    stages = [stage.name for stage in method.needs.chain] if method.needs else []
+    stages = [stage.name for stage in method.stages]
     result = MethodResult(
         method=method.name,
         seed=run.settings.seed,

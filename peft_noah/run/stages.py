@@ -30,16 +30,16 @@ def run_everything(run: RunContext) -> None:
     Raises:
         Busy: another job is at work on one of them.
     """
-    stage, methods = planned_work(run)
-    if stage is not None:
-        do_stages(run, stage)
+    stages, methods = planned_work(run)
+    if stages:
+        do_stages(run, stages[-1])
     for method in methods:
         run_method_alone(run, method)
 
 
-def planned_work(run: RunContext) -> tuple[Stage | None, list[Method]]:
-    """The last stage of a run's strategy, if it has one, and the methods of its table: the baselines that the backbone has a
-    place for, then the strategy's."""
+def planned_work(run: RunContext) -> tuple[tuple[Stage, ...], list[Method]]:
+    """The stages of a run's strategy, and the methods of its table: the baselines that the backbone has a place for, then the
+    strategy's."""
     strategy, methods = strategies()[run.settings.strategy], []
     for method in (*map(method_of_entry, run.settings.baselines), *strategy):
         if method.name in [planned.name for planned in methods]:
@@ -48,7 +48,7 @@ def planned_work(run: RunContext) -> tuple[Stage | None, list[Method]]:
             run.reporter.say(f"{method.name} is left out: {reason}.")
         else:
             methods.append(method)
-    return strategy[0].needs, methods
+    return strategy[0].stages, methods
 
 
 def do_stages(run: RunContext, last: Stage) -> None:
